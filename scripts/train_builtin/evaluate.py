@@ -1,3 +1,4 @@
+# ruff: noqa: E501 - tables of phrases are kept compact, as one text per table
 """Held-out evaluation: exact match of the last answer, and free-running conversations.
 
 The core takes `answer(messages) -> str` and knows no framework; the adapters at the end plug in
@@ -18,10 +19,11 @@ from pathlib import Path
 from random import Random
 
 import data as d
-from data import World
 from facts import FACTS, fill, pick_fact_value
 from faq import FRAMES, TALK, TERMS, UNSEEN_FRAMES, frame_term
+from skills import ADD_MORE
 from words import is_held_out, pick_value
+from world import World
 
 Answer = Callable[[list[dict]], str]
 Build = Callable[[World], None]
@@ -140,7 +142,9 @@ def styled(ask_for: Callable[[World, list[str]], None]) -> Build:
         asked: list[str] = []
         ask_for(w, asked)
         _system(w, asked[0])
-        turn = w.rng.choice((d.greet, d.opposite, d.capital, d.plus, d.repeat, d.tell, d.term, d.talk))
+        turn = w.rng.choice(
+            (d.greet, d.opposite, d.capital, d.plus, d.repeat, d.tell, d.term, d.talk)
+        )
         if w.rng.random() < 0.5:
             d.tell(w)
             turn = w.rng.choice((d.ask, turn))
@@ -183,7 +187,7 @@ def faq_by_hand(w: World) -> None:
 def add_more(w: World) -> None:
     d.plus(w)
     last, n = w.number or 0, w.rng.randint(1, 20)
-    w.say(w.rng.choice(d.ADD_MORE).replace("N", str(n)), f"{last} + {n} = {last + n}.")
+    w.say(w.rng.choice(ADD_MORE).replace("N", str(n)), f"{last} + {n} = {last + n}.")
 
 
 def mid_unknown(w: World) -> None:
@@ -272,7 +276,9 @@ def measure(answer: Answer, skill: Skill, n: int, seed: int = 1, show: int = 0) 
         right += got == expected
         if got != expected and show > 0:
             show -= 1
-            print(f"  [{skill.name}] {messages[-1]['content']!r}\n    want {expected!r}\n    got  {got!r}")
+            print(
+                f"  [{skill.name}] {messages[-1]['content']!r}\n    want {expected!r}\n    got  {got!r}"
+            )
     return Row(skill.name, n, right / n, skill.floor)
 
 
@@ -291,7 +297,9 @@ def conversation(rng: Random, turns: int, typos: float) -> tuple[list[dict], lis
     return [m for m in w.messages if m["role"] != "assistant"], answers
 
 
-def free_running(answer: Answer, n: int, seed: int = 1, typos: float = 0.15, show: int = 0) -> list[Row]:
+def free_running(
+    answer: Answer, n: int, seed: int = 1, typos: float = 0.15, show: int = 0
+) -> list[Row]:
     """Hold `n` conversations of 8-12 turns on the model's own answers."""
     right = total = perfect = last = 0
     for i in range(n):

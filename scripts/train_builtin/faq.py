@@ -1,3 +1,4 @@
+# ruff: noqa: E501, SIM905 - tables of phrases are kept compact, as one text per table
 """What the built-in model knows: the field's words, mlxchat's commands, small talk.
 
 An entry has an answer of one or two sentences (the first alone is its short form) and wordings.

@@ -1,3 +1,4 @@
+# ruff: noqa: E501 - tables of phrases are kept compact, as one text per table
 """How people type: no capitals, no punctuation, typos, politeness.
 
 Text between U+E000 and U+E001 is left as it is; `clean` removes these marks.
@@ -9,13 +10,45 @@ import re
 from random import Random
 
 _FENCED = re.compile("(\ue000[^\ue001]*\ue001)")
-_BEFORE = (
-    "please ;could you please ;can you please ;hey, ;hi! ;ok, ;so ;hello, ;well, ;thanks! ;please, ;"
-    "ok ;hmm, ;now ;great. ;um, ;hey ;oh, ;cool. ;thank you. ;and now, ;alright, ;btw "
-).split(";")
-_AFTER = (
-    " please; please?;, please; thanks; :);, thank you; thank you!; ok?;...; pls;, thanks!; please :)"
-).split(";")
+_BEFORE = [
+    "please ",
+    "could you please ",
+    "can you please ",
+    "hey, ",
+    "hi! ",
+    "ok, ",
+    "so ",
+    "hello, ",
+    "well, ",
+    "thanks! ",
+    "please, ",
+    "ok ",
+    "hmm, ",
+    "now ",
+    "great. ",
+    "um, ",
+    "hey ",
+    "oh, ",
+    "cool. ",
+    "thank you. ",
+    "and now, ",
+    "alright, ",
+    "btw ",
+]
+_AFTER = [
+    " please",
+    " please?",
+    ", please",
+    " thanks",
+    " :)",
+    ", thank you",
+    " thank you!",
+    " ok?",
+    "...",
+    " pls",
+    ", thanks!",
+    " please :)",
+]
 _COMMANDS = re.compile(
     r"(explain|tell|say|repeat|translate|define|describe|show|give|add|remember|help|count|write)\b",
     re.IGNORECASE,
@@ -45,7 +78,7 @@ def _typo(rng: Random, word: str) -> str:
 
 
 def _misspell(rng: Random, text: str) -> str:
-    words = [m for m in re.finditer(r"[A-Za-z]{4,}", text)]
+    words = list(re.finditer(r"[A-Za-z]{4,}", text))
     if not words:
         return text
     m = rng.choice(words)

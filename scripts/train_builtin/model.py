@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
 FUSED_FROM = 300  # row length from which the fused attention kernel is faster
 
 

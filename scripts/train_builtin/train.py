@@ -150,7 +150,10 @@ class Trainer:
         self.step = self.chunk = self.tokens = 0
         self.seconds, self.budget = 0.0, args.minutes * 60
         self.seen: set[torch.Size] = set()
-        self.hidden = torch.compile(self.model.hidden) if args.compile else self.model.hidden
+        self.hidden, self.score = self.model.hidden, self.model.score
+        if args.compile:
+            self.hidden = torch.compile(self.hidden)
+            self.score = torch.compile(self.score, dynamic=True)
         self.resume()
 
     def resume(self) -> None:
@@ -166,9 +169,11 @@ class Trainer:
     def save(self) -> None:
         counts = (self.step, self.chunk, self.tokens, self.seconds)
         state = {
-            "model": self.model.state_dict(), "muon": self.muon.state,
-            "adam": self.adam.state_dict(), "counts": counts,
-        }  # fmt: skip
+            "model": self.model.state_dict(),
+            "muon": self.muon.state,
+            "adam": self.adam.state_dict(),
+            "counts": counts,
+        }
         torch.save(state, self.out / "state.tmp")
         os.replace(self.out / "state.tmp", self.out / "state.pt")
         weights = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
@@ -181,7 +186,7 @@ class Trainer:
         start = time.process_time()
         with torch.autocast("cpu", torch.bfloat16):
             states = self.hidden(ids, mask)
-            loss = self.model.score(states.flatten(0, 1)[where], target)
+            loss = self.score(states.flatten(0, 1)[where], target)
         loss.backward()
         lr = rate(self.step, self.seconds / self.budget)
         self.muon.step(self.args.muon_lr * lr)
@@ -199,7 +204,8 @@ class Trainer:
     def run(self) -> None:
         progress = [self.seconds / self.budget]
         mean, saved, wall = None, time.time(), time.time()
-        for self.chunk, batch in batches(self.tokenizer, self.args.seed, self.chunk, progress):
+        for chunk, batch in batches(self.tokenizer, self.args.seed, self.chunk, progress):
+            self.chunk = chunk
             before = self.seconds
             loss = self.train_step(batch)
             speed = batch[0].numel() / max(1e-9, self.seconds - before)
@@ -211,7 +217,8 @@ class Trainer:
                 self.budget = float(change.read_text()) if change.exists() else self.budget
                 print(
                     f"step {self.step} rows {batch[0].shape[1]} loss {loss:.4f} mean {mean:.4f} "
-                    f"active {self.seconds:.0f}/{self.budget:.0f} s wall {time.time() - wall:.0f} s "
+                    f"active {self.seconds:.0f}/{self.budget:.0f} s "
+                    f"wall {time.time() - wall:.0f} s "
                     f"tokens {self.tokens / 1e6:.2f}M {speed:.0f} tok/s",
                     flush=True,
                 )

@@ -1,3 +1,4 @@
+# ruff: noqa: E501, SIM905 - tables of phrases are kept compact, as one text per table
 """Word pairs, value pools and made-up values.
 
 A value whose md5 ends in a zero (mod 10) is held out: it occurs nowhere in the training text.
@@ -86,48 +87,62 @@ POOLS: dict[str, list[str]] = {
         "Ursula Victor Wendy Alex Chris Dana Robin Kim Lee Max Tim Joe Ann Li Bo O'Brien D'Angelo "
         "Ana-Sofia Kai-Uwe Al Ed Thomas Robert Michael Sarah Laura Julia Daniel Martin Eric Simon"
     ).split(),
-    "city": (
-        "Paris Berlin Rome Madrid Lisbon London Dublin Vienna Oslo Boston Chicago Denver Seattle Austin "
+    "city": [
+        *"Paris Berlin Rome Madrid Lisbon London Dublin Vienna Oslo Boston Chicago Denver Seattle Austin "
         "Toronto Montreal Sydney Perth Tokyo Osaka Kyoto Seoul Beijing Shanghai Mumbai Delhi Cairo Lagos "
         "Nairobi Lima Bogotá Quito Hamburg Munich Cologne Leipzig Lyon Nice Milan Naples Turin Porto "
         "Seville Valencia Krakow Prague Zurich Geneva Basel Leeds York Bristol Oxford Cambridge Glasgow "
         "Edinburgh Bergen Malmö Turku Ghent Antwerp Utrecht Delft Houston Dallas Phoenix Portland "
-        "Miami Atlanta Memphis Havana Recife Hanoi Jakarta Manila Bangkok Dakar Accra Tunis Riga"
-    ).split()
-    + ["New York", "San Francisco", "Los Angeles", "Hong Kong", "Cape Town", "New Delhi"],
-    "colour": (
-        "red blue green yellow purple orange pink black white grey brown teal turquoise magenta violet "
-        "indigo crimson scarlet gold silver beige maroon navy olive lime cyan lavender coral mint amber"
-    ).split()
-    + ["dark blue", "light green", "sky blue"],
+        "Miami Atlanta Memphis Havana Recife Hanoi Jakarta Manila Bangkok Dakar Accra Tunis Riga".split(),
+        "New York",
+        "San Francisco",
+        "Los Angeles",
+        "Hong Kong",
+        "Cape Town",
+        "New Delhi",
+    ],
+    "colour": [
+        *"red blue green yellow purple orange pink black white grey brown teal turquoise magenta violet "
+        "indigo crimson scarlet gold silver beige maroon navy olive lime cyan lavender coral mint amber".split(),
+        "dark blue",
+        "light green",
+        "sky blue",
+    ],
     "pet_name": (
         "Rex Bella Max Luna Charlie Milo Coco Daisy Rocky Buddy Lucy Molly Oscar Simba Nala Felix "
         "Whiskers Shadow Ginger Pepper Biscuit Cookie Muffin Bandit Ziggy Pixel Turbo Waffles Noodle "
         "Mochi Tofu Sushi Loki Thor Zeus Fluffy Spot Fido Snowy Smokey Tiger Misty Bruno Rusty Toby"
     ).split(),
-    "job": (
-        "teacher nurse doctor baker farmer pilot carpenter plumber painter writer lawyer cook chef "
+    "job": [
+        *"teacher nurse doctor baker farmer pilot carpenter plumber painter writer lawyer cook chef "
         "engineer programmer designer gardener librarian translator musician actor dentist electrician "
         "mechanic fisherman journalist photographer scientist student tailor waiter singer dancer "
-        "sculptor surgeon architect accountant historian beekeeper firefighter postman driver"
-    ).split()
-    + ["software engineer", "bus driver", "police officer", "data scientist"],
-    "food": (
-        "pizza pasta sushi ramen soup salad rice curry bread cheese chocolate pancakes tacos burritos "
+        "sculptor surgeon architect accountant historian beekeeper firefighter postman driver".split(),
+        "software engineer",
+        "bus driver",
+        "police officer",
+        "data scientist",
+    ],
+    "food": [
+        *"pizza pasta sushi ramen soup salad rice curry bread cheese chocolate pancakes tacos burritos "
         "dumplings noodles falafel hummus lasagna risotto paella goulash pierogi kimchi tofu steak "
-        "burgers fries waffles apples mangoes strawberries cake pie chili couscous borscht ravioli"
-    ).split()
-    + ["ice cream", "apple pie", "fried rice"],
+        "burgers fries waffles apples mangoes strawberries cake pie chili couscous borscht ravioli".split(),
+        "ice cream",
+        "apple pie",
+        "fried rice",
+    ],
     "hobby": (
         "chess painting reading hiking swimming running cycling cooking gardening fishing knitting "
         "dancing singing climbing skiing sailing football tennis basketball golf yoga photography "
         "pottery origami juggling surfing drawing writing birdwatching woodworking archery karate"
     ).split(),
-    "drink": (
-        "tea coffee water milk juice lemonade cocoa beer wine cider mate kefir chai matcha espresso "
-        "cola soda kombucha rum tonic"
-    ).split()
-    + ["green tea", "orange juice", "hot chocolate"],
+    "drink": [
+        *"tea coffee water milk juice lemonade cocoa beer wine cider mate kefir chai matcha espresso "
+        "cola soda kombucha rum tonic".split(),
+        "green tea",
+        "orange juice",
+        "hot chocolate",
+    ],
     "animal": (
         "dog cat horse bear wolf fox owl eagle lion tiger elephant giraffe zebra panda koala kangaroo "
         "penguin dolphin whale shark octopus turtle frog snake lizard rabbit hamster squirrel hedgehog "
