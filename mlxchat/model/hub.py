@@ -5,8 +5,6 @@ without a single network call. The client is imported only when something must b
 download itself is `hub_download.py`. What is inside the folder is `checkpoint.py`'s business.
 """
 
-import difflib
-import importlib.resources
 import os
 import re
 from collections.abc import Callable
@@ -101,6 +99,8 @@ def _fetch(
         if (other := _older_snapshot(repo, revision)) is not None:
             return other
         raise
+    except ModelNotFoundError as error:
+        raise ModelNotFoundError(f"{error}{_similar(repo)}") from None
     if (missing := find_missing(path)) is not None:
         raise HubError(f"{repo} on the Hub is not a complete model ({missing}); choose another")
     return path
@@ -169,7 +169,8 @@ def find_missing(folder: Path) -> str | None:
 
 
 def _builtin() -> ModelFolder:
-    path = Path(str(importlib.resources.files("mlxchat.model"))) / "builtin"
+    # Not importlib.resources: MLX needs a real file, and that import costs 10 ms.
+    path = Path(__file__).parent / "builtin"
     if not (path / "config.json").is_file():
         raise ModelNotFoundError("the built-in model is missing; install mlxchat again")
     return ModelFolder(path, BUILTIN_NAME, is_builtin=True)
@@ -214,6 +215,8 @@ def _parse_hub_id(name: str) -> tuple[str, str | None]:
 
 
 def _similar(repo: str) -> str:
+    import difflib
+
     cached = {other.lower(): other for other in list_cached_repos()}
     by_name = {other.split("/")[1].lower(): other for other in cached.values()}
     close = difflib.get_close_matches(repo.lower(), cached, 1, 0.8)

@@ -5,11 +5,13 @@ works on a thread of its own: the caller's thread reports progress and can stop 
 moment, also while the network is silent. The client moves a file into place once it is whole.
 """
 
+import contextlib
 import errno
 import fnmatch
 import shutil
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, MutableMapping
+from concurrent.futures import thread as pools
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,8 @@ ALLOW_PATTERNS = (
 IGNORE_PATTERNS = ("*/*",)
 
 _POLL_S = 0.1  # ten progress reports a second; also how late a cancel can be
-_STOP_S = 2.0  # what a stopped download gets to remove its unfinished files
+_STOP_S = 1.0  # what a stopped download gets to remove its unfinished files
+_CHUNK_BYTES = 1 << 20
 _SPARE_BYTES = 64 << 20  # room to leave on the disk
 _LOGIN = "log in with `hf auth login` or set HF_TOKEN"
 
@@ -175,6 +178,7 @@ class _Download:
         self.cache_dir = cache_dir
         self.meter = _Meter()
         self.ended = threading.Event()
+        self._earlier_threads = set(_pool_threads())
         self._path: Path | None = None
         self._error: BaseException | None = None
 
@@ -183,13 +187,12 @@ class _Download:
 
     def stop(self) -> None:
         self.meter.stopped = True
-        try:
-            from huggingface_hub.utils._xet import abort_xet_session
-
-            abort_xet_session()  # type: ignore[no-untyped-call]
-        except Exception:  # noqa: S110 - a private name; without it a chunk more is fetched
-            pass
-        self.ended.wait(_STOP_S)
+        for close in (_abort_xet, _close_session):
+            # Best effort: without them the client's threads stop at their next chunk.
+            with contextlib.suppress(Exception):
+                close()
+        if not self.ended.wait(_STOP_S):
+            _forget_pool_threads(self._earlier_threads)
 
     def result(self) -> Path:
         if self._error is not None:
@@ -210,6 +213,8 @@ class _Download:
 
         # The client's notes on retries would land in the middle of the screen.
         huggingface_hub.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+        # A chunk is what lies between two progress reports, and between a cancel and its effect.
+        huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE = _CHUNK_BYTES
         info = huggingface_hub.HfApi().model_info(
             self.repo, revision=self.revision, files_metadata=True
         )
@@ -234,6 +239,30 @@ class _Download:
 
     def _storage(self) -> Path:
         return self.cache_dir / f"models--{self.repo.replace('/', '--')}"
+
+
+def _abort_xet() -> None:
+    from huggingface_hub.utils._xet import abort_xet_session
+
+    abort_xet_session()  # type: ignore[no-untyped-call]
+
+
+def _close_session() -> None:
+    import huggingface_hub
+
+    huggingface_hub.close_session()
+
+
+def _pool_threads() -> MutableMapping[threading.Thread, Any]:
+    found: MutableMapping[threading.Thread, Any] = getattr(pools, "_threads_queues", {})
+    return found
+
+
+def _forget_pool_threads(earlier: set[threading.Thread]) -> None:
+    # Python joins pool threads at exit; one that reads from a silent socket would hold the exit up
+    # for a minute (measured: 65 s). They are daemons, so the exit can end them.
+    for thread in [t for t in list(_pool_threads()) if t.daemon and t not in earlier]:
+        _pool_threads().pop(thread, None)
 
 
 def _check_formats(repo: str, names: Iterable[str], wanted: Iterable[str]) -> None:
