@@ -35,7 +35,7 @@ class RunawayTemplateError(Exception):
 class GenerationTag(Extension):
     """`{% generation %} ... {% endgeneration %}` marks answers for training; here it is plain."""
 
-    tags = frozenset({"generation"})  # noqa: RUF012
+    tags = {"generation"}  # noqa: RUF012
 
     def parse(self, parser: Parser) -> nodes.Node:
         """Read the block and keep its body as it is, with its own scope."""
@@ -51,7 +51,7 @@ class GenerationTag(Extension):
 class _PublicNamespace(Namespace):
     """Jinja's `namespace` without names that start with an underscore."""
 
-    def __init__(*args: Any, **kwargs: Any) -> None:  # noqa: N805
+    def __init__(*args: Any, **kwargs: Any) -> None:
         # `self` is a legal key of a namespace, so it must not be a parameter's name.
         self, *rest = args
         values = dict(*rest, **kwargs)

@@ -214,7 +214,7 @@ class ChatTemplate:
         """The thinking switches that the template reads."""
         from mlxchat.chat.jinja_env import read_variables
 
-        known = {name for name, *_ in (*_THINK_SWITCHES, *_KEEP_SWITCHES)}
+        known = frozenset(name for name, *_ in (*_THINK_SWITCHES, *_KEEP_SWITCHES))
         try:
             return known & read_variables(self.source)
         except Exception as error:
