@@ -334,7 +334,8 @@ class PrefixCache:
 def choose_mark_to_drop(positions: Sequence[int]) -> int:
     """Returns the mark whose loss costs least.
 
-    The spacing of old marks grows exponentially. The first (end of system) and the last two are dropped only when nothing else is left.
+    The spacing of old marks grows exponentially. The first (end of system) and the last two are
+    dropped only when nothing else is left.
     """
     inner = range(1, len(positions) - 2)
     if not inner:

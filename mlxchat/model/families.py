@@ -26,8 +26,9 @@ class LayerKind:
 class ModelConfig:
     """A dense decoder as the native transformer runs it; sizes are in elements.
 
-    `layers` has one entry a layer. `head_optional` says that the head is tied where the checkpoint has no `lm_head`;
-    `fused_names` that q, k, v and gate, up are stored as one matrix each.
+    `layers` has one entry a layer. `head_optional` says that the head is tied where the
+    checkpoint has no `lm_head`; `fused_names` that q, k, v and gate, up are stored as one matrix
+    each.
     """
 
     family: str
