@@ -258,7 +258,7 @@ def _batches(arrays: list["mx.array"]) -> Iterator[list["mx.array"]]:
 
 def _read_json_object(file: Path) -> dict[str, Any]:
     try:
-        value = json.loads(file.read_text(encoding="utf-8-sig"))
+        value = _untag_floats(json.loads(file.read_text(encoding="utf-8-sig")))
     except UnicodeDecodeError:
         raise CheckpointError(f"{file} is not UTF-8 text; fetch the file again") from None
     except json.JSONDecodeError as error:
@@ -270,8 +270,7 @@ def _read_json_object(file: Path) -> dict[str, Any]:
         raise CheckpointError(f"cannot read {file} ({error.strerror}); check the folder") from None
     if not isinstance(value, dict):
         raise CheckpointError(f"{file} holds no JSON object; fetch the file again")
-    decoded: dict[str, Any] = _untag_floats(value)
-    return decoded
+    return value
 
 
 def _untag_floats(value: Any) -> Any:
