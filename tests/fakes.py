@@ -5,7 +5,7 @@
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 from mlxchat.chat.session import (
     CacheUse,
@@ -28,40 +28,40 @@ LONG_ANSWER_TOKENS = 2_000
 
 def make_result(text: str = "Hello!", **changes: Any) -> TurnResult:
     """Returns a plausible result; `changes` replace its fields, those of its parts included."""
-    usage = dict(
-        prompt_tokens=2310,
-        cached_tokens=2290,
-        prefill_tokens=20,
-        typeahead_tokens=0,
-        settle_tokens=0,
-        completion_tokens=312,
-    )
-    timing = dict(
-        load_s=0.4123,
-        template_s=0.0011,
-        restore_s=0.0,
-        prefill_s=0.0124,
-        ttft_s=0.081,
-        decode_s=5.77,
-        total_s=5.851,
-        prefill_tok_per_s=1612.9,
-        decode_tok_per_s=54.06,
-        inter_token_ms={"p50": 18.2, "p95": 19.0, "max": 30.1},
-        peak_memory_bytes=1_288_490_189,
-        kv_bytes=12_582_912,
-        weight_bytes=966_367_642,
-        bandwidth_use=0.812,
-    )
-    top = dict(
-        model="fake",
-        text=text,
-        reasoning=None,
-        stop_reason="eos_token",
-        cache=CacheUse("live", ""),
-        speculation=None,
-        verify=None,
-        tokens=(1, 2, 3),
-    )
+    usage: dict[str, Any] = {
+        "prompt_tokens": 2310,
+        "cached_tokens": 2290,
+        "prefill_tokens": 20,
+        "typeahead_tokens": 0,
+        "settle_tokens": 0,
+        "completion_tokens": 312,
+    }
+    timing: dict[str, Any] = {
+        "load_s": 0.4123,
+        "template_s": 0.0011,
+        "restore_s": 0.0,
+        "prefill_s": 0.0124,
+        "ttft_s": 0.081,
+        "decode_s": 5.77,
+        "total_s": 5.851,
+        "prefill_tok_per_s": 1612.9,
+        "decode_tok_per_s": 54.06,
+        "inter_token_ms": {"p50": 18.2, "p95": 19.0, "max": 30.1},
+        "peak_memory_bytes": 1_288_490_189,
+        "kv_bytes": 12_582_912,
+        "weight_bytes": 966_367_642,
+        "bandwidth_use": 0.812,
+    }
+    top: dict[str, Any] = {
+        "model": "fake",
+        "text": text,
+        "reasoning": None,
+        "stop_reason": "eos_token",
+        "cache": CacheUse("live", ""),
+        "speculation": None,
+        "verify": None,
+        "tokens": (1, 2, 3),
+    }
     for part in (usage, timing, top):
         part.update({name: changes.pop(name) for name in list(changes) if name in part})
     assert not changes, changes
@@ -71,11 +71,12 @@ def make_result(text: str = "Hello!", **changes: Any) -> TurnResult:
 class FakeSession:
     """Answers `you said: ...`; some messages ask for more.
 
-    `think ...` reasons first; `long` writes until it is stopped; `stuck` ignores a cancel; `fail` raises;
-    `crash` breaks; `escape` writes terminal escapes; `read` takes its time to prefill; `notice` has one.
+    `think ...` reasons first; `long` writes until it is stopped; `stuck` ignores a cancel; `fail`
+    raises; `crash` breaks; `escape` writes terminal escapes; `read` takes its time to prefill;
+    `notice` has one.
     """
 
-    made: "list[FakeSession]" = []
+    made: "ClassVar[list[FakeSession]]" = []
 
     def __init__(self, model: str | None, options: ChatOptions) -> None:
         self.model, self.options = model, options

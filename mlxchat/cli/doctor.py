@@ -1,13 +1,9 @@
 """`mlxchat doctor`: what this machine, this installation and these settings are."""
 
-import ctypes
-import importlib
 import json
 import os
 import platform
-import shutil
 import sys
-from importlib import metadata
 
 import click
 
@@ -37,27 +33,17 @@ def doctor(as_json: bool) -> int:
     from mlxchat.cli.render import format_table
 
     backend, problem = _backend()
-    rows = [*_machine(), *_packages(), *backend, *_libraries(), *_places()]
+    python = f"{platform.python_version()} ({sys.executable})"
+    rows = [("mlxchat", __version__), ("python", python), *_packages(), *backend, *_places()]
     click.echo(json.dumps(dict(rows)) if as_json else format_table(rows))
     if problem is not None:
         raise problem
     return 0
 
 
-def _machine() -> Rows:
-    try:
-        memory = f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2**30:.1f} GiB"
-    except (OSError, ValueError):
-        memory = "unknown"
-    return [
-        ("mlxchat", __version__),
-        ("machine", f"{platform.platform()}, {platform.machine()}, {os.cpu_count()} cores"),
-        ("memory", memory),
-        ("python", f"{platform.python_version()} ({sys.executable})"),
-    ]
-
-
 def _packages() -> Rows:
+    from importlib import metadata
+
     rows = []
     for name in _PACKAGES:
         try:
@@ -69,44 +55,15 @@ def _packages() -> Rows:
 
 def _backend() -> tuple[Rows, MlxchatError | None]:
     from mlxchat.engine.worker import Worker
+    from mlxchat.model import device
 
     worker = Worker()
     try:
-        return worker.submit(lambda _: _describe_device()).result(), None
+        return worker.run(lambda _: device.describe()), None
     except Exception as error:
         return [("backend", "none")], explain(error)
     finally:
         worker.close()
-
-
-def _describe_device() -> Rows:
-    try:
-        device = importlib.import_module("mlxchat.model.device")
-    except ModuleNotFoundError as error:
-        if error.name != "mlxchat.model.device":
-            raise
-        return [("backend", "unknown")]
-    rows: Rows = device.describe()
-    return rows
-
-
-def _libraries() -> Rows:
-    rows = []
-    if sys.platform == "linux":
-        try:
-            ctypes.CDLL("libopenblas.so.0")
-            openblas = "found"
-        except OSError:
-            openblas = "not found; on the CPU install libopenblas0-pthread: it is much faster"
-        rows.append(("openblas", openblas))
-        compiler = shutil.which("g++")
-        rows.append(
-            (
-                "g++",
-                compiler or "not found; on the CPU MLX compiles its kernels with it: install g++",
-            )
-        )
-    return rows
 
 
 def _places() -> Rows:

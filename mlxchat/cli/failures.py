@@ -1,7 +1,7 @@
 """The one place where what went wrong becomes a line on stderr and an exit code.
 
-Exit codes: 0 all is well, 1 an error, 2 wrong usage, 130 interrupted, 141 the reader of stdout has
-gone away.
+Exit codes: 0 all is well, 1 an error (a reader of stdout that went away too), 2 wrong usage,
+130 interrupted.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from mlxchat.cli.render import one_line
 from mlxchat.errors import BackendError, MlxchatError
 
 _MLX = re.compile(r"\b(lib)?mlx\b")
-INTERRUPTED, READER_GONE = 130, 141  # what shells report for SIGINT and SIGPIPE
+INTERRUPTED = 130  # what shells report for SIGINT
 
 
 def report(run: Callable[[], Any]) -> int:
@@ -28,21 +28,18 @@ def report(run: Callable[[], Any]) -> int:
     """
     try:
         code = run()
-        if sys.stdout is not None:
-            sys.stdout.flush()
+        sys.stdout.flush()
     except (KeyboardInterrupt, click.Abort):
         return INTERRUPTED
     except BrokenPipeError:
         _silence_stdout()
-        return READER_GONE
+        return MlxchatError.exit_code
     except click.ClickException as error:
         _print_error(_usage_line(error))
         return error.exit_code
     except Exception as error:
         if isinstance(error, OSError):
             _silence_stdout()
-        if os.environ.get("MLXCHAT_DEBUG") == "1":
-            sys.excepthook(type(error), error, error.__traceback__)
         known = explain(error)
         _print_error(str(known))
         return known.exit_code
@@ -50,7 +47,12 @@ def report(run: Callable[[], Any]) -> int:
 
 
 def explain(error: Exception) -> MlxchatError:
-    """Returns the error that a person can act on for one that something below us raised."""
+    """Returns the error that a person can act on for one that something below us raised.
+
+    With `MLXCHAT_DEBUG=1` its traceback goes to stderr.
+    """
+    if os.environ.get("MLXCHAT_DEBUG") == "1":
+        sys.excepthook(type(error), error, error.__traceback__)
     if isinstance(error, MlxchatError):
         return error
     if isinstance(error, ImportError) and _MLX.search(f"{error.name} {error}"):

@@ -1,5 +1,7 @@
 """The `mlxchat` command and its subcommands."""
 
+import gc
+import os
 import sys
 from typing import Any
 
@@ -44,7 +46,7 @@ def cli() -> None:
     """Chat with a language model in the terminal.
 
     It never reads the same token twice, and it shows where every millisecond went. Without a
-    command it opens the chat.
+    command it opens the chat; `mlxchat chat --help` lists its options.
     """
 
 
@@ -54,7 +56,10 @@ for _command in (chat, generate, doctor):
 
 def main() -> None:
     """Runs the program; the console script."""
-    for stream in (sys.stdout, sys.stderr):
-        if stream is not None:  # closed by the caller
-            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    # Start-up makes only objects that stay; walking them costs a tenth of the time to the prompt.
+    gc.set_threshold(50_000, 20, 20)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the caller
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  # open until the end
+        getattr(sys, name).reconfigure(errors="backslashreplace")
     cli()

@@ -77,13 +77,27 @@ def format_seconds(seconds: float) -> str:
 
 def format_rate(tok_per_s: float | None) -> str:
     """Returns a rate in tokens per second without its unit, `-` where there is none."""
-    return "-" if tok_per_s is None else f"{tok_per_s:,.1f}".replace(",", " ")
+    if tok_per_s is None:
+        return "-"
+    return f"{tok_per_s:,.{1 if tok_per_s < 100 else 0}f}".replace(",", " ")
 
 
 def format_table(rows: list[tuple[str, str]]) -> str:
     """Returns names and values in two columns."""
     width = max((len(name) for name, _ in rows), default=0)
     return "\n".join(f"{name:<{width}}  {sanitize(value)}".rstrip() for name, value in rows)
+
+
+def wrap_parts(line: str, width: int) -> str:
+    """Breaks a line that is too wide at its ` · ` marks."""
+    rows = [""]
+    for part in line.split(" · "):
+        joined = f"{rows[-1]} · {part}" if rows[-1] else part
+        if len(joined) <= width or not rows[-1]:
+            rows[-1] = joined
+        else:
+            rows.append(part)
+    return "\n".join(rows)
 
 
 def format_progress(event: "LoadProgress | PrefillProgress", elapsed_s: float) -> str:
@@ -129,7 +143,7 @@ def format_turn_line(result: "TurnResult") -> str:
         depth = format_count(usage.prompt_tokens)
         parts.append(f"{format_rate(timing.decode_tok_per_s)} tok/s at depth {depth}")
     if timing.bandwidth_use is not None:
-        parts[-1] += f" ({timing.bandwidth_use:.0%} of bandwidth)"
+        parts[-1] += f" ({100 * timing.bandwidth_use:.0f} % of bandwidth)"
     reuse = f"reused {format_count(usage.cached_tokens)}, read {format_count(usage.prefill_tokens)}"
     reason = one_line(result.cache.reason)
     parts.append(f"{reuse} ({reason})" if reason else reuse)
@@ -181,7 +195,7 @@ def _format_use(result: "TurnResult") -> list[str]:
         f", weights {format_bytes(timing.weight_bytes)}, KV {format_bytes(timing.kv_bytes)}"
     )
     if timing.bandwidth_use is not None:
-        memory += f"; {timing.bandwidth_use:.0%} of the measured bandwidth"
+        memory += f"; {100 * timing.bandwidth_use:.0f} % of the measured bandwidth"
     lines = [memory]
     if usage.settle_tokens or usage.typeahead_tokens:
         lines.append(
@@ -210,7 +224,7 @@ def format_banner(version: str, model: str | None) -> str:
         version: Of mlxchat.
         model: The model's name; None is the built-in one.
     """
-    keys = "/help lists commands, Alt-Enter adds a line, Ctrl-C stops an answer, Ctrl-D leaves."
+    keys = "/help lists commands · Alt-Enter new line · Ctrl-C stops · Ctrl-D leaves"
     if model is not None:
         return f"mlxchat {version} · {one_line(model)}\n{keys}"
     return (
@@ -231,7 +245,7 @@ def format_toolbar(session: "Session", model: str | None, progress: str) -> str:
     if info is None:
         return f"{one_line(model or 'built-in model')} · {progress or 'loading'}"
     used, limit = session.context_used, info.context_limit
-    share = f" ({used / limit:.0%})" if limit else ""
+    share = f" ({100 * used / limit:.0f} %)" if limit else ""
     parts = [one_line(info.model), f"{format_count(used)} of {format_count(limit)} tokens{share}"]
     if session.last is not None and session.last.timing.decode_tok_per_s is not None:
         parts.append(f"{format_rate(session.last.timing.decode_tok_per_s)} tok/s")

@@ -1,7 +1,7 @@
 """The chat in a terminal: prompt, keys, completion, toolbar.
 
-What is typed is understood by `slash` and answered by `turn`. The prompt is drawn before the model is
-loaded; the load starts with the first drawing and runs on the worker while the person types.
+What is typed is understood by `slash` and answered by `turn`. The prompt is drawn before the model
+is loaded; the load starts with the first drawing and runs on the worker while the person types.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ from mlxchat.chat.session import LoadProgress
 from mlxchat.cli import slash
 from mlxchat.cli.failures import explain
 from mlxchat.cli.render import format_banner, format_progress, format_toolbar
-from mlxchat.cli.turn import Answers, Start
+from mlxchat.cli.turn import Answers, Start, Stopped
 
 # Two presses further apart than this are two wishes to clear the line.
 LEAVE_WITHIN_S = 2.0
@@ -86,7 +86,7 @@ class Repl:
         """
         self._screen.note(format_banner(__version__, self._model))
         self._prompt.app.after_render += self._start_load
-        with leaving_on_signals(), contextlib.suppress(EOFError, slash.LeaveChat):
+        with chat_signals(), contextlib.suppress(EOFError, slash.LeaveChat):
             while True:
                 text = self._prompt.prompt()
                 if text.strip():
@@ -99,7 +99,7 @@ class Repl:
                 start = slash.interpret(self._context, text)
                 if start is not None:
                     self._answer(start)
-        except KeyboardInterrupt:
+        except Stopped:
             self._screen.note("Stopped.")
         except slash.LeaveChat:
             raise
@@ -182,21 +182,27 @@ def leave_prompt(app: "Application[str]", error: Exception) -> None:
 
 
 @contextlib.contextmanager
-def leaving_on_signals() -> Iterator[None]:
-    """Leaves in the normal way on SIGTERM and SIGHUP, so that the terminal is put back."""
+def chat_signals() -> Iterator[None]:
+    """Leaves in the normal way on SIGTERM and SIGHUP, so that the terminal is put back.
+
+    SIGINT does nothing in the moments between a prompt and an answer, which handle it themselves.
+    """
 
     def leave(number: int, frame: FrameType | None) -> None:
         raise SystemExit(128 + number)
 
+    def ignore(number: int, frame: FrameType | None) -> None:
+        pass
+
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    numbers = (signal.SIGTERM, signal.SIGHUP)
-    old = [signal.signal(number, leave) for number in numbers]
+    handlers = {signal.SIGTERM: leave, signal.SIGHUP: leave, signal.SIGINT: ignore}
+    old = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield
     finally:
-        for number, handler in zip(numbers, old, strict=True):
+        for number, handler in old.items():
             signal.signal(number, handler)
 
 
@@ -217,6 +223,7 @@ def quiet_terminal() -> Iterator[None]:
     quiet = [*old]
     quiet[0] &= ~termios.ICRNL  # Enter stays Enter for the next prompt
     quiet[3] &= ~(termios.ECHO | termios.ICANON)
+    quiet[3] |= termios.NOFLSH  # Ctrl-C does not throw away what was typed before it
     termios.tcsetattr(descriptor, termios.TCSADRAIN, quiet)
     try:
         yield

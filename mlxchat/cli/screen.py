@@ -7,7 +7,7 @@ import os
 import shutil
 from typing import TextIO
 
-from mlxchat.cli.render import one_line, sanitize
+from mlxchat.cli.render import one_line, sanitize, wrap_parts
 
 _DIM, _PLAIN = "\x1b[2m", "\x1b[0m"
 _CLEAR_LINE = "\r\x1b[K"
@@ -23,10 +23,9 @@ class Screen:
     """
 
     def __init__(self, out: TextIO, notes: TextIO, *, plain: bool = False) -> None:
-        is_terminal = notes.isatty() and not plain and os.environ.get("TERM") != "dumb"
-        self.shows_progress = is_terminal
-        self.shows_reasoning = notes.isatty()
-        self._dims = is_terminal and not os.environ.get("NO_COLOR")
+        self._is_terminal = self.shows_reasoning = notes.isatty()
+        self.shows_progress = notes.isatty() and not plain and os.environ.get("TERM") != "dumb"
+        self._dims = self.shows_progress and not os.environ.get("NO_COLOR")
         self._out, self._notes = out, notes
         self._is_one_place = out is notes or (out.isatty() and notes.isatty())
         self._progress_is_shown = False
@@ -44,7 +43,11 @@ class Screen:
         """Writes lines about the answer or the program."""
         if self._is_one_place or self._open_line is self._notes:
             self.end_line()
-        self._write(self._notes, f"{sanitize(text)}\n", dim=dim)
+        text = sanitize(text)
+        if self._is_terminal:
+            width = shutil.get_terminal_size().columns
+            text = "\n".join(wrap_parts(line, width) for line in text.split("\n"))
+        self._write(self._notes, f"{text}\n", dim=dim)
 
     def error(self, message: str) -> None:
         """Writes one error line."""

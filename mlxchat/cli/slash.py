@@ -1,8 +1,8 @@
 """The slash commands: a registry filled by a decorator, one short handler each.
 
-`/help`, completion and the README come from the registry. A line is a command when its first word is
-a `/` with letters, digits or hyphens after it (`/stats`). So `/etc/hosts`, `/ 2` and `// note` are text.
-`//word ...` is sent as `/word ...`.
+`/help`, completion and the README come from the registry. A line is a command when its first word
+is a `/` with letters, digits or hyphens after it (`/stats`). So `/etc/hosts`, `/ 2` and `// note`
+are text. `//word ...` is sent as `/word ...`.
 """
 
 import difflib

@@ -28,6 +28,11 @@ from mlxchat.engine.worker import Job, JobCancelledError
 
 Start = Callable[[], Job[TurnResult]]
 
+
+class Stopped(KeyboardInterrupt):
+    """Ctrl-C stopped an answer before there was anything to keep."""
+
+
 # A job stops within one prefill chunk (150 ms); after this long Ctrl-C leaves the program instead.
 PATIENCE_S = 2.0
 # Shorter phases end before their line could be read; drawing more often than this is flicker.
@@ -113,6 +118,7 @@ class TurnView:
         self._screen.end_line()
 
     def _reason(self, text: str) -> None:
+        self._skips_newlines = True
         if self._shows_text and self._screen.shows_reasoning:
             if self._thinks_since is None:
                 self._thinks_since = time.monotonic()
@@ -123,7 +129,6 @@ class TurnView:
         if self._thinks_since is not None:
             self._screen.note(format_thought_line(time.monotonic() - self._thinks_since))
             self._thinks_since = None
-            self._skips_newlines = True
 
     def _answer(self, text: str) -> None:
         if not self._shows_text:
@@ -174,7 +179,8 @@ class Answers:
 
         Raises:
             MlxchatError: The answer failed.
-            KeyboardInterrupt: It was stopped before anything was there to keep.
+            Stopped: Ctrl-C came before there was anything to keep.
+            KeyboardInterrupt: Ctrl-C came twice and the job did not react.
         """
         view = TurnView(self.screen, shows_text=not self._as_json)
         with StopOnCtrlC() as ctrl_c:
@@ -190,7 +196,7 @@ class Answers:
             try:
                 result = job.result()
             except JobCancelledError:
-                raise KeyboardInterrupt from None
+                raise Stopped from None
         self._report(result)
         return result
 
