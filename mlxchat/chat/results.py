@@ -110,7 +110,6 @@ class TurnResult:
     cache: CacheUse
     verify: Verify | None
     tokens: tuple[int, ...]
-    notices: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Returns the object of the JSON contract."""

@@ -15,7 +15,7 @@ from mlxchat.chat.conversation import Branch, Conversation
 from mlxchat.chat.results import LoadProgress, SessionInfo, TurnResult
 from mlxchat.engine.options import SamplingSettings
 from mlxchat.engine.worker import Job, JobContext, Worker
-from mlxchat.errors import MlxchatError, UsageError
+from mlxchat.errors import UsageError
 
 if TYPE_CHECKING:
     from mlxchat.chat.turn import TurnRunner
@@ -45,17 +45,6 @@ class ChatOptions:
     verify: bool = False
     idle_work: bool = True
 
-    def validate(self) -> None:
-        """Checks every value.
-
-        Raises:
-            UsageError: Names the value and what is allowed.
-        """
-        self.sampling.validate()
-        for name, value in (("--max-tokens", self.max_tokens), ("--max-context", self.max_context)):
-            if value is not None and value < 1:
-                raise UsageError(f"{name} {value} is not allowed; it must be at least 1")
-
 
 class Session:
     """One conversation with one model.
@@ -66,7 +55,6 @@ class Session:
     """
 
     def __init__(self, model: str | None, options: ChatOptions) -> None:
-        options.validate()
         self.model = model
         self.options = options
         self.conversation = Conversation(options.system)
@@ -236,6 +224,3 @@ class Session:
 def pick_seed() -> int:
     """Returns a seed that nobody chose."""
     return int.from_bytes(os.urandom(4), "little")
-
-
-__all__ = ["ChatOptions", "MlxchatError", "Session", "SessionInfo", "TurnResult", "pick_seed"]

@@ -178,8 +178,9 @@ class TurnRunner:
         watch.add("prefill", now)
         attempt = len(conversation.children(conversation.head)) if question is None else 0
         answer = self._decode(prompt, logits, watch, context, self._seed + attempt)
-        notices = self._record(conversation, question, messages, prompt, answer)
-        result = self._result(prompt, plan, answer, watch, notices)
+        for text in self._record(conversation, question, messages, prompt, answer):
+            context.emit(Notice(text))
+        result = self._result(prompt, plan, answer, watch)
         if self.options.verify:
             result = replace(result, verify=self._verify(prompt, logits, context))
         return result
@@ -322,7 +323,6 @@ class TurnRunner:
         plan: Plan,
         answer: _Answer,
         watch: Stopwatch,
-        notices: list[str],
     ) -> TurnResult:
         num_prompt, num_cached = len(prompt.token_ids), plan.start
         usage = Usage(
@@ -353,7 +353,6 @@ class TurnRunner:
             cache=CacheUse(plan.source, f"{reason} ({why})" if why else reason),
             verify=None,
             tokens=tuple(answer.tokens),
-            notices=tuple(notices),
         )
 
     def _verify(self, prompt: RenderedPrompt, logits: mx.array, context: JobContext) -> Verify:
