@@ -1,0 +1,1 @@
+"""A conversation: messages, their rendering to token ids, turns."""

@@ -1,0 +1,1 @@
+"""Words in, words out: commands, the REPL, and the only writer to the terminal."""
