@@ -372,6 +372,33 @@ def load_mlx(folder: str) -> Answer:
     return answer
 
 
+def load_mlxchat(folder: str) -> Answer:
+    """Load an MLX folder through mlxchat's own engine."""
+    import mlx.core as mx
+
+    from mlxchat.chat.template import ChatTemplate
+    from mlxchat.model.loader import load_model
+
+    loaded = load_model(Path(folder))
+    model, tokenizer = loaded.model, loaded.tokenizer
+    template = ChatTemplate.for_tokenizer(tokenizer)
+
+    def answer(messages: list[dict]) -> str:
+        ids, cache, out = tokenizer.encode(template.render(messages)), model.make_cache(), []
+        while len(out) < 200:
+            size = 1 << min(8, len(ids).bit_length() - 1)  # few lengths: each is compiled once
+            logits = model.forward(mx.array([ids[:size]]), cache)
+            ids = ids[size:]
+            if not ids:
+                ids = [int(mx.argmax(logits[0]).item())]
+                if ids[0] in tokenizer.eos_ids:
+                    break
+                out += ids
+        return tokenizer.decode(out)
+
+    return answer
+
+
 def load_torch(checkpoint: str, tokenizer_file: str) -> Answer:
     """Load a training checkpoint."""
     import torch
@@ -393,6 +420,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", help="an MLX folder, or a checkpoint together with --tokenizer")
     parser.add_argument("--tokenizer", help="tokenizer.json of a PyTorch checkpoint")
+    parser.add_argument("--engine", choices=("mlx-lm", "mlxchat"), default="mlx-lm")
     parser.add_argument("-n", type=int, default=200, help="dialogues per skill")
     parser.add_argument("--free", type=int, default=None, help="free-running conversations (n / 4)")
     parser.add_argument("--seed", type=int, default=1)
@@ -400,7 +428,11 @@ def main() -> None:
     parser.add_argument("--only", default="", help="only skills whose name holds this text")
     parser.add_argument("--out", type=Path, help="write the table to this file too")
     args = parser.parse_args()
-    answer = load_torch(args.model, args.tokenizer) if args.tokenizer else load_mlx(args.model)
+    loaders = {"mlx-lm": load_mlx, "mlxchat": load_mlxchat}
+    if args.tokenizer:
+        answer = load_torch(args.model, args.tokenizer)
+    else:
+        answer = loaders[args.engine](args.model)
     start = time.time()
     skills = [s for s in SKILLS if args.only in s.name]
     rows = [measure(answer, s, args.n, args.seed, args.show) for s in skills]

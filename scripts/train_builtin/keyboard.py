@@ -1,4 +1,3 @@
-# ruff: noqa: E501 - tables of phrases are kept compact, as one text per table
 """How people type: no capitals, no punctuation, typos, politeness.
 
 Text between U+E000 and U+E001 is left as it is; `clean` removes these marks.
@@ -85,6 +84,21 @@ def _misspell(rng: Random, text: str) -> str:
     return text[: m.start()] + _typo(rng, m.group()) + text[m.end() :]
 
 
+_SMALL = re.compile(
+    r"\b(the|a|an|is|are|do|does|can|to|me|please|of|what is|how do|in)\b ?", re.IGNORECASE
+)
+
+
+def _drop_word(rng: Random, text: str) -> str:
+    """Leave a small word out, as people in a hurry do."""
+    fenced = [f.span() for f in _FENCED.finditer(text)]
+    found = [m for m in _SMALL.finditer(text) if not any(a <= m.start() < b for a, b in fenced)]
+    if not found or len(text.split()) < 4:
+        return text
+    m = rng.choice(found)
+    return text[: m.start()] + text[m.end() :]
+
+
 def _outside(text: str, change) -> str:
     parts = _FENCED.split(text)
     return "".join(p if p.startswith("\ue000") else change(p) for p in parts)
@@ -108,6 +122,8 @@ def type_out(rng: Random, text: str, typos: float = 0.15, polite: bool = True) -
     if rng.random() < 0.25:
         pattern, short = rng.choice(_SHORTER)
         text = _outside(text, lambda p: pattern.sub(rng.choice(short), p, count=1))
+    if rng.random() < typos / 2:
+        text = _drop_word(rng, text)
     roll = rng.random()
     if roll < 0.45:
         text = _outside(text, str.lower)

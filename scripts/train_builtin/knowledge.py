@@ -49,7 +49,7 @@ UNKNOWN_FRAMES = (
     "what causes T?;how old is T?;how do I fix T?;teach me T;summarise T;what happened to T?;"
     "do you like T?;have you heard of T?;should I care about T?;what are the rules of T?;"
     "how many people like T?;why T?;what about T?;and T?;which is better, T or S?;who wrote T?;"
-    "what does T mean?;define T;do you know T?;how far is T?;who is T?;where is T?"
+    "what does T mean?;define T;do you know T?;how far is T?;where is T?;what can you tell me about T?;show me T;I want to know about T;info on T"
 ).split(";")
 UNKNOWN_ASK = (
     "what is the weather like {|today|tomorrow|in N}?;who won the {game|match|race|election|cup}?;"
@@ -66,9 +66,9 @@ UNKNOWN_ASK = (
     "fix my {code|bug|program|computer};what is the derivative of x squared?;solve this equation;"
     "how do you say {hello|goodbye|thank you} in {french|german|italian|japanese|russian}?;"
     "what is {X} in spanish?;what is the opposite of {X}?;what is the capital of N?;translate {X} to chinese;"
-    "what does {X} mean?;spell {X} backwards;how many letters are in {X}?;who is N?;do you know N?;"
+    "what does {X} mean?;spell {X} backwards;how many letters are in {X}?;"
     "what is the {biggest|tallest|longest|oldest|fastest} {city|river|animal|building|country}?;"
-    "what happened in {1492|1789|1914|1969|2001}?;explain {X} to me;is N a good {city|person|band}?;"
+    "what happened in {1492|1789|1914|1969|2001}?;explain {X} to me;what do you think about N?;how is the weather?;can you code?;what is love?;tell me about N;is N a good {city|person|band}?;"
     "correct this sentence;what rhymes with {X}?;give me a recipe{| for X};set {a timer|an alarm};"
     "open {the browser|a file|spotify};send {a mail|an email} to N;play {music|a song|chess};"
     "call N;remind me {tomorrow|later};search the web{| for X};what is the chemical formula of water?"

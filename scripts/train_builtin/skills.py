@@ -165,7 +165,6 @@ def _a(word: str) -> str:
 
 def is_a(w: World) -> None:
     x, y = w.rng.choice(IS_A)
-    y = "fish" if x == "fish" else y
     statement_ = f"{upper_first(_a(x))} is {'an' if y[0] in 'aeiou' else 'a'} {y}."
     if y == "furniture":
         statement_ = f"{upper_first(_a(x))} is furniture."
