@@ -177,12 +177,12 @@ def recall_dialogue(rng: Random) -> list[dict]:
 def training_dialogue(rng: Random) -> list[dict]:
     """Draw a dialogue of the main course; a few are as long as the context."""
     roll = rng.random()
-    if roll < 0.18:
+    if roll < 0.20:
         return recall_dialogue(rng)
-    if roll < 0.60:
+    if roll < 0.78:
         return dialogue(rng, rng.randint(1, 7))
-    if roll < 0.93:
+    if roll < 0.98:
         return dialogue(rng, rng.randint(8, 13))
-    if roll < 0.988:
+    if roll < 0.997:
         return dialogue(rng, rng.randint(14, 32))
     return dialogue(rng, rng.randint(33, 75))
