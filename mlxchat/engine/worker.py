@@ -7,6 +7,7 @@ job is waiting.
 """
 
 import queue
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -169,3 +170,7 @@ class Worker:
             job._run()
             with self._changed:
                 self._running = None
+        # MLX tears this thread's streams down after Python has counted the thread as ended; a
+        # process that exits meanwhile aborts.
+        if (mx := sys.modules.get("mlx.core")) is not None:
+            mx.clear_streams()
