@@ -284,6 +284,11 @@ def test_rewind_to_zero_gives_memory_back() -> None:
     cache = FullKV()
     append(cache, [1, 2, 3])
     cache.rewind(0)
+    window = WindowKV(WINDOW, step=8)
+    append(window, list(range(30)))
+    append(window, list(range(30)))
+    window.rewind(0)  # also where a window has moved on
+    assert append(window, [1, 2]) == [1, 2]
     assert (cache.nbytes, cache.empty(), cache.arrays()) == (0, True, [])
     assert cache.update_and_fetch(mx.zeros((5, 1, 2, 4)), mx.zeros((5, 1, 2, 4)))[0].shape[0] == 5
 

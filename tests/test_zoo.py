@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,13 @@ from architectures import (
 )
 
 from mlxchat.errors import CheckpointError, UnsupportedModelError
+from mlxchat.model.device import make_device_plan
 from mlxchat.model.kv_cache import SequenceCache
 from mlxchat.model.zoo import ZooModel, convert_to_float32, load_zoo_model
 
 LENGTH, FORK, PIN = 76, 50, 44  # the window of 16 and the chunk of 8 wrap several times
 TOLERANCE = 1e-3
+FLOAT32 = replace(make_device_plan(), float32=True, memory_bytes=2**30)
 ONE_PER_KIND = [
     "qwen3",  # full
     "deepseek_v32",  # full, in lists
@@ -113,6 +116,7 @@ def play(model: ZooModel, chunk: int) -> dict[str, float]:
     return worst
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_every_architecture_continues_exactly(name: str) -> None:
     """Chunks of 7, rewinds, restored marks and stored caches give the logits of a whole prefill."""
@@ -237,7 +241,7 @@ def test_quantised_weights_become_float32(
     reference = load_model(folder)[0]
     packed = sum("scales" in module for _, module in reference.named_modules())
     reference.set_dtype(mx.float32)
-    model = load_zoo_model(folder, config, float32=True)
+    model = load_zoo_model(folder, config, plan=FLOAT32)
     assert packed > 3
     assert not any("scales" in module for _, module in model.model.named_modules())
     assert model.info.notices == ()
@@ -278,11 +282,21 @@ def test_weights_stay_quantised_where_memory_is_short(tmp_path: Path) -> None:
     """Below the memory that float32 takes, the stored form is kept and a notice says so."""
     folder = quantized("llama", tmp_path, "affine", 4, 32)
     config = json.loads((folder / "config.json").read_text())
-    model = load_zoo_model(folder, config, float32=True, memory_limit=100_000)
-    assert "stay quantised" in model.info.notices[0]
+    model = load_zoo_model(folder, config, plan=replace(FLOAT32, memory_bytes=100_000))
+    assert "stay as stored" in model.info.notices[0]
     assert isinstance(model.model.lm_head, nn.QuantizedLinear)
     assert model.info.n_params == ZooModel(make_model("llama"), make_config("llama")).info.n_params
     assert model.info.weight_bytes < 2 * model.info.n_params
+
+
+@pytest.mark.skipif(
+    mx.default_device().type != mx.DeviceType.cpu, reason="only the CPU wants float32"
+)
+def test_the_cpu_wants_float32(tmp_path: Path) -> None:
+    """Without a word from the caller, weights become float32 on the CPU."""
+    folder = quantized("llama", tmp_path, "affine", 4, 32)
+    model = load_zoo_model(folder, json.loads((folder / "config.json").read_text()))
+    assert model.info.weight_bytes == 4 * model.info.n_params
 
 
 def test_progress_reaches_its_total(tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +22,7 @@ from mlx.nn.layers.quantized import QuantizedEmbedding, QuantizedLinear
 from mlx.utils import tree_flatten, tree_unflatten
 
 from mlxchat.errors import CheckpointError, UnsupportedModelError
+from mlxchat.model.device import DevicePlan, make_device_plan
 from mlxchat.model.kv_cache import ChunkedKV, FullKV, LayerCache, SequenceCache, WindowKV
 from mlxchat.model.language_model import ModelInfo
 from mlxchat.model.state_cache import Opaque, RecurrentState
@@ -37,8 +37,6 @@ WINDOW_ONE_WIDER = frozenset({"plamo3"})
 REFUSED = {
     "phi3small": "mlx-lm's prefill for it lets tokens see later ones, so its answers are wrong",
 }
-# Share of the physical memory that float32 weights may take; the rest is for KV and the system.
-FLOAT32_MEMORY_SHARE = 0.7
 CONTEXT_KEYS = (
     "max_position_embeddings",
     "n_positions",
@@ -176,8 +174,7 @@ def load_zoo_model(
     folder: Path,
     config: Config,
     *,
-    float32: bool | None = None,
-    memory_limit: int | None = None,
+    plan: DevicePlan | None = None,
     progress: Progress | None = None,
 ) -> ZooModel:
     """Load a model folder through mlx-lm.
@@ -185,8 +182,7 @@ def load_zoo_model(
     Args:
         folder: Holds config.json and model*.safetensors.
         config: The config that was read from there.
-        float32: Whether to bring all weights to float32; None for what the device wants (CPU: yes).
-        memory_limit: Bytes that float32 weights may take; None for a share of physical memory.
+        plan: The device's choices; default: this machine's.
         progress: Called with bytes done and bytes in all while weights are evaluated.
 
     Returns:
@@ -197,16 +193,13 @@ def load_zoo_model(
         CheckpointError: The weights are missing, damaged or do not fit the config.
     """
     validate_architecture(config)
+    plan = plan or make_device_plan()
     model = _load_lazily(folder, config)
     notices: list[str] = []
-    if float32 is None:
-        float32 = mx.default_device().type == mx.DeviceType.cpu
-    if float32:
-        limit = _physical_memory() * FLOAT32_MEMORY_SHARE if memory_limit is None else memory_limit
-        if 4 * _count_params(model) <= limit:
-            notices += convert_to_float32(model)
-        else:
-            notices.append("The weights stay quantised: as float32 they would not fit into memory.")
+    if plan.can_dequantise(4 * _count_params(model)):
+        notices += convert_to_float32(model)
+    elif plan.float32:
+        notices.append("The weights stay as stored: as float32 they would not fit into memory.")
     try:
         _evaluate(model, progress)
     except MODEL_FAULTS as fault:
@@ -380,11 +373,6 @@ def _count_params(model: Module) -> int:
         elif name == "bias":
             count += array.size
     return count
-
-
-def _physical_memory() -> int:
-    """Return the bytes of physical memory of this machine."""
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _find_layers(model: Module) -> list[Module]:
