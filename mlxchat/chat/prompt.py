@@ -1,0 +1,411 @@
+"""A conversation to token ids, exactly.
+
+The ids are those of the rendered text, with the ids a model generated standing where the template
+shows its answer: encoding the text of an answer again often gives other ids, and every other id
+is read again. Decoding the ids always equals decoding the tokenizer's encoding of the text. Knows
+nothing of caches; pure functions of the messages.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from mlxchat.chat.reasoning import (
+    Markers,
+    ReasoningSplitter,
+    Split,
+    find_markers,
+    is_closed_by,
+    opened_by,
+)
+from mlxchat.chat.splice import SegmentEncoder
+from mlxchat.chat.template import ChatTemplate, Message
+from mlxchat.errors import TemplateError
+from mlxchat.model.tokenizer import Tokenizer
+
+# Beginnings of the next question that merge differently with what stands before it: a word, a
+# digit, a line break, a space. What is common to all four prompts is there whatever is asked.
+NEXT_QUESTIONS = ("Zebra", "7 quick", "\nZ", " Z")
+# First characters of private-use blocks; each sentinel is one character of the first free block.
+_BLOCKS = (0x10E000, 0x10C000, 0x10A000, 0xFE000, 0xFC000, 0xF5000)
+_BLOCK_CHARS = 0x2000
+_MAX_LAYOUTS = 3
+
+
+@dataclass(frozen=True)
+class RenderedPrompt:
+    """A rendered conversation.
+
+    Attributes:
+        token_ids: What the model reads.
+        message_ends: For each message, how many ids at the start do not depend on later
+            messages; the last one is the length. Where it is not known exactly, less.
+        text: The rendered text.
+    """
+
+    token_ids: tuple[int, ...]
+    message_ends: tuple[int, ...]
+    text: str
+
+
+@dataclass(frozen=True)
+class _Field:
+    """A text of a message that ids may stand for."""
+
+    message: int
+    name: Literal["content", "reasoning"]
+    text: str
+    token_ids: tuple[int, ...]
+
+
+def common_length(ids: Sequence[int], other: Sequence[int]) -> int:
+    """How many ids two sequences share at their start."""
+    low, high = 0, min(len(ids), len(other))
+    if ids[:high] == other[:high]:
+        return high
+    while low < high:
+        middle = (low + high + 1) // 2
+        if ids[low:middle] == other[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+class PromptRenderer:
+    """Renders one conversation's prompts; keeps what it has encoded.
+
+    Args:
+        template: The model's template with the conversation's switches and date.
+        tokenizer: The model's tokenizer.
+        keep_thinking: Keep earlier thinking in the prompt where the template allows it.
+    """
+
+    def __init__(
+        self, template: ChatTemplate, tokenizer: Tokenizer, *, keep_thinking: bool = False
+    ) -> None:
+        self.template = template
+        self.tokenizer = tokenizer
+        self.markers: Markers = find_markers(template, tokenizer)
+        self.notices: list[str] = []
+        self._encoder = SegmentEncoder(tokenizer)
+        self._refused: set[tuple[str, str]] = set()
+        self._system_ids: dict[str, tuple[int, ...]] = {}
+        self._shows_reasoning = template.shows_reasoning()
+        self._is_inline = keep_thinking and self._find_inline()
+
+    def _find_inline(self) -> bool:
+        """Whether thinking is kept by leaving it inside the content."""
+        if self._shows_reasoning:
+            return False
+        marks = (self.markers.opener, self.markers.closers[0])
+        if self.template.shows_reasoning(inline=marks):
+            return True
+        self.notices.append(
+            "this model's template drops earlier thinking and has no switch to keep it"
+        )
+        return False
+
+    def render_text(
+        self, messages: Sequence[Message], *, add_generation_prompt: bool = True
+    ) -> str:
+        """The text of a conversation.
+
+        Raises:
+            TemplateError: The template refuses it.
+        """
+        return self.template.render_messages(messages, add_generation_prompt=add_generation_prompt)
+
+    def render_ids(
+        self, messages: Sequence[Message], *, add_generation_prompt: bool = True
+    ) -> RenderedPrompt:
+        """The ids of a conversation, generated ids in their places.
+
+        No BOS is added to what the template renders, as transformers adds none.
+
+        Raises:
+            TemplateError: The template refuses the conversation.
+        """
+        text = self.render_text(messages, add_generation_prompt=add_generation_prompt)
+        fields = self._splice_fields(messages)
+        spans = self._find_spans(messages, fields, text, add_generation_prompt)
+        token_ids: list[int] = []
+        ends = [0] * len(messages)
+        for segment in self._encoder.encode(text, spans):
+            if segment.owner >= 0:
+                message = fields[segment.owner].message
+                if message and not ends[message - 1]:
+                    ends[message - 1] = len(token_ids)
+                ends[message] = len(token_ids) + len(segment.token_ids)
+            token_ids += segment.token_ids
+        if messages[0].role == "system":
+            ends[0] = self._system_end(messages[0], tuple(token_ids))
+        ends[-1] = len(token_ids)
+        for index in range(1, len(ends)):
+            ends[index] = max(ends[index], ends[index - 1])
+        return RenderedPrompt(tuple(token_ids), tuple(ends), text)
+
+    def _system_end(self, system: Message, token_ids: tuple[int, ...]) -> int:
+        """How many ids the system text alone decides."""
+        if system.content not in self._system_ids:
+            self._system_ids[system.content] = ()  # settle_target comes back here
+            self._system_ids[system.content] = self.settle_target([system])
+        return common_length(token_ids, self._system_ids[system.content])
+
+    def _splice_fields(self, messages: Sequence[Message]) -> list[_Field]:
+        """The texts that ids may stand for; a blank text leaves nothing to look for."""
+        fields = []
+        for index, message in enumerate(messages):
+            shown = message.content if message.inline is None else message.inline
+            if (message.content, message.reasoning or "") in self._refused:
+                continue
+            reasoning = "" if message.inline is not None else message.reasoning or ""
+            if message.reasoning_ids and reasoning.strip():
+                fields.append(_Field(index, "reasoning", reasoning, message.reasoning_ids))
+            if message.content_ids and shown.strip():
+                fields.append(_Field(index, "content", shown, message.content_ids))
+        return fields
+
+    def _find_spans(
+        self,
+        messages: Sequence[Message],
+        fields: list[_Field],
+        text: str,
+        add_generation_prompt: bool,
+    ) -> list[tuple[int, int, int, tuple[int, ...]]]:
+        """Where in the text the fields stand, as (start, end, field index, ids).
+
+        A second render with a sentinel for each field gives the text between them. The text
+        around each field must come back the same; a message for which it does not is left out.
+        """
+        left_out: set[int] = set()
+        for _ in range(_MAX_LAYOUTS):
+            chosen = [i for i, field in enumerate(fields) if field.message not in left_out]
+            if not chosen:
+                return []
+            try:
+                spans, culprits = self._lay_out(
+                    messages, fields, chosen, text, add_generation_prompt
+                )
+            except TemplateError:
+                return []
+            if not culprits:
+                return spans
+            for index in culprits:
+                message = messages[index]
+                self._refused.add((message.content, message.reasoning or ""))
+            left_out |= culprits
+        return []
+
+    def _lay_out(
+        self,
+        messages: Sequence[Message],
+        fields: list[_Field],
+        chosen: list[int],
+        text: str,
+        add_generation_prompt: bool,
+    ) -> tuple[list[tuple[int, int, int, tuple[int, ...]]], set[int]]:
+        """One layout: the spans, and the messages whose text the template shows otherwise."""
+        block = _free_block(text, messages)
+        dicts = self.template.to_dicts(messages)
+        shift = len(messages) - len(dicts)
+        for i in chosen:
+            target = dicts[fields[i].message - shift]
+            sentinel = chr(block + i)
+            if fields[i].name == "content":
+                target["content"] = sentinel
+            else:
+                target |= {"reasoning_content": sentinel, "reasoning": sentinel}
+        marked = self.template.render(dicts, add_generation_prompt=add_generation_prompt)
+        pieces = re.split(f"([{chr(block)}-{chr(block + _BLOCK_CHARS - 1)}])", marked)
+        owners = [ord(sentinel) - block for sentinel in pieces[1::2]]
+        twice = {fields[i].message for i in owners if owners.count(i) > 1}
+        if twice:
+            return [], twice
+        return _align(text, pieces[::2], owners, fields)
+
+    def probe_point(self, messages: Sequence[Message], prompt: RenderedPrompt) -> int:
+        """How many ids of a prompt will still be there in the next turn, whatever is answered.
+
+        Args:
+            messages: The conversation up to the question.
+            prompt: Its `render_ids`.
+
+        Returns:
+            A position below the prompt's length: the last id is always fed for the answer.
+        """
+        point = len(prompt.token_ids) - 1
+        for answer in self._dummy_answers(prompt.text):
+            try:
+                later = self.render_ids([*messages, answer, Message("user", NEXT_QUESTIONS[0])])
+            except TemplateError:
+                continue
+            point = min(point, common_length(prompt.token_ids, later.token_ids))
+        return max(point, 0)
+
+    def _dummy_answers(self, prompt_text: str) -> list[Message]:
+        """Two answers in the form they would be stored in: with thinking where it may come."""
+        opened = opened_by(self.markers, prompt_text)
+        may_think = not is_closed_by(self.markers, prompt_text)
+        answers = []
+        for text, thought, thinks in (
+            ("Aye, so it is", "Let me see", may_think),
+            ("No, never", "Well, first", may_think and opened is not None),
+        ):
+            answer = Message("assistant", text, content_ids=self._encoder.continuation(text))
+            if thinks and self._is_inline:
+                inline = f"{self.markers.opener}{thought}{self.markers.closers[0]}{text}"
+                ids = self._encoder.continuation(inline)
+                answer = replace(answer, inline=inline, content_ids=ids)
+            elif thinks:
+                ids = self._encoder.continuation(thought)
+                answer = replace(answer, reasoning=thought, reasoning_ids=ids)
+            answers.append(answer)
+        return answers
+
+    def settle_target(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        """The ids with which the next prompt will begin, whatever is asked.
+
+        Returns:
+            The common prefix of the prompts with four different next questions; empty if the
+            template refuses them.
+        """
+        common: tuple[int, ...] | None = None
+        for question in NEXT_QUESTIONS:
+            try:
+                token_ids = self.render_ids([*messages, Message("user", question)]).token_ids
+            except TemplateError:
+                return ()
+            common = token_ids if common is None else common[: common_length(common, token_ids)]
+        return common or ()
+
+    def splitter(self, prompt: RenderedPrompt) -> ReasoningSplitter:
+        """A splitter for the answer to a prompt."""
+        return ReasoningSplitter(self.tokenizer, self.markers, prompt.text)
+
+    def stored_answer(
+        self, messages: Sequence[Message], prompt: RenderedPrompt, split: Split
+    ) -> Message:
+        """The form of an answer that renders back to the generated ids, as far as possible.
+
+        The content is the text as it was generated, without one leading blank, or stripped;
+        the same for the reasoning.
+
+        Args:
+            messages: The conversation up to the question.
+            prompt: Its `render_ids`.
+            split: The answer, as the splitter of this prompt returned it.
+
+        Raises:
+            TemplateError: The template refuses the conversation with this answer.
+        """
+        held = (*prompt.token_ids, *split.token_ids)
+        best = self._plain_answer(split)
+        if best.inline is None and best.reasoning and best.reasoning_ids:
+            forms = _forms(best.reasoning, best.reasoning_ids, self.tokenizer)
+            best = self._best(messages, held, [replace(best, reasoning=form) for form in forms])
+        if best.content_ids:
+            shown = best.content if best.inline is None else best.inline
+            forms = _forms(shown, best.content_ids, self.tokenizer)
+            if best.inline is None:
+                answers = [replace(best, content=form) for form in forms]
+            else:
+                answers = [replace(best, inline=form) for form in forms]
+            best = self._best(messages, held, answers)
+        self.render_text([*messages, best, Message("user", NEXT_QUESTIONS[0])])
+        return best
+
+    def _plain_answer(self, split: Split) -> Message:
+        """The answer as it was generated, thinking apart or inline."""
+        answer = Message(
+            "assistant",
+            split.text,
+            reasoning=split.reasoning,
+            content_ids=split.content_ids,
+            reasoning_ids=split.reasoning_ids or None,
+        )
+        if split.reasoning is None or not self._is_inline:
+            return answer
+        opener = split.opened or ""
+        ids = (*self._encoder.continuation(opener), *split.token_ids)
+        inline = self.tokenizer.decode_continuation(ids)
+        if inline is None:
+            inline = self.tokenizer.decode(ids, skip_special_tokens=False)
+        return replace(answer, inline=inline, content_ids=ids)
+
+    def _best(
+        self, messages: Sequence[Message], held: tuple[int, ...], answers: list[Message]
+    ) -> Message:
+        """The answer whose next prompt shares most ids with what the model has read."""
+        best, best_length = answers[0], -1
+        for answer in answers if len(answers) > 1 else []:
+            try:
+                later = self.render_ids([*messages, answer, Message("user", NEXT_QUESTIONS[0])])
+            except TemplateError:
+                continue
+            length = common_length(held, later.token_ids)
+            if length > best_length:
+                best, best_length = answer, length
+            if length == len(held):
+                break
+        return best
+
+
+def _forms(text: str, token_ids: tuple[int, ...], tokenizer: Tokenizer) -> list[str]:
+    """The forms in which a text may be stored, the likeliest first, each once."""
+    forms = [text]
+    inside = tokenizer.decode_continuation(token_ids)
+    if inside is not None and inside != text and inside.strip() == text.strip():
+        forms.append(inside)
+    if text[:1].isspace():
+        forms.append(text[1:])
+    forms += [text.strip("\n"), text.strip()]
+    return list(dict.fromkeys(forms))
+
+
+def _free_block(text: str, messages: Sequence[Message]) -> int:
+    """A block of private-use characters that occurs nowhere in the conversation."""
+    texts = [text, *(message.content for message in messages)]
+    for block in _BLOCKS:
+        pattern = re.compile(f"[{chr(block)}-{chr(block + _BLOCK_CHARS - 1)}]")
+        if not any(pattern.search(part) for part in texts):
+            return block
+    raise TemplateError("the conversation uses all private characters; remove them")
+
+
+def _align(
+    text: str, pieces: list[str], owners: list[int], fields: list[_Field]
+) -> tuple[list[tuple[int, int, int, tuple[int, ...]]], set[int]]:
+    """Find the pieces between the fields in the real text.
+
+    Returns:
+        The spans of the fields, and the messages at which the texts part (then no span counts).
+    """
+    if not text.startswith(pieces[0]):
+        return [], {fields[owners[0]].message} if owners else set()
+    spans = []
+    at = len(pieces[0])
+    for number, (owner, piece) in enumerate(zip(owners, pieces[1:], strict=True)):
+        is_last = number == len(owners) - 1
+        for shown in _shown_forms(fields[owner].text):
+            end = at + len(shown)
+            if not text.startswith(shown, at) or not text.startswith(piece, end):
+                continue
+            if not is_last or end + len(piece) == len(text):
+                spans.append((at, end, owner, fields[owner].token_ids))
+                at = end + len(piece)
+                break
+        else:
+            culprits = {fields[other].message for other in owners[number : number + 2]}
+            return [], culprits
+    return spans, set()
+
+
+def _shown_forms(text: str) -> list[str]:
+    """What a template may make of a text and still show all its words."""
+    forms = [text, text.strip(), text.lstrip(), text.rstrip()]
+    forms += [text.strip("\n"), text.lstrip("\n"), text.rstrip("\n")]
+    return list(dict.fromkeys(forms))

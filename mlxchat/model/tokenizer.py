@@ -1,0 +1,378 @@
+"""Text to token ids and back.
+
+Knows a model folder's tokenizer files: the tokenizer itself, its special and end-of-turn tokens
+and the chat template text. It renders no template and holds no conversation. The fast path needs
+only the `tokenizers` library; folders without tokenizer.json go through mlx-lm's wrapper.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken
+from tokenizers import Tokenizer as Backend
+
+from mlxchat.errors import TokenizerError
+from mlxchat.model.detokenizer import (
+    ByteStream,
+    PieceStream,
+    StreamDecoder,
+    WindowStream,
+    byte_token_value,
+    make_decoder_plan,
+    spell_bytes,
+)
+
+# The names under which transformers hands special tokens to chat templates.
+SPECIAL_NAMES = (
+    "bos_token",
+    "eos_token",
+    "unk_token",
+    "sep_token",
+    "pad_token",
+    "cls_token",
+    "mask_token",
+)
+# Texts to put before a piece so that a tokenizer adds its prefix space there, not to the piece.
+_ANCHORS = ("\n", "\t", ".")
+
+
+class Tokenizer:
+    """A model's tokenizer.
+
+    Attributes:
+        special_tokens: `bos_token`, `eos_token`, ... as strings, as chat templates read them.
+        eos_ids: Every id that ends a turn.
+        special_ids: Ids that `decode` leaves out.
+        chat_templates: Template texts by name; the usual one is `chat_template`.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        *,
+        special_tokens: Mapping[str, str] | None = None,
+        eos_ids: Iterable[int] = (),
+        chat_templates: Mapping[str, str] | None = None,
+    ) -> None:
+        backend.no_truncation()
+        backend.no_padding()
+        self._backend = backend
+        self.special_tokens = dict(special_tokens or {})
+        self.chat_templates = dict(chat_templates or {})
+        added = backend.get_added_tokens_decoder()
+        self.special_ids = frozenset(id_ for id_, token in added.items() if token.special)
+        own_eos = backend.token_to_id(self.special_tokens.get("eos_token", ""))
+        ids = {*eos_ids, *([] if own_eos is None else [own_eos])}
+        self.eos_ids = frozenset(id_ for id_ in ids if backend.id_to_token(id_) is not None)
+        decoder = backend.decoder
+        self._plan = make_decoder_plan(decoder.__getstate__() if decoder else None)
+        self._spellings: dict[int, str | None] = {}
+
+    @classmethod
+    def load(cls, folder: Path) -> Tokenizer:
+        """Read the tokenizer of a model folder.
+
+        Raises:
+            TokenizerError: A file is missing or broken; the message names it.
+        """
+        folder = Path(folder)
+        config = _read_json(folder / "tokenizer_config.json")
+        if not (folder / "tokenizer.json").is_file():
+            backend, fallback_special = _load_through_mlx_lm(folder)
+        else:
+            backend, fallback_special = _read_backend(folder / "tokenizer.json"), {}
+        special = fallback_special | _read_special_tokens(folder, config)
+        try:
+            _add_missing_tokens(backend, config, special)
+        except (TypeError, ValueError, AttributeError) as error:
+            raise TokenizerError(
+                f"tokenizer_config.json in {folder} lists a broken token: {_one_line(error)}; "
+                "fetch the model again"
+            ) from error
+        return cls(
+            backend,
+            special_tokens=special,
+            eos_ids=_read_eos_ids(folder),
+            chat_templates=_read_chat_templates(folder, config),
+        )
+
+    def encode(
+        self, text: str, *, add_special_tokens: bool = False, is_continuation: bool = False
+    ) -> list[int]:
+        """Turn text into ids; special tokens spelled in the text become their ids.
+
+        Args:
+            text: Any text; lone surrogates count as U+FFFD.
+            add_special_tokens: Also add what the tokenizer puts around a plain text.
+            is_continuation: The text follows other text: no prefix space is added at its start.
+        """
+        if is_continuation and self._adds_prefix:
+            for anchor in _ANCHORS:
+                head = self._encode(anchor, False)
+                token_ids = self._encode(anchor + text, False)
+                if token_ids[: len(head)] == head:
+                    return token_ids[len(head) :]
+        return self._encode(text, add_special_tokens)
+
+    def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
+        try:
+            encoding = self._backend.encode(text, add_special_tokens=add_special_tokens)
+        except (UnicodeEncodeError, TypeError):
+            clean = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+            encoding = self._backend.encode(clean, add_special_tokens=add_special_tokens)
+        token_ids: list[int] = encoding.ids
+        return token_ids
+
+    @cached_property
+    def _adds_prefix(self) -> bool:
+        """Whether a piece encoded alone differs from the same piece inside a text."""
+        newline = self._encode("\n", False)
+        return self._encode("\na", False) != newline + self._encode("a", False)
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """Turn ids into text; ids outside the vocabulary are left out."""
+        text: str = self._backend.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
+        return text
+
+    def decode_continuation(self, token_ids: Sequence[int]) -> str | None:
+        """The text that ids stand for inside a longer text, special tokens included.
+
+        Unlike `decode` it keeps a leading space. None where the ids have no text of their own:
+        their bytes melt into those of a neighbour.
+        """
+        before, after = self._newlines
+        whole = self.decode([*before, *token_ids, *after], skip_special_tokens=False)
+        head = self.decode(before, skip_special_tokens=False)
+        if len(whole) > len(head) and whole.startswith(head) and whole.endswith("\n"):
+            return whole[len(head) : -1]
+        return None
+
+    @cached_property
+    def _newlines(self) -> tuple[list[int], list[int]]:
+        return self._encode("\n", False), self.encode("\n", is_continuation=True)
+
+    def stream(self, *, skip_special_tokens: bool = True) -> StreamDecoder:
+        """A decoder for ids that arrive one by one; see `StreamDecoder`."""
+        spelling = self._visible_spelling if skip_special_tokens else self._spelling
+        if self._plan.kind == "bytes":
+            return ByteStream(spelling)
+        if self._plan.kind == "pieces":
+            return PieceStream(spelling, self._plan)
+        return WindowStream(
+            spelling, lambda ids: self.decode(ids, skip_special_tokens=skip_special_tokens)
+        )
+
+    def _spelling(self, token_id: int) -> str | None:
+        try:
+            return self._spellings[token_id]
+        except KeyError:
+            try:
+                token = self._backend.id_to_token(token_id)
+            except OverflowError:
+                token = None
+            self._spellings[token_id] = token
+            return token
+
+    def _visible_spelling(self, token_id: int) -> str | None:
+        return None if token_id in self.special_ids else self._spelling(token_id)
+
+    def token_text(self, token_id: int) -> str:
+        """One token as a person reads it: its text with leading space, or its special name."""
+        token = self._spelling(token_id)
+        if token is None:
+            return ""
+        if token_id in self.special_ids:
+            return token
+        if self._plan.kind == "bytes":
+            return spell_bytes(token).decode("utf-8", "replace")
+        for old, new in self._plan.replacements:
+            token = token.replace(old, new)
+        byte = byte_token_value(token) if self._plan.has_byte_tokens else None
+        return token if byte is None else bytes([byte]).decode("utf-8", "replace")
+
+    def token_id(self, token: str) -> int | None:
+        """The id of a token by its spelling, None if the vocabulary lacks it."""
+        found: int | None = self._backend.token_to_id(token)
+        return found
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens, added ones included."""
+        size: int = self._backend.get_vocab_size(with_added_tokens=True)
+        return size
+
+    @property
+    def bos_token(self) -> str | None:
+        """The token that opens a text."""
+        return self.special_tokens.get("bos_token")
+
+    @property
+    def eos_token(self) -> str | None:
+        """The token that ends a text."""
+        return self.special_tokens.get("eos_token")
+
+    @property
+    def chat_template(self) -> str | None:
+        """The template text used by default, None if the model ships none."""
+        if len(self.chat_templates) == 1:
+            return next(iter(self.chat_templates.values()))
+        return self.chat_templates.get("default")
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A short hash of everything that decides which ids a text becomes."""
+        return hashlib.sha256(self._backend.to_str().encode()).hexdigest()[:16]
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise TokenizerError(
+            f"{path.name} in {path.parent} cannot be read: {_one_line(error)}; "
+            "fetch the model again"
+        ) from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; empty if there is no such file."""
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(_read_text(path))
+    except (ValueError, RecursionError) as error:
+        raise TokenizerError(
+            f"{path.name} in {path.parent} is not valid JSON: {_one_line(error)}; "
+            "fetch the model again"
+        ) from error
+    if not isinstance(value, dict):
+        raise TokenizerError(
+            f"{path.name} in {path.parent} is not a JSON object; fetch the model again"
+        )
+    return value
+
+
+def _read_backend(path: Path) -> Backend:
+    try:
+        return Backend.from_file(str(path))
+    except BaseException as error:
+        # A panic of the Rust library is no Exception, and has no type that can be imported.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise TokenizerError(
+            f"{path.name} in {path.parent} is broken: {_one_line(error)}; fetch the model again"
+        ) from error
+
+
+def _load_through_mlx_lm(folder: Path) -> tuple[Backend, dict[str, str]]:
+    """The tokenizer of a folder without tokenizer.json, converted by mlx-lm and transformers."""
+    names = ("tokenizer.model", "tekken.json", "vocab.json", "vocab.txt", "tiktoken.model")
+    sources = (*names, *(path.name for path in folder.glob("*.tiktoken")))
+    if not any((folder / name).is_file() for name in sources):
+        raise TokenizerError(
+            f"no tokenizer in {folder}: tokenizer.json is missing; fetch the model again"
+        )
+    try:
+        from mlx_lm.tokenizer_utils import load
+
+        wrapper = load(folder)
+        special = {
+            name: str(value)
+            for name in SPECIAL_NAMES
+            if (value := getattr(wrapper, name, None)) is not None
+        }
+        return wrapper.backend_tokenizer, special
+    except Exception as error:
+        raise TokenizerError(
+            f"the tokenizer in {folder} cannot be converted: {_one_line(error)}; "
+            "use a model with tokenizer.json"
+        ) from error
+
+
+def _token_string(value: object) -> str | None:
+    if isinstance(value, Mapping):
+        value = value.get("content")
+    return value if isinstance(value, str) else None
+
+
+def _read_special_tokens(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
+    """The named special tokens, from the two files that may hold them."""
+    legacy = _read_json(folder / "special_tokens_map.json")
+    # transformers reads the older file first only where the newer one lists no added tokens.
+    order = (legacy, config) if "added_tokens_decoder" in config else (config, legacy)
+    tokens = {}
+    for source in order:
+        for name in SPECIAL_NAMES:
+            token = _token_string(source.get(name))
+            if token is not None:
+                tokens[name] = token
+    return {name: tokens[name] for name in SPECIAL_NAMES if name in tokens}
+
+
+def _add_missing_tokens(
+    backend: Backend, config: Mapping[str, Any], special: Mapping[str, str]
+) -> None:
+    """Add the tokens that only tokenizer_config.json knows, as transformers does."""
+    known = {token.content: token for token in backend.get_added_tokens_decoder().values()}
+    listed = config.get("added_tokens_decoder") or {}
+    for _, fields in sorted(listed.items(), key=lambda item: int(item[0])):
+        token = AddedToken(**fields)
+        if repr(token) != repr(known.get(token.content)):
+            backend.add_tokens([token])
+            known[token.content] = token
+    extra = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
+    values = extra.values() if isinstance(extra, Mapping) else extra
+    names = [*special.values(), *(name for value in values if (name := _token_string(value)))]
+    backend.add_tokens(
+        [AddedToken(name, special=True) for name in dict.fromkeys(names) if name not in known]
+    )
+
+
+def _read_eos_ids(folder: Path) -> set[int]:
+    """End-of-turn ids of config.json and generation_config.json: a number or a list in each."""
+    config = _read_json(folder / "config.json")
+    text_config = config.get("text_config")
+    sources = [config, _read_json(folder / "generation_config.json")]
+    if isinstance(text_config, dict):
+        sources.append(text_config)
+    found: set[int] = set()
+    for source in sources:
+        value = source.get("eos_token_id")
+        for item in value if isinstance(value, list) else [value]:
+            if isinstance(item, int) and not isinstance(item, bool) and item >= 0:
+                found.add(item)
+    return found
+
+
+def _read_chat_templates(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
+    """Template texts by name; separate files win over the ones inside tokenizer_config.json."""
+    templates: dict[str, str] = {}
+    inside = config.get("chat_template")
+    if isinstance(inside, str):
+        templates["default"] = inside
+    elif isinstance(inside, list):
+        for entry in inside:
+            if isinstance(entry, dict) and isinstance(entry.get("template"), str):
+                templates[str(entry.get("name"))] = entry["template"]
+    files = {
+        path.stem: path for path in sorted((folder / "additional_chat_templates").glob("*.jinja"))
+    }
+    if (folder / "chat_template.jinja").is_file():
+        files["default"] = folder / "chat_template.jinja"
+        templates.clear()
+    templates |= {name: _read_text(path) for name, path in files.items()}
+    if not templates:
+        legacy = _read_json(folder / "chat_template.json").get("chat_template")
+        if isinstance(legacy, str):
+            templates["default"] = legacy
+    return templates
