@@ -22,7 +22,7 @@ from fake_hub import COMMIT, FakeHub, put_in_cache
 from mlxchat.errors import HubError, MlxchatError, ModelNotFoundError
 from mlxchat.model import hub
 from mlxchat.model.hub import ModelFolder, find_missing, list_cached_repos, resolve_model
-from mlxchat.model.hub_download import explain_failure, is_wanted
+from mlxchat.model.hub_download import _Bar, _Meter, _StoppedError, explain_failure, is_wanted
 
 REPO = "owner/tiny"
 OTHER_COMMIT = "f" * 40
@@ -371,6 +371,22 @@ def test_failed_download(
     assert not hub_home.exists()
 
 
+def test_stopped_bars_end_the_clients_threads() -> None:
+    """After a cancel every sign of progress raises, in whatever thread of Python it comes."""
+    meter = _Meter()
+    kind = type("_TestBar", (_Bar,), {"meter": meter})
+    bar = kind(total=10, initial=3, unit="B")
+    files = kind([1, 2])
+    bar.update(4)
+    assert list(files) == [1, 2]
+    meter.total = 10
+    assert meter.state() == (7, 10)
+    meter.stopped = True
+    for act in (bar.update, bar.refresh, lambda: list(files)):
+        with pytest.raises(_StoppedError):
+            act()
+
+
 def test_our_own_errors_pass_unchanged(tmp_path: Path) -> None:
     """A line that is already ours is not wrapped again."""
     error = HubError("x; y")
@@ -459,6 +475,9 @@ progress, threads, started = [], set(), time.monotonic()
 def check_cancel():
     if sys.argv[2] == "cancel" and progress and progress[-1][0] > 2 << 20:
         raise KeyboardInterrupt
+    if sys.argv[2] == "cancel late" and progress and progress[-1][0] > 0:
+        time.sleep(0.5)
+        raise KeyboardInterrupt
 def on_progress(done, total):
     import threading
     progress.append((done, total)); threads.add(threading.current_thread().name)
@@ -529,6 +548,15 @@ class TestRealClient:
         assert Path(again["result"]).name == COMMIT
         assert "model-00001-of-00002.safetensors" in fake.fetched
         assert whole.isdisjoint(fake.fetched)
+
+    def test_cancel_on_a_stalled_line(self, fake: FakeHub, tmp_path: Path) -> None:
+        """A cancelled download that hears nothing more does not hold up the end of the process."""
+        fake.files["model-00001-of-00002.safetensors"] = bytes(8 << 20)
+        fake.chunk_delay_s = 30
+        started = time.monotonic()
+        result = run_client(fake, tmp_path / "home", mode="cancel late")
+        assert result["result"].startswith("KeyboardInterrupt")
+        assert time.monotonic() - started < 8  # the client's own timeout is 10 s
 
     def test_unknown_model_and_revision(self, fake: FakeHub, tmp_path: Path) -> None:
         """The Hub's own answers become our lines."""
