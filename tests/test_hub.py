@@ -91,7 +91,9 @@ class TestLocal:
         with pytest.raises(ModelNotFoundError, match=r"model\.gguf is a file; name the folder"):
             resolve_model(str(tmp_path / "model.gguf"))
 
-    @pytest.mark.parametrize("bad", [b for b in BAD_FOLDERS if b.part == "hub"], ids=str)
+    @pytest.mark.parametrize(
+        "bad", [b for b in BAD_FOLDERS if b.part == "hub"], ids=lambda b: b.name
+    )
     def test_bad_folder(self, bad: Any, tmp_path: Path, no_network: None) -> None:
         """The damaged folders that this module must notice give their line."""
         with pytest.raises(MlxchatError, match=bad.fragment):
