@@ -63,6 +63,7 @@ class _Field:
 
 def common_length(ids: Sequence[int], other: Sequence[int]) -> int:
     """How many ids two sequences share at their start."""
+    ids, other = tuple(ids), tuple(other)  # a list slice never equals a tuple slice
     low, high = 0, min(len(ids), len(other))
     if ids[:high] == other[:high]:
         return high
