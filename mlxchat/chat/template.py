@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -39,6 +40,8 @@ _KEEP_SWITCHES: tuple[tuple[str, Any], ...] = (
     ("keep_all_reasoning", True),
     ("drop_thinking", False),
 )
+
+_THINKS = re.compile("think|reasoning|analysis", re.IGNORECASE)
 
 _CHATML = (
     "{% for message in messages %}"
@@ -255,7 +258,8 @@ class ChatTemplate:
             value = on if think else off
             if name in self.switches and value is not None and self._has_effect(name, on, off):
                 chosen[name] = value
-        if chosen or (think and self._opens_thinking()):
+        if chosen or (think and _THINKS.search(self.source)):
+            # A template without a switch that knows of thinking is always on.
             return chosen, []
         word = "on" if think else "off"
         return {}, [f"this model's template has no switch to turn thinking {word}"]
@@ -275,10 +279,6 @@ class ChatTemplate:
         except TemplateError:
             return False
         return texts[0] != texts[1]
-
-    def _opens_thinking(self) -> bool:
-        """Whether a prompt ends inside thinking, so that the model always thinks."""
-        return self.render([{"role": "user", "content": "u"}]).rstrip().endswith("think>")
 
     def shows_reasoning(self, *, inline: tuple[str, str] | None = None) -> bool:
         """Whether thinking of an earlier answer shows in the prompt.
