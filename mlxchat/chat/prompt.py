@@ -248,13 +248,17 @@ class PromptRenderer:
         return max(point, 0)
 
     def _dummy_answers(self, prompt_text: str) -> list[Message]:
-        """Two answers in the form they would be stored in: with thinking where it may come."""
+        """Answers in the form they would be stored in: with thinking where it may come.
+
+        Two that begin differently, and an empty one, which some templates show differently.
+        """
         opened = opened_by(self.markers, prompt_text)
         may_think = not is_closed_by(self.markers, prompt_text)
         answers = []
         for text, thought, thinks in (
             ("Aye, so it is", "Let me see", may_think),
             ("No, never", "Well, first", may_think and opened is not None),
+            ("", "Perhaps", may_think and opened is not None),
         ):
             answer = Message("assistant", text, content_ids=self._encoder.continuation(text))
             if thinks and self._is_inline:
@@ -271,8 +275,8 @@ class PromptRenderer:
         """The ids with which the next prompt will begin, whatever is asked.
 
         Returns:
-            The common prefix of the prompts with four different next questions; empty if the
-            template refuses them.
+            The common prefix of the prompts with four different next questions, without spaces
+            at its end; empty if the template refuses them.
         """
         common: tuple[int, ...] | None = None
         for question in NEXT_QUESTIONS:
@@ -281,7 +285,14 @@ class PromptRenderer:
             except TemplateError:
                 return ()
             common = token_ids if common is None else common[: common_length(common, token_ids)]
-        return common or ()
+        return self._without_blank(common or ())
+
+    def _without_blank(self, token_ids: tuple[int, ...]) -> tuple[int, ...]:
+        """Leave out spaces at the end: most words take them into their own first token."""
+        text = self.tokenizer.token_text
+        while token_ids and text(token_ids[-1]).strip(" ") == "":
+            token_ids = token_ids[:-1]
+        return token_ids
 
     def splitter(self, prompt: RenderedPrompt) -> ReasoningSplitter:
         """A splitter for the answer to a prompt."""
