@@ -323,9 +323,10 @@ def test_the_fingerprint_follows_what_decides_the_text():
     """Another switch, date or text gives another fingerprint; the same gives the same."""
     template = ChatTemplate(EXACT, now=NOW)
     assert template.fingerprint == ChatTemplate(EXACT, now=NOW.replace(hour=9)).fingerprint
+    assert template.fingerprint == ChatTemplate(EXACT, now=NOW.replace(day=5)).fingerprint
     others = [
-        ChatTemplate(EXACT + " ", now=NOW),
-        ChatTemplate(EXACT, now=NOW.replace(day=5)),
+        ChatTemplate(DATED, now=NOW),
+        ChatTemplate(DATED, now=NOW.replace(day=5)),
         template.with_kwargs({"enable_thinking": False}),
         ChatTemplate(EXACT, now=NOW, special_tokens={"bos_token": "<s>"}),
     ]

@@ -1,5 +1,6 @@
 """No id is read twice: rendered ids against fake caches, for every template there is."""
 
+import dataclasses
 import random
 import re
 import time
@@ -339,6 +340,20 @@ def test_a_special_id_inside_an_answer_is_not_put_back():
     prompt = renderer.render_ids([Message("user", "Hi"), message, Message("user", "Yo")])
     assert_decodes_as_its_text(renderer, prompt)
     assert prompt.token_ids[: len(start.token_ids) + 5] == (*start.token_ids, *odd)
+
+
+def test_an_answer_cut_by_a_stop_string_keeps_the_ids_before_the_cut():
+    """Where the stored text is shorter than the ids, those that fit stay as generated."""
+    renderer = make_renderer(Example("exact", EXACT), "default")
+    tokenizer = renderer.tokenizer
+    messages = [Message("user", "Hi")]
+    prompt = renderer.render_ids(messages)
+    ids = [tokenizer.token_id(char) for char in "HelloSTOP"]
+    split = dataclasses.replace(listen(renderer, prompt, ids), text="Hello")
+    answer = renderer.stored_answer(messages, prompt, split)
+    later = renderer.render_ids([*messages, answer, Message("user", "And?")])
+    assert_decodes_as_its_text(renderer, later)
+    assert common_length(later.token_ids, (*prompt.token_ids, *ids)) == len(prompt.token_ids) + 5
 
 
 WORDS = st.sampled_from(

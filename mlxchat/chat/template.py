@@ -207,9 +207,9 @@ class ChatTemplate:
             self.render([user])
         except TemplateError:
             return True
-        self.notices.append(
-            "this model has no system role; the system text is put before the first message"
-        )
+        notice = "this model has no system role; the system text is put before the first message"
+        if notice not in self.notices:
+            self.notices.append(notice)
         return False
 
     @cached_property
@@ -226,7 +226,9 @@ class ChatTemplate:
     @cached_property
     def fingerprint(self) -> str:
         """A short hash of all that decides the text, besides the messages."""
-        parts = [self.source, self.special_tokens, self.kwargs, self.now.date().isoformat()]
+        shows_date = "strftime_now" in self.source
+        date = self.now.date().isoformat() if shows_date else None
+        parts = [self.source, self.special_tokens, self.kwargs, date]
         text = json.dumps(parts, sort_keys=True, default=str)
         return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:16]
 
@@ -237,7 +239,7 @@ class ChatTemplate:
             special_tokens=self.special_tokens,
             kwargs=kwargs,
             now=self.now,
-            notices=[*self.notices, *notices],
+            notices=list(dict.fromkeys([*self.notices, *notices])),
         )
 
     def with_thinking(self, think: bool | None, keep_thinking: bool = False) -> ChatTemplate:
