@@ -21,7 +21,7 @@ from mlxchat.chat.reasoning import (
     is_closed_by,
     opened_by,
 )
-from mlxchat.chat.splice import SegmentEncoder
+from mlxchat.chat.splice import SegmentEncoder, Span
 from mlxchat.chat.template import ChatTemplate, Message
 from mlxchat.errors import TemplateError
 from mlxchat.model.tokenizer import Tokenizer
@@ -61,6 +61,15 @@ class _Field:
     token_ids: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class _Layout:
+    """Where fields stand in every text that begins like this one."""
+
+    fields: tuple[_Field, ...]
+    spans: tuple[Span, ...]
+    text: str
+
+
 def common_length(ids: Sequence[int], other: Sequence[int]) -> int:
     """How many ids two sequences share at their start."""
     ids, other = tuple(ids), tuple(other)  # a list slice never equals a tuple slice
@@ -94,6 +103,7 @@ class PromptRenderer:
         self.notices: list[str] = []
         self._encoder = SegmentEncoder(tokenizer)
         self._refused: set[tuple[str, str]] = set()
+        self._layout: _Layout | None = None
         self._system_ids: dict[str, tuple[int, ...]] = {}
         self._shows_reasoning = template.shows_reasoning()
         self._is_inline = keep_thinking and self._find_inline()
@@ -133,6 +143,12 @@ class PromptRenderer:
         text = self.render_text(messages, add_generation_prompt=add_generation_prompt)
         fields = self._splice_fields(messages)
         spans = self._find_spans(messages, fields, text, add_generation_prompt)
+        return self._assemble(messages, text, fields, spans)
+
+    def _assemble(
+        self, messages: Sequence[Message], text: str, fields: list[_Field], spans: Sequence[Span]
+    ) -> RenderedPrompt:
+        """Encode a text with the ids of its fields in their places."""
         token_ids: list[int] = []
         ends = [0] * len(messages)
         for segment in self._encoder.encode(text, spans):
@@ -176,30 +192,35 @@ class PromptRenderer:
         fields: list[_Field],
         text: str,
         add_generation_prompt: bool,
-    ) -> list[tuple[int, int, int, tuple[int, ...]]]:
-        """Where in the text the fields stand, as (start, end, field index, ids).
+    ) -> Sequence[Span]:
+        """Where in the text the fields stand.
 
         A second render with a sentinel for each field gives the text between them. The text
         around each field must come back the same; a message for which it does not is left out.
         """
+        known = self._layout
+        if known and known.fields == tuple(fields) and text.startswith(known.text):
+            return known.spans
         left_out: set[int] = set()
         for _ in range(_MAX_LAYOUTS):
             chosen = [i for i, field in enumerate(fields) if field.message not in left_out]
             if not chosen:
-                return []
+                return ()
             try:
                 spans, culprits = self._lay_out(
                     messages, fields, chosen, text, add_generation_prompt
                 )
             except TemplateError:
-                return []
+                return ()
             if not culprits:
+                end = spans[-1].end if spans else 0
+                self._layout = _Layout(tuple(fields), tuple(spans), text[:end])
                 return spans
             for index in culprits:
                 message = messages[index]
                 self._refused.add((message.content, message.reasoning or ""))
             left_out |= culprits
-        return []
+        return ()
 
     def _lay_out(
         self,
@@ -208,7 +229,7 @@ class PromptRenderer:
         chosen: list[int],
         text: str,
         add_generation_prompt: bool,
-    ) -> tuple[list[tuple[int, int, int, tuple[int, ...]]], set[int]]:
+    ) -> tuple[list[Span], set[int]]:
         """One layout: the spans, and the messages whose text the template shows otherwise."""
         block = _free_block(text, messages)
         dicts = self.template.to_dicts(messages)
@@ -240,11 +261,22 @@ class PromptRenderer:
         """
         point = len(prompt.token_ids) - 1
         for answer in self._dummy_answers(prompt.text):
+            later = [*messages, answer, Message("user", NEXT_QUESTIONS[0])]
             try:
-                later = self.render_ids([*messages, answer, Message("user", NEXT_QUESTIONS[0])])
+                text = self.render_text(later)
             except TemplateError:
                 continue
-            point = min(point, common_length(prompt.token_ids, later.token_ids))
+            fields = self._splice_fields(messages)
+            spans = list(self._find_spans(later, fields, text, True))
+            # The texts of dummies are our own: no second render is needed to find them.
+            for part in filter(None, (answer.reasoning, answer.inline or answer.content)):
+                at = text.rfind(part)
+                if at >= (spans[-1].end if spans else 0):
+                    ids = self._encoder.continuation(part)
+                    fields.append(_Field(len(messages), "content", part, ids))
+                    spans.append(Span(at, at + len(part), len(fields) - 1, ids))
+            token_ids = self._assemble(later, text, fields, spans).token_ids
+            point = min(point, common_length(prompt.token_ids, token_ids))
         return max(point, 0)
 
     def _dummy_answers(self, prompt_text: str) -> list[Message]:
@@ -252,23 +284,21 @@ class PromptRenderer:
 
         Two that begin differently, and an empty one, which some templates show differently.
         """
-        opened = opened_by(self.markers, prompt_text)
+        is_open = opened_by(self.markers, prompt_text) is not None
         may_think = not is_closed_by(self.markers, prompt_text)
         answers = []
         for text, thought, thinks in (
             ("Aye, so it is", "Let me see", may_think),
-            ("No, never", "Well, first", may_think and opened is not None),
-            ("", "Perhaps", may_think and opened is not None),
+            ("No, never", "Well, first", may_think and is_open),
+            ("", "Perhaps", may_think and is_open),
         ):
-            answer = Message("assistant", text, content_ids=self._encoder.continuation(text))
-            if thinks and self._is_inline:
-                inline = f"{self.markers.opener}{thought}{self.markers.closers[0]}{text}"
-                ids = self._encoder.continuation(inline)
-                answer = replace(answer, inline=inline, content_ids=ids)
-            elif thinks:
-                ids = self._encoder.continuation(thought)
-                answer = replace(answer, reasoning=thought, reasoning_ids=ids)
-            answers.append(answer)
+            inline = f"{self.markers.opener}{thought}{self.markers.closers[0]}{text}"
+            if not thinks:
+                answers.append(Message("assistant", text))
+            elif self._is_inline:
+                answers.append(Message("assistant", text, inline=inline))
+            else:
+                answers.append(Message("assistant", text, reasoning=thought))
         return answers
 
     def settle_target(self, messages: Sequence[Message]) -> tuple[int, ...]:
@@ -390,7 +420,7 @@ def _free_block(text: str, messages: Sequence[Message]) -> int:
 
 def _align(
     text: str, pieces: list[str], owners: list[int], fields: list[_Field]
-) -> tuple[list[tuple[int, int, int, tuple[int, ...]]], set[int]]:
+) -> tuple[list[Span], set[int]]:
     """Find the pieces between the fields in the real text.
 
     Returns:
@@ -407,7 +437,7 @@ def _align(
             if not text.startswith(shown, at) or not text.startswith(piece, end):
                 continue
             if not is_last or end + len(piece) == len(text):
-                spans.append((at, end, owner, fields[owner].token_ids))
+                spans.append(Span(at, end, owner, fields[owner].token_ids))
                 at = end + len(piece)
                 break
         else:
