@@ -1,0 +1,5 @@
+"""`python -m mlxchat` is the `mlxchat` command."""
+
+from mlxchat.cli.main import main
+
+main()

@@ -1,0 +1,226 @@
+"""A conversation with a model: turns, moves in the message tree, work in idle time.
+
+The session belongs to the main thread, which must never touch MLX: everything that does runs as a
+job on the worker (`turn.py`), and the main thread only hands in text and takes events out.
+Importing this module costs nothing; the engine side is imported by the first job.
+"""
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from mlxchat.chat.conversation import Branch, Conversation
+from mlxchat.chat.results import LoadProgress, SessionInfo, TurnResult
+from mlxchat.engine.options import SamplingSettings
+from mlxchat.engine.worker import Job, JobContext, Worker
+from mlxchat.errors import UsageError
+
+if TYPE_CHECKING:
+    from mlxchat.chat.turn import TurnRunner
+    from mlxchat.engine.prefix_cache import CacheReport
+
+
+@dataclass(frozen=True, slots=True)
+class ChatOptions:
+    """What a person may set about a conversation; None leaves the choice to the model.
+
+    Attributes:
+        max_tokens: Longest answer; None lets it fill the context.
+        max_context: Tokens that prompt and answer may take together.
+        think: Thinking on or off, where the template has a switch.
+        keep_thinking: Earlier thinking stays in the prompt, where the template can.
+        verify: Compare every turn with a from-scratch prefill.
+        idle_work: After an answer, bring the cache to what the next turn will render.
+    """
+
+    system: str | None = None
+    sampling: SamplingSettings = field(default_factory=SamplingSettings)
+    max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    max_context: int | None = None
+    think: bool | None = None
+    keep_thinking: bool = False
+    verify: bool = False
+    idle_work: bool = True
+
+
+class Session:
+    """One conversation with one model.
+
+    Args:
+        model: A folder, a Hub id, or None for the built-in model.
+        options: How to answer.
+    """
+
+    def __init__(self, model: str | None, options: ChatOptions) -> None:
+        self.model = model
+        self.options = options
+        self.conversation = Conversation(options.system)
+        self.info: SessionInfo | None = None
+        self.last: TurnResult | None = None
+        self._worker = Worker()
+        self._runner: TurnRunner | None = None
+
+    # -- loading -----------------------------------------------------------------------------------
+
+    def load(self) -> Job[SessionInfo]:
+        """Loads the model in the background; a second call finds it loaded."""
+        return self._worker.submit(self._load)
+
+    def _load(self, context: JobContext) -> SessionInfo:
+        if self.info is None:
+            from mlxchat.model.device import load_mlx
+
+            load_mlx()
+            from mlxchat.chat.turn import load_runner
+
+            def report(event: LoadProgress) -> None:
+                context.check()
+                context.emit(event)
+
+            self._runner, self.info = load_runner(self.model, self.options, report, context.check)
+        return self.info
+
+    # -- turns -------------------------------------------------------------------------------------
+
+    def send(self, text: str) -> Job[TurnResult]:
+        """Answers a message."""
+        return self._turn(text, self.conversation.head)
+
+    def retry(self) -> Job[TurnResult]:
+        """Answers the last question again; the old answer stays in the tree.
+
+        Raises:
+            UsageError: Nothing was said yet.
+        """
+        question = self.conversation.move_to_question()
+        return self._turn(None, question.id, keep_branch=True)
+
+    def edit(self, turn: int | None, text: str) -> Job[TurnResult]:
+        """Puts another question in the place of a turn's (None: the last) and answers it.
+
+        Raises:
+            UsageError: There is no such turn.
+        """
+        self.conversation.move_before_question(turn)
+        return self._turn(text, self.conversation.head, keep_branch=True)
+
+    def _turn(
+        self, question: str | None, head: int | None, *, keep_branch: bool = False
+    ) -> Job[TurnResult]:
+        start = time.perf_counter()
+        branch = self._keep_branch or keep_branch
+        self._keep_branch = False
+
+        def job(context: JobContext) -> TurnResult:
+            loading = time.perf_counter()
+            self._load(context)
+            loaded_s = time.perf_counter() - loading
+            assert self._runner is not None
+            self.conversation.head = head
+            self.last = self._runner.run(
+                self.conversation,
+                question,
+                context,
+                start=start + loaded_s,
+                keep_branch=branch,
+            )
+            if self.options.idle_work:
+                self._worker.submit(self._settle, idle=True)
+            return self.last
+
+        return self._worker.submit(job)
+
+    def _settle(self, context: JobContext) -> None:
+        if self._runner is not None:
+            self._runner.settle(self.conversation, context)
+
+    _keep_branch = False
+
+    # -- moves in the tree -------------------------------------------------------------------------
+
+    def undo(self, count: int = 1) -> int:
+        """Takes the last turns back; returns how many."""
+        self._keep_branch = True
+        return self._move(lambda: self.conversation.undo(count))
+
+    def goto(self, node_id: int) -> int:
+        """Moves to any message of the tree; returns the number of turns before that place.
+
+        Raises:
+            UsageError: There is no such message.
+        """
+        self._keep_branch = True
+        self._move(lambda: self.conversation.goto(node_id))
+        return self.num_turns
+
+    def fork(self) -> int:
+        """Notes this place as the start of another branch; returns its number for `goto`.
+
+        Raises:
+            UsageError: Nothing was said yet.
+        """
+        if self.conversation.head is None:
+            raise UsageError("nothing was said yet; say something first")
+        self._keep_branch = True
+        return self.conversation.head
+
+    def tree(self) -> list[Branch]:
+        """Returns the messages of all branches, in the order in which they are drawn."""
+        return list(self.conversation.branches())
+
+    def _move(self, move: Callable[[], object]) -> int:
+        """Carries out a move and brings the cache there in idle time."""
+        moved = move()
+        if self._runner is not None and self.options.idle_work:
+            self._worker.cancel_idle()
+        return int(moved) if isinstance(moved, int) else 0
+
+    def set_system(self, text: str | None) -> None:
+        """Sets the system prompt; it takes effect with the next turn."""
+        self.conversation.system = text or None
+
+    @property
+    def system(self) -> str | None:
+        """The system prompt."""
+        return self.conversation.system
+
+    def reset(self) -> None:
+        """Empties the conversation; the system prompt stays."""
+        self._worker.cancel_idle()
+        self.conversation.reset()
+        self.last = None
+
+    # -- what is shown -----------------------------------------------------------------------------
+
+    @property
+    def num_turns(self) -> int:
+        """Questions on the current branch."""
+        return len(self.conversation.questions())
+
+    @property
+    def context_used(self) -> int:
+        """Tokens that the cache holds."""
+        return self._runner.num_cached if self._runner is not None else 0
+
+    def cache_report(self) -> "CacheReport | None":
+        """Describes what the cache holds; None before the model is loaded."""
+        if self._runner is None:
+            return None
+        runner = self._runner
+        return self._worker.run(lambda _: runner.engine.prefix.report())
+
+    def wait_until_idle(self, timeout_s: float = 60.0) -> None:
+        """Waits for background work; for tests and measurements."""
+        self._worker.submit(lambda _: None, idle=True).result(timeout_s)
+
+    def close(self) -> None:
+        """Ends the worker."""
+        self._worker.close()
+
+
+def pick_seed() -> int:
+    """Returns a seed that nobody chose."""
+    return int.from_bytes(os.urandom(4), "little")

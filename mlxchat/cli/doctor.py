@@ -1,0 +1,81 @@
+"""`mlxchat doctor`: what this machine, this installation and these settings are."""
+
+import json
+import os
+import platform
+import sys
+
+import click
+
+from mlxchat import __version__, paths
+from mlxchat.cli.failures import explain
+from mlxchat.cli.options import resolve_model
+from mlxchat.errors import MlxchatError
+from mlxchat.settings import load_settings, settings_path
+
+Rows = list[tuple[str, str]]
+
+_PACKAGES = (
+    "mlx",
+    "mlx-cpu",
+    "mlx-cuda-13",
+    "mlx-metal",
+    "mlx-lm",
+    "tokenizers",
+    "huggingface-hub",
+)
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def doctor(as_json: bool) -> int:
+    """Show what this machine and this installation can do."""
+    from mlxchat.cli.render import format_table
+
+    backend, problem = _backend()
+    python = f"{platform.python_version()} ({sys.executable})"
+    rows = [("mlxchat", __version__), ("python", python), *_packages(), *backend, *_places()]
+    click.echo(json.dumps(dict(rows)) if as_json else format_table(rows))
+    if problem is not None:
+        raise problem
+    return 0
+
+
+def _packages() -> Rows:
+    from importlib import metadata
+
+    rows = []
+    for name in _PACKAGES:
+        try:
+            rows.append((name, metadata.version(name)))
+        except metadata.PackageNotFoundError:
+            continue
+    return rows
+
+
+def _backend() -> tuple[Rows, MlxchatError | None]:
+    from mlxchat.engine.worker import Worker
+    from mlxchat.model import device
+
+    worker = Worker()
+    try:
+        return worker.run(lambda _: device.describe()), None
+    except Exception as error:
+        return [("backend", "none")], explain(error)
+    finally:
+        worker.close()
+
+
+def _places() -> Rows:
+    from huggingface_hub import constants
+
+    settings = load_settings()
+    path = settings_path()
+    model = resolve_model(os.environ.get("MLXCHAT_MODEL"), settings)
+    return [
+        ("settings", f"{path}{'' if path.exists() else ' (none yet)'}"),
+        ("data", str(paths.data_dir())),
+        ("cache", str(paths.cache_dir())),
+        ("models", str(constants.HF_HUB_CACHE)),
+        ("default model", model or "built-in"),
+    ]

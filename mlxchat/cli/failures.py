@@ -1,0 +1,86 @@
+"""The one place where what went wrong becomes a line on stderr and an exit code.
+
+Exit codes: 0 all is well, 1 an error (a reader of stdout that went away too), 2 wrong usage,
+130 interrupted.
+"""
+
+import contextlib
+import os
+import re
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from mlxchat.cli.render import one_line
+from mlxchat.errors import BackendError, MlxchatError
+
+_MLX = re.compile(r"\b(lib)?mlx\b")
+INTERRUPTED = 130  # what shells report for SIGINT
+
+
+def report(run: Callable[[], Any]) -> int:
+    """Runs a command; prints what it raises as one line on stderr.
+
+    Returns:
+        The exit code: the command's own where it returned one.
+    """
+    try:
+        code = run()
+        sys.stdout.flush()
+    except (KeyboardInterrupt, click.Abort):
+        return INTERRUPTED
+    except BrokenPipeError:
+        _silence_stdout()
+        return MlxchatError.exit_code
+    except click.ClickException as error:
+        _print_error(_usage_line(error))
+        return error.exit_code
+    except Exception as error:
+        if isinstance(error, OSError):
+            _silence_stdout()
+        known = explain(error)
+        _print_error(str(known))
+        return known.exit_code
+    return code if isinstance(code, int) else 0
+
+
+def explain(error: Exception) -> MlxchatError:
+    """Returns the error that a person can act on for one that something below us raised.
+
+    With `MLXCHAT_DEBUG=1` its traceback goes to stderr.
+    """
+    if os.environ.get("MLXCHAT_DEBUG") == "1":
+        sys.excepthook(type(error), error, error.__traceback__)
+    if isinstance(error, MlxchatError):
+        return error
+    if isinstance(error, ImportError) and _MLX.search(f"{error.name} {error}"):
+        return BackendError(
+            f"MLX cannot be imported ({error}); on Linux install exactly one of"
+            " 'mlxchat[cpu]' and 'mlxchat[cuda]', on a Mac 'mlxchat'"
+        )
+    if isinstance(error, OSError) and error.strerror:
+        place = f" ({error.filename})" if error.filename else ""
+        return MlxchatError(f"{error.strerror}{place}; check space and permissions")
+    name = type(error).__name__
+    return MlxchatError(f"internal error {name}: {error}; set MLXCHAT_DEBUG=1 for the traceback")
+
+
+def _usage_line(error: click.ClickException) -> str:
+    line = error.format_message().rstrip(".")
+    if "; " in line:
+        return line
+    context = getattr(error, "ctx", None)
+    return f"{line}; see '{context.command_path if context else 'mlxchat'} --help'"
+
+
+def _print_error(line: str) -> None:
+    with contextlib.suppress(OSError):
+        click.echo(f"Error: {one_line(line)}", err=True)
+
+
+def _silence_stdout() -> None:
+    # The interpreter flushes stdout once more when it ends; that must not fail again.
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,69 @@
+"""`mlxchat generate`: one prompt in, one answer out; made for pipes."""
+
+import contextlib
+import os
+import stat
+import sys
+from typing import Any
+
+import click
+
+from mlxchat.cli.options import chat_options, read_request
+from mlxchat.errors import MlxchatError, UsageError
+
+
+@click.command()
+@click.argument("prompt", required=False)
+@chat_options
+def generate(prompt: str | None, as_json: bool, timing: bool, plain: bool, **params: Any) -> None:
+    """Answer one PROMPT.
+
+    The prompt is the argument, the text on stdin, or both: the argument first, then the text. The
+    answer goes to stdout, all else to stderr.
+    """
+    text = join_prompt(prompt, read_stdin())
+    with contextlib.closing(read_request(params).open()) as session:
+        from mlxchat.cli.screen import Screen
+        from mlxchat.cli.turn import Answers
+
+        screen = Screen(sys.stdout, sys.stderr, plain=plain)
+        answers = Answers(session, screen, as_json=as_json, timing=timing)
+        if answers.give(lambda: session.send(text)).stop_reason == "user_cancelled":
+            raise KeyboardInterrupt
+
+
+def join_prompt(argument: str | None, text: str) -> str:
+    """Returns the prompt: the argument, a blank line, the text; or the one that there is.
+
+    Raises:
+        UsageError: There is neither.
+    """
+    parts = [part for part in (argument or "", text.rstrip("\n")) if part.strip()]
+    if not parts:
+        raise UsageError("there is no prompt; give one as an argument or on stdin")
+    return "\n\n".join(parts)
+
+
+def read_stdin() -> str:
+    """Returns what is on stdin when that is a pipe or a file, else nothing.
+
+    Raises:
+        MlxchatError: It is not UTF-8.
+    """
+    if sys.stdin is None or not _has_text(sys.stdin.buffer):
+        return ""
+    try:
+        return sys.stdin.buffer.read().decode()
+    except UnicodeDecodeError as error:
+        raise MlxchatError(
+            f"stdin is not UTF-8 (byte {error.start}); convert it with iconv"
+        ) from None
+
+
+def _has_text(stream: Any) -> bool:
+    # A terminal or /dev/null must not be waited for. Some programs use a socket for a pipe.
+    try:
+        mode = os.fstat(stream.fileno()).st_mode
+    except (OSError, ValueError):
+        return True  # not a file at all: a test's buffer
+    return stat.S_ISFIFO(mode) or stat.S_ISREG(mode) or stat.S_ISSOCK(mode)

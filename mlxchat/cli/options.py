@@ -1,0 +1,130 @@
+"""The options that `chat` and `generate` share, and how they and the settings become a session."""
+
+import contextlib
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mlxchat.settings import LENGTH_BOUNDS, SAMPLING_BOUNDS, Settings, load_settings
+
+if TYPE_CHECKING:
+    from mlxchat.chat.session import ChatOptions, Session
+
+BUILTIN = "builtin"
+
+
+def _number(flag: str, name: str, text: str) -> Callable[..., Any]:
+    bounds = (SAMPLING_BOUNDS | LENGTH_BOUNDS)[name]
+    parse = int if bounds.is_integer else float
+
+    def check(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
+        if value is None:
+            return None
+        with contextlib.suppress(ValueError):
+            number = parse(value)
+            if bounds.allow(number):
+                return number
+        raise click.BadParameter(f"{value!r} is not allowed; give {bounds}", ctx, param)
+
+    metavar = "N" if bounds.is_integer else "X"
+    return click.option(flag, name, callback=check, metavar=metavar, help=text)
+
+
+def _refuse_empty(
+    ctx: click.Context, param: click.Parameter, value: tuple[str, ...]
+) -> tuple[str, ...]:
+    if "" in value:
+        raise click.BadParameter("an empty string is not allowed; give some text", ctx, param)
+    return value
+
+
+_OPTIONS = (
+    click.option(
+        "-m",
+        "--model",
+        metavar="NAME",
+        envvar="MLXCHAT_MODEL",
+        show_envvar=True,
+        help="A folder, a Hugging Face repository, or 'builtin' (the tiny model that is included).",
+    ),
+    click.option("-s", "--system", metavar="TEXT", help="The system prompt."),
+    _number("--max-tokens", "max_tokens", "Stop the answer after N tokens."),
+    _number("--temp", "temperature", "Temperature; 0 is greedy and reproducible."),
+    _number("--top-p", "top_p", "Sample from the likeliest tokens that hold this probability."),
+    _number("--top-k", "top_k", "Sample from the N likeliest tokens; 0 is off."),
+    _number("--min-p", "min_p", "Drop tokens less likely than X times the likeliest; 0 is off."),
+    _number("--repetition-penalty", "repetition_penalty", "Above 1 makes repetition less likely."),
+    _number("--seed", "seed", "The same seed gives the same text."),
+    click.option(
+        "--stop",
+        multiple=True,
+        metavar="TEXT",
+        callback=_refuse_empty,
+        help="End the answer before this text; may be given more than once.",
+    ),
+    _number("--max-context", "max_context", "Hold at most N tokens of conversation."),
+    click.option(
+        "--think/--no-think",
+        default=None,
+        help="Reason before the answer or not, where the model knows a switch.",
+    ),
+    click.option("--keep-thinking", is_flag=True, help="Keep reasoning in the conversation."),
+    click.option("--verify", is_flag=True, help="Compare each turn with a from-scratch prefill."),
+    click.option("--timing", is_flag=True, help="Report where the time went, on stderr."),
+    click.option("--json", "as_json", is_flag=True, help="Print one JSON object per answer."),
+    click.option("--plain", is_flag=True, help="No colour and no progress display."),
+)
+
+
+def chat_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds the shared options to a command."""
+    return functools.reduce(lambda command, option: option(command), reversed(_OPTIONS), function)
+
+
+def resolve_model(model: str | None, settings: Settings) -> str | None:
+    """Returns the model to load; None is the built-in one.
+
+    Args:
+        model: What `--model` or `MLXCHAT_MODEL` names, if anything.
+        settings: Names the default.
+    """
+    name = model or settings.model or BUILTIN
+    return None if name == BUILTIN else name
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """Which model a person asked for and how it shall answer."""
+
+    model: str | None  # None: the built-in one
+    options: "ChatOptions"
+
+    def open(self) -> "Session":
+        """Makes the session; nothing is loaded yet."""
+        from mlxchat.chat.session import Session
+
+        return Session(self.model, self.options)
+
+
+def read_request(params: dict[str, Any]) -> Request:
+    """Joins the command line with `config.toml`; the command line wins.
+
+    Args:
+        params: The values of `chat_options` by name, without those that only concern the display.
+
+    Raises:
+        SettingsError: `config.toml` is broken.
+    """
+    from mlxchat.chat.session import ChatOptions
+    from mlxchat.engine.options import SamplingSettings
+
+    settings = load_settings()
+    given = {name: value for name, value in params.items() if value is not None}
+    sampling = settings.sampling | {n: given.pop(n) for n in SAMPLING_BOUNDS if n in given}
+    model = resolve_model(given.pop("model", None), settings)
+    system = given.pop("system", settings.system) or None  # `--system ""` takes the default away
+    options = ChatOptions(system=system, sampling=SamplingSettings(**sampling), **given)
+    return Request(model, options)

@@ -1,0 +1,274 @@
+"""Dataclasses to text for people; pure functions, nothing here writes.
+
+Text that a model or a file produced is untrusted: `sanitize` takes away what a terminal would obey.
+"""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mlxchat.chat.results import (
+        LoadProgress,
+        PrefillProgress,
+        SessionInfo,
+        TurnResult,
+        Verify,
+    )
+    from mlxchat.chat.session import Session
+
+
+def _make_safe_table() -> dict[int, str]:
+    table = {code: chr(0x2400 + code) for code in range(0x20)}  # the control pictures: ␛ for ESC
+    table[0x7F] = "␡"
+    for code in (*range(0x80, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A)):
+        table[code] = f"<U+{code:04X}>"  # C1 controls, bidirectional overrides and isolates
+    for code in range(0xD800, 0xE000):
+        table[code] = "\ufffd"  # half a character cannot be written as UTF-8
+    table[ord("\r")] = (
+        ""  # it could only overwrite its own line; before a line feed it means nothing
+    )
+    del table[ord("\n")], table[ord("\t")]
+    return table
+
+
+_SAFE = _make_safe_table()
+
+
+def sanitize(text: str) -> str:
+    r"""Replaces what a terminal would obey by something that can be seen.
+
+    Every escape sequence begins with ESC or a C1 control; what follows is plain text without it. So
+    each character is judged alone, and a sequence that is split over two pieces of a stream is as
+    harmless as a whole one. Line feed and tab stay.
+    """
+    return text.translate(_SAFE)
+
+
+def one_line(text: str) -> str:
+    """Returns `text` sanitised, with every run of white space made one space."""
+    return sanitize(" ".join(text.split()))
+
+
+def format_count(number: int) -> str:
+    """Returns a count with its thousands set apart: `2 310`."""
+    return f"{number:,}".replace(",", " ")
+
+
+def format_bytes(size: int) -> str:
+    """Returns a size in the binary unit that suits it: `12.5 MiB`."""
+    if size < 1024:
+        return f"{size} B"
+    for power, unit in enumerate(("KiB", "MiB"), start=1):
+        if size < 1024 ** (power + 1):
+            return f"{size / 1024**power:.1f} {unit}"
+    return f"{size / 1024**3:.1f} GiB"
+
+
+def format_seconds(seconds: float) -> str:
+    """Returns a duration with the digits that matter: `0.083 s`, `4.2 s`, `2 min 05 s`."""
+    if seconds < 0.1:
+        return f"{seconds:.3f} s"
+    if seconds < 10:
+        return f"{seconds:.2f} s" if seconds < 1 else f"{seconds:.1f} s"
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s"
+
+
+def format_rate(tok_per_s: float | None) -> str:
+    """Returns a rate in tokens per second without its unit, `-` where there is none."""
+    if tok_per_s is None:
+        return "-"
+    return f"{tok_per_s:,.{1 if tok_per_s < 100 else 0}f}".replace(",", " ")
+
+
+def format_table(rows: list[tuple[str, str]]) -> str:
+    """Returns names and values in two columns."""
+    width = max((len(name) for name, _ in rows), default=0)
+    return "\n".join(f"{name:<{width}}  {sanitize(value)}".rstrip() for name, value in rows)
+
+
+def wrap_parts(line: str, width: int) -> str:
+    """Breaks a line that is too wide at its ` · ` marks."""
+    rows = [""]
+    for part in line.split(" · "):
+        joined = f"{rows[-1]} · {part}" if rows[-1] else part
+        if len(joined) <= width or not rows[-1]:
+            rows[-1] = joined
+        else:
+            rows.append(part)
+    return "\n".join(rows)
+
+
+def format_progress(event: "LoadProgress | PrefillProgress", elapsed_s: float) -> str:
+    """Returns one line on how far a load or a prefill has come.
+
+    Args:
+        event: What came last.
+        elapsed_s: Seconds since this phase began.
+    """
+    phase = getattr(event, "phase", "prefill")
+    name = {"download": "downloading", "load": "loading", "warm-up": "warming up"}.get(
+        phase, "reading"
+    )
+    if phase == "warm-up":
+        return f"{name} {event.done}/{event.total}"
+    if phase != "prefill":
+        text = f"{name} {format_bytes(event.done)} of {format_bytes(event.total)}"
+    else:
+        text = f"{name} {format_count(event.done)} of {format_count(event.total)} tokens"
+    if not event.done or elapsed_s <= 0:
+        return text
+    per_s = event.done / elapsed_s
+    rate = f"{format_bytes(int(per_s))}/s" if phase != "prefill" else f"{format_rate(per_s)} tok/s"
+    return f"{text} · {rate} · {format_seconds((event.total - event.done) / per_s)} left"
+
+
+_STOP_NOTES = {
+    "token_limit": " (stopped at the token limit)",
+    "user_cancelled": " (stopped)",
+    "context_full": " (the context is full)",
+}
+
+
+def format_turn_line(result: "TurnResult") -> str:
+    """Returns the line after an answer: tokens, time to first token, rate with depth, reuse."""
+    usage, timing = result.usage, result.timing
+    tokens = format_count(usage.completion_tokens)
+    parts = [
+        f"{tokens} tokens{_STOP_NOTES.get(result.stop_reason, '')}",
+        f"ttft {timing.ttft_s:.2f} s",
+    ]
+    if timing.decode_tok_per_s is not None:
+        depth = format_count(usage.prompt_tokens)
+        parts.append(f"{format_rate(timing.decode_tok_per_s)} tok/s at depth {depth}")
+    if timing.bandwidth_use is not None:
+        parts[-1] += f" ({100 * timing.bandwidth_use:.0f} % of bandwidth)"
+    reuse = f"reused {format_count(usage.cached_tokens)}, read {format_count(usage.prefill_tokens)}"
+    reason = one_line(result.cache.reason)
+    parts.append(f"{reuse} ({reason})" if reason else reuse)
+    return " · ".join(parts)
+
+
+def format_thought_line(seconds: float) -> str:
+    """Returns the line that closes a streamed piece of reasoning."""
+    return f"thought for {format_seconds(seconds)}"
+
+
+def format_timing(result: "TurnResult") -> str:
+    """Returns the `--timing` report: every phase with its time, tokens and rate."""
+    usage, timing = result.usage, result.timing
+    rows: list[tuple[str, float, int | None, float | None, str]] = [
+        ("load", timing.load_s, None, None, ""),
+        ("template", timing.template_s, usage.prompt_tokens, None, ""),
+        ("restore", timing.restore_s, usage.cached_tokens, None, result.cache.source),
+        ("prefill", timing.prefill_s, usage.prefill_tokens, timing.prefill_tok_per_s, ""),
+        ("first token", timing.ttft_s, None, None, "since the message was sent"),
+        (
+            "decode",
+            timing.decode_s,
+            usage.completion_tokens,
+            timing.decode_tok_per_s,
+            _gaps(result),
+        ),
+        ("total", timing.total_s, None, None, ""),
+    ]
+    lines = [f"{'phase':<11} {'seconds':>9} {'tokens':>8} {'tok/s':>9}"]
+    for name, seconds, tokens, rate, note in rows:
+        count = "" if tokens is None else format_count(tokens)
+        speed = "" if rate is None else format_rate(rate)
+        lines.append(f"{name:<11} {seconds:>9.3f} {count:>8} {speed:>9}  {note}".rstrip())
+    return "\n".join([*lines, *_format_use(result)])
+
+
+def _gaps(result: "TurnResult") -> str:
+    gaps = result.to_json()["timing"]["inter_token_ms"]
+    if not gaps or gaps["p50"] is None:
+        return ""
+    return f"p50 {gaps['p50']:.1f}, p95 {gaps['p95']:.1f}, max {gaps['max']:.1f} ms"
+
+
+def _format_use(result: "TurnResult") -> list[str]:
+    usage, timing = result.usage, result.timing
+    memory = (
+        f"memory: peak {format_bytes(timing.peak_memory_bytes)}"
+        f", weights {format_bytes(timing.weight_bytes)}, KV {format_bytes(timing.kv_bytes)}"
+    )
+    if timing.bandwidth_use is not None:
+        memory += f"; {100 * timing.bandwidth_use:.0f} % of the measured bandwidth"
+    lines = [memory]
+    if usage.settle_tokens or usage.typeahead_tokens:
+        lines.append(
+            f"idle time: {format_count(usage.settle_tokens)} tokens read after the last answer"
+            f", {format_count(usage.typeahead_tokens)} while typing"
+        )
+    if result.cache.reason:
+        lines.append(f"cache: {one_line(result.cache.reason)}")
+    return lines
+
+
+def format_verify(verify: "Verify") -> str:
+    """Returns what `--verify` found."""
+    outcome = "equal a" if verify.tokens_equal else "DIFFER from a"
+    return (
+        f"verify: tokens {outcome} from-scratch prefill of"
+        f" {format_count(len(verify.prompt_ids))} tokens"
+        f", logits differ by at most {verify.max_abs_logit_diff:.2g}"
+    )
+
+
+def format_banner(version: str, model: str | None) -> str:
+    """Returns what the chat says when it opens.
+
+    Args:
+        version: Of mlxchat.
+        model: The model's name; None is the built-in one.
+    """
+    keys = "/help lists commands · Alt-Enter new line · Ctrl-C stops · Ctrl-D leaves"
+    if model is not None:
+        return f"mlxchat {version} · {one_line(model)}\n{keys}"
+    return (
+        f"mlxchat {version} · the built-in model, a tiny demo that knows a small world\n"
+        "For a real model: mlxchat -m mlx-community/Qwen3-4B-4bit\n" + keys
+    )
+
+
+def format_toolbar(session: "Session", model: str | None, progress: str) -> str:
+    """Returns the line under the prompt: model, context used, last rate.
+
+    Args:
+        session: Loaded or loading.
+        model: The name that was asked for; None is the built-in one.
+        progress: What the load says of itself while it lasts.
+    """
+    info = session.info
+    if info is None:
+        return f"{one_line(model or 'built-in model')} · {progress or 'loading'}"
+    used, limit = session.context_used, info.context_limit
+    share = f" ({100 * used / limit:.0f} %)" if limit else ""
+    parts = [one_line(info.model), f"{format_count(used)} of {format_count(limit)} tokens{share}"]
+    if session.last is not None and session.last.timing.decode_tok_per_s is not None:
+        parts.append(f"{format_rate(session.last.timing.decode_tok_per_s)} tok/s")
+    return " · ".join(parts)
+
+
+def format_model(info: "SessionInfo") -> list[tuple[str, str]]:
+    """Returns rows on what was loaded."""
+    return [
+        ("model", f"{info.model} ({info.family}, {info.n_params / 1e6:,.1f} M parameters)"),
+        ("backend", info.backend),
+        ("weights", format_bytes(info.weight_bytes)),
+        ("load", format_seconds(info.load_s)),
+    ]
+
+
+def format_stats(session: "Session") -> str:
+    """Returns the `/stats` report: the model, the conversation and the last answer."""
+    rows = [] if session.info is None else format_model(session.info)
+    limit = "" if session.info is None else f" of {format_count(session.info.context_limit)}"
+    rows += [
+        ("turns", format_count(session.num_turns)),
+        ("context", f"{format_count(session.context_used)}{limit} tokens"),
+    ]
+    report = format_table(rows)
+    return report if session.last is None else f"{report}\n\n{format_timing(session.last)}"

@@ -1,0 +1,231 @@
+"""The chat in a terminal: prompt, keys, completion, toolbar.
+
+What is typed is understood by `slash` and answered by `turn`. The prompt is drawn before the model
+is loaded; the load starts with the first drawing and runs on the worker while the person types.
+"""
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import FrameType
+
+from prompt_toolkit import PromptSession
+from prompt_toolkit.application import Application
+from prompt_toolkit.completion import CompleteEvent, Completer, Completion
+from prompt_toolkit.document import Document
+from prompt_toolkit.history import FileHistory
+from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+from prompt_toolkit.shortcuts import CompleteStyle
+
+from mlxchat import __version__, paths
+from mlxchat.chat.results import LoadProgress
+from mlxchat.cli import slash
+from mlxchat.cli.failures import explain
+from mlxchat.cli.render import format_banner, format_progress, format_toolbar
+from mlxchat.cli.turn import Answers, Start, Stopped
+
+# Two presses further apart than this are two wishes to clear the line.
+LEAVE_WITHIN_S = 2.0
+_LEAVE_HINT = "Press Ctrl-C again to leave."
+
+
+class SlashCompleter(Completer):
+    """Completes the names of slash commands from their registry."""
+
+    def get_completions(
+        self, document: Document, complete_event: CompleteEvent
+    ) -> Iterable[Completion]:
+        """Yields the commands that begin with what stands before the cursor."""
+        text = document.text_before_cursor
+        if text.startswith("/") and not text[1:].startswith("/"):
+            for name, command in slash.COMMANDS.items():
+                if name.startswith(text[1:]):
+                    yield Completion(f"/{name}", -len(text), display_meta=command.summary)
+
+
+class Repl:
+    """The loop of prompt and answer.
+
+    Args:
+        answers: Gives and shows the answers; knows the session.
+        model: The name that was asked for; None is the built-in one.
+        plain: No toolbar.
+    """
+
+    def __init__(self, answers: Answers, model: str | None, *, plain: bool = False) -> None:
+        self._answers, self._session, self._screen = answers, answers.session, answers.screen
+        self._model = model
+        self._context = slash.Context(self._session, self._screen.note)
+        self._load_text = ""
+        self._ctrl_c_at = -LEAVE_WITHIN_S
+        self._prompt: PromptSession[str] = PromptSession(
+            "> ",
+            multiline=True,
+            prompt_continuation="  ",
+            history=open_history(paths.data_dir() / "input_history"),
+            completer=SlashCompleter(),
+            complete_style=CompleteStyle.READLINE_LIKE,
+            complete_while_typing=False,
+            key_bindings=self._keys(),
+            bottom_toolbar=None if plain else self._toolbar,
+        )
+
+    def run(self) -> int:
+        """Talks until the person leaves.
+
+        Returns:
+            The exit code.
+
+        Raises:
+            MlxchatError: The model could not be loaded.
+        """
+        self._screen.note(format_banner(__version__, self._model))
+        self._prompt.app.after_render += self._start_load
+        with chat_signals(), contextlib.suppress(EOFError, slash.LeaveChat):
+            while True:
+                text = self._prompt.prompt()
+                if text.strip():
+                    self._take(text)
+        return 0
+
+    def _take(self, text: str) -> None:
+        try:
+            with quiet_terminal():
+                start = slash.interpret(self._context, text)
+                if start is not None:
+                    self._answer(start)
+        except Stopped:
+            self._screen.note("Stopped.")
+        except slash.LeaveChat:
+            raise
+        except Exception as error:
+            if self._session.info is None:
+                raise  # without a model there is nothing to go on with
+            self._screen.error(str(explain(error)))
+
+    def _answer(self, start: Start) -> None:
+        self._answers.tell_load()
+        self._answers.give(start)
+
+    def _start_load(self, app: "Application[str]") -> None:
+        app.after_render -= self._start_load
+        job = self._session.load()
+
+        def watch() -> None:
+            started = time.monotonic()
+            for event in job:
+                if isinstance(event, LoadProgress):
+                    self._load_text = format_progress(event, time.monotonic() - started)
+                    app.invalidate()
+            try:
+                job.result()
+                app.invalidate()
+            except Exception as error:
+                leave_prompt(app, error)
+
+        threading.Thread(target=watch, name="load-watch", daemon=True).start()
+
+    def _toolbar(self) -> str:
+        if time.monotonic() - self._ctrl_c_at < LEAVE_WITHIN_S:
+            return _LEAVE_HINT
+        return format_toolbar(self._session, self._model, self._load_text)
+
+    def _keys(self) -> KeyBindings:
+        keys = KeyBindings()
+
+        @keys.add("enter")
+        def _send(event: KeyPressEvent) -> None:
+            event.current_buffer.validate_and_handle()
+
+        @keys.add("escape", "enter")
+        @keys.add("c-j")
+        def _new_line(event: KeyPressEvent) -> None:
+            event.current_buffer.insert_text("\n")
+
+        @keys.add("c-c")
+        @keys.add("<sigint>")
+        def _clear_or_leave(event: KeyPressEvent) -> None:
+            now = time.monotonic()
+            is_empty = not event.current_buffer.text
+            if is_empty and now - self._ctrl_c_at < LEAVE_WITHIN_S:
+                event.app.exit(exception=EOFError)
+                return
+            event.current_buffer.reset()
+            self._ctrl_c_at = now
+
+        return keys
+
+
+def open_history(path: Path) -> FileHistory:
+    """Returns the input history kept in `path`, which only its owner can read."""
+    paths.make_private_dir(path.parent)
+    os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+    path.chmod(0o600)
+    return FileHistory(str(path))
+
+
+def leave_prompt(app: "Application[str]", error: Exception) -> None:
+    """Ends a prompt from another thread; its caller gets `error`. Does nothing without a prompt."""
+
+    def leave() -> None:
+        if app.is_running and app.future is not None and not app.future.done():
+            app.exit(exception=error)
+
+    if app.loop is not None:
+        with contextlib.suppress(RuntimeError):  # the loop has just ended
+            app.loop.call_soon_threadsafe(leave)
+
+
+@contextlib.contextmanager
+def chat_signals() -> Iterator[None]:
+    """Leaves in the normal way on SIGTERM and SIGHUP, so that the terminal is put back.
+
+    SIGINT does nothing in the moments between a prompt and an answer, which handle it themselves.
+    """
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    def ignore(number: int, frame: FrameType | None) -> None:
+        pass
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handlers = {signal.SIGTERM: leave, signal.SIGHUP: leave, signal.SIGINT: ignore}
+    old = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def quiet_terminal() -> Iterator[None]:
+    """Keeps keys that are pressed during an answer from showing; Ctrl-C still interrupts.
+
+    What was typed is there when the next prompt opens.
+    """
+    import termios
+
+    try:
+        descriptor = sys.stdin.fileno()
+        old = termios.tcgetattr(descriptor)
+    except (OSError, ValueError, termios.error):  # no terminal
+        yield
+        return
+    quiet = [*old]
+    quiet[0] &= ~termios.ICRNL  # Enter stays Enter for the next prompt
+    quiet[3] &= ~(termios.ECHO | termios.ICANON)
+    quiet[3] |= termios.NOFLSH  # Ctrl-C does not throw away what was typed before it
+    termios.tcsetattr(descriptor, termios.TCSADRAIN, quiet)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(descriptor, termios.TCSADRAIN, old)

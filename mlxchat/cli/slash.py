@@ -1,0 +1,170 @@
+"""The slash commands: a registry filled by a decorator, one short handler each.
+
+`/help`, completion and the README come from the registry. A line is a command when its first word
+is a `/` with letters, digits or hyphens after it (`/stats`). So `/etc/hosts`, `/ 2` and `// note`
+are text. `//word ...` is sent as `/word ...`.
+"""
+
+import difflib
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from mlxchat.chat.session import Session
+from mlxchat.cli.render import format_stats
+from mlxchat.cli.turn import Start
+from mlxchat.errors import MlxchatError, UsageError
+
+_COMMAND = re.compile(r"(/?)/([A-Za-z][\w-]*)(?:\s+(.*))?", re.DOTALL | re.ASCII)
+
+
+class LeaveChat(Exception):  # noqa: N818  # a wish, no error
+    """The person wants to leave."""
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What a handler works on."""
+
+    session: Session
+    say: Callable[[str], None]  # shows lines that are no answer
+
+
+# A handler gets the text after the command's name; what it returns starts an answer.
+Handler = Callable[[Context, str], Start | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """One slash command."""
+
+    name: str
+    arguments: str
+    summary: str
+    run: Handler
+
+    @property
+    def usage(self) -> str:
+        """How the command is written: `/undo [N]`."""
+        return f"/{self.name} {self.arguments}".rstrip()
+
+
+COMMANDS: dict[str, Command] = {}
+
+
+def command(name: str, arguments: str, summary: str) -> Callable[[Handler], Handler]:
+    """Registers a handler under a name."""
+
+    def register(handler: Handler) -> Handler:
+        COMMANDS[name] = Command(name, arguments, summary, handler)
+        return handler
+
+    return register
+
+
+def interpret(context: Context, line: str) -> Start | None:
+    """Takes what the person wrote: a message or a command.
+
+    Returns:
+        What starts the answer; None when the command gives none.
+
+    Raises:
+        MlxchatError: The command is unknown or cannot do what it was asked.
+        LeaveChat: The command ends the chat.
+    """
+    match = _COMMAND.fullmatch(line.strip())
+    if match is None:
+        return lambda: context.session.send(line)
+    escape, name, argument = match.groups()
+    if escape:
+        text = line.lstrip()[1:]
+        return lambda: context.session.send(text)
+    return _find(name.lower()).run(context, (argument or "").strip())
+
+
+def _find(name: str) -> Command:
+    if name in COMMANDS:
+        return COMMANDS[name]
+    near = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.5)
+    hint = f"did you mean /{near[0]}?" if near else "/help lists the commands;"
+    raise UsageError(f"there is no command /{name}; {hint} write //{name} to send it as text")
+
+
+def _whole_number(text: str, usage: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise UsageError(f"{text!r} is not allowed; write {usage} with a whole number >= 1")
+    return int(text)
+
+
+def _need_turns(session: Session) -> None:
+    if session.num_turns == 0:
+        raise MlxchatError("the conversation is empty; send a message first")
+
+
+@command("help", "", "List the commands.")
+def help_(context: Context, argument: str) -> None:
+    """Lists the commands."""
+    width = max(len(entry.usage) for entry in COMMANDS.values())
+    lines = [f"{entry.usage:<{width}}  {entry.summary}" for entry in COMMANDS.values()]
+    context.say("\n".join([*lines, "//word sends /word as text; /a/path is text anyway."]))
+
+
+@command("system", "[TEXT]", "Show the system prompt, or set it; `none` removes it.")
+def system(context: Context, argument: str) -> None:
+    """Shows or sets the system prompt."""
+    if argument:
+        context.session.set_system(None if argument == "none" else argument)
+    prompt = context.session.system
+    context.say("No system prompt." if prompt is None else f"System prompt: {prompt}")
+
+
+@command("reset", "", "Empty the conversation; the system prompt stays.")
+def reset(context: Context, argument: str) -> None:
+    """Empties the conversation."""
+    context.session.reset()
+    context.say("The conversation is empty.")
+
+
+@command("stats", "", "Show the model, the context used and the last answer's timing.")
+def stats(context: Context, argument: str) -> None:
+    """Shows where the time and the memory went."""
+    context.say(format_stats(context.session))
+
+
+@command("retry", "", "Answer the last message again.")
+def retry(context: Context, argument: str) -> Start:
+    """Answers the last message again."""
+    _need_turns(context.session)
+    return context.session.retry
+
+
+@command("undo", "[N]", "Take back the last turn, or the last N.")
+def undo(context: Context, argument: str) -> None:
+    """Takes turns back."""
+    count = _whole_number(argument, "/undo [N]") if argument else 1
+    _need_turns(context.session)
+    taken = context.session.undo(count)
+    context.say(f"Took back {taken} {'turn' if taken == 1 else 'turns'}.")
+
+
+@command("edit", "[TURN] TEXT", "Replace your last message, or that of turn TURN, and answer it.")
+def edit(context: Context, argument: str) -> Start:
+    """Replaces the text of a turn and answers it."""
+    first, _, rest = argument.partition(" ")
+    turn = int(first) if first.isascii() and first.isdigit() else None
+    text = argument if turn is None else rest.strip()
+    if not text:
+        raise UsageError("there is no new text; write /edit [TURN] TEXT")
+    _need_turns(context.session)
+    if turn is not None and not 1 <= turn <= context.session.num_turns:
+        raise UsageError(f"there is no turn {turn}; give 1 to {context.session.num_turns}")
+    return lambda: context.session.edit(turn, text)
+
+
+@command("exit", "", "Leave the chat; Ctrl-D does the same.")
+def exit_(context: Context, argument: str) -> None:
+    """Leaves the chat."""
+    raise LeaveChat
+
+
+COMMANDS["quit"] = COMMANDS["exit"]

@@ -1,0 +1,219 @@
+"""One answer: follows its job, shows it while it streams, lets Ctrl-C stop it, reports on it."""
+
+import json
+import signal
+import threading
+import time
+from collections.abc import Callable
+from types import FrameType, TracebackType
+from typing import Any
+
+from mlxchat.chat.results import (
+    LoadProgress,
+    Notice,
+    PrefillProgress,
+    TextDelta,
+    TurnResult,
+)
+from mlxchat.chat.session import Session
+from mlxchat.cli.render import (
+    format_progress,
+    format_thought_line,
+    format_timing,
+    format_turn_line,
+    format_verify,
+)
+from mlxchat.cli.screen import Screen
+from mlxchat.engine.worker import Job, JobCancelledError
+
+Start = Callable[[], Job[TurnResult]]
+
+
+class Stopped(KeyboardInterrupt):
+    """Ctrl-C stopped an answer before there was anything to keep."""
+
+
+# A job stops within one prefill chunk (150 ms); after this long Ctrl-C leaves the program instead.
+PATIENCE_S = 2.0
+# Shorter phases end before their line could be read; drawing more often than this is flicker.
+PROGRESS_DELAY_S, PROGRESS_INTERVAL_S = 0.2, 0.1
+
+
+class StopOnCtrlC:
+    """While entered, Ctrl-C cancels the watched job instead of raising KeyboardInterrupt.
+
+    The job then ends in its own way and what it did so far is kept. Pressed again when the job did
+    not react for `PATIENCE_S`, it raises KeyboardInterrupt.
+    """
+
+    def __init__(self) -> None:
+        self.pressed_at: float | None = None
+        self._job: Job[Any] | None = None
+        self._old: Any = None
+
+    def __enter__(self) -> "StopOnCtrlC":
+        is_main = threading.current_thread() is threading.main_thread()
+        if is_main and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+            self._old = signal.signal(signal.SIGINT, self._press)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._old is not None:
+            signal.signal(signal.SIGINT, self._old)
+
+    def watch(self, job: Job[TurnResult]) -> Job[TurnResult]:
+        """Names the job to cancel and returns it; cancels it at once when Ctrl-C was earlier."""
+        self._job = job
+        if self.pressed_at is not None:
+            job.cancel()
+        return job
+
+    def _press(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if self.pressed_at is None:
+            self.pressed_at = now
+            if self._job is not None:
+                self._job.cancel()
+        elif now - self.pressed_at > PATIENCE_S:
+            raise KeyboardInterrupt
+
+
+class TurnView:
+    """Shows the events of one job.
+
+    Args:
+        screen: Where to.
+        shows_text: False where the answer is printed as a whole afterwards.
+    """
+
+    def __init__(self, screen: Screen, *, shows_text: bool) -> None:
+        self._screen = screen
+        self._shows_text = shows_text
+        self._thinks_since: float | None = None
+        self._skips_newlines = False
+        self._phase: object = None
+        self._phase_started = self._drawn_at = time.monotonic()
+
+    def show(self, event: object) -> None:
+        """Shows one event."""
+        match event:
+            case TextDelta(text=text, kind="reasoning"):
+                self._reason(text)
+            case TextDelta(text=text):
+                self._answer(text)
+            case LoadProgress() | PrefillProgress():
+                self._progress(event)
+            case Notice(text=text):
+                self._screen.note(text)
+
+    def close(self) -> None:
+        """Ends what is half shown: the reasoning, a progress line, an open line."""
+        self._end_reasoning()
+        self._screen.clear_progress()
+        self._screen.end_line()
+
+    def _reason(self, text: str) -> None:
+        self._skips_newlines = True
+        if self._shows_text and self._screen.shows_reasoning:
+            if self._thinks_since is None:
+                self._thinks_since = time.monotonic()
+                text = text.lstrip("\n")
+            self._screen.reasoning(text)
+
+    def _end_reasoning(self) -> None:
+        if self._thinks_since is not None:
+            self._screen.note(format_thought_line(time.monotonic() - self._thinks_since))
+            self._thinks_since = None
+
+    def _answer(self, text: str) -> None:
+        if not self._shows_text:
+            return
+        self._end_reasoning()
+        if self._skips_newlines:  # the empty lines that models put between thinking and answer
+            text = text.lstrip("\n")
+            self._skips_newlines = not text
+        self._screen.answer(text)
+
+    def _progress(self, event: LoadProgress | PrefillProgress) -> None:
+        now = time.monotonic()
+        phase = getattr(event, "phase", "prefill")
+        if phase != self._phase:
+            self._phase, self._phase_started = phase, now
+        elapsed_s = now - self._phase_started
+        if elapsed_s >= PROGRESS_DELAY_S and now - self._drawn_at >= PROGRESS_INTERVAL_S:
+            self._drawn_at = now
+            self._screen.progress(format_progress(event, elapsed_s))
+
+
+class Answers:
+    """Gives answers one after the other in the form that the command line asked for.
+
+    Args:
+        session: Answers.
+        screen: Shows.
+        as_json: One JSON object per answer instead of its text.
+        timing: The full report after each answer.
+        turn_line: One line after each answer.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        screen: Screen,
+        *,
+        as_json: bool = False,
+        timing: bool = False,
+        turn_line: bool = False,
+    ) -> None:
+        self.session, self.screen = session, screen
+        self._as_json, self._timing, self._turn_line = as_json, timing, turn_line
+        self._has_told_load = False
+
+    def give(self, start: Start) -> TurnResult:
+        """Starts an answer, shows it to its end and reports on it.
+
+        Raises:
+            MlxchatError: The answer failed.
+            Stopped: Ctrl-C came before there was anything to keep.
+            KeyboardInterrupt: Ctrl-C came twice and the job did not react.
+        """
+        view = TurnView(self.screen, shows_text=not self._as_json)
+        with StopOnCtrlC() as ctrl_c:
+            job = ctrl_c.watch(start())
+            try:
+                for event in job:
+                    view.show(event)
+            except BaseException:
+                job.cancel()
+                raise
+            finally:
+                view.close()
+            try:
+                result = job.result()
+            except JobCancelledError:
+                raise Stopped from None
+        self._report(result)
+        return result
+
+    def tell_load(self) -> None:
+        """Shows, once, what the load had to say."""
+        if not self._has_told_load and self.session.info is not None:
+            self._has_told_load = True
+            for text in self.session.info.notices:
+                self.screen.note(text)
+
+    def _report(self, result: TurnResult) -> None:
+        if self._as_json:
+            self.screen.line(json.dumps(result.to_json()))
+        self.tell_load()
+        if result.verify is not None:
+            self.screen.note(format_verify(result.verify))
+        if self._timing:
+            self.screen.note(format_timing(result))
+        elif self._turn_line:
+            self.screen.note(format_turn_line(result))

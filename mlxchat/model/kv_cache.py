@@ -1,0 +1,506 @@
+"""One layer's cache, and the caches of a whole model: append, rewind, snapshot, restore, pin.
+
+Knows arrays and positions of one sequence (or a batch in step), never tokens, models or mlx-lm. The
+classes with rows answer to the names that mlx-lm's models use (`update_and_fetch`, `make_mask`,
+`offset`, ...), so the same objects serve our transformer and the zoo. Layers without rows are in
+`state_cache.py`. Which position to keep, and when to take a snapshot, is the planner's business
+(`engine/prefix_cache.py`).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, TypeVar
+
+import mlx.core as mx
+
+Kind = Literal["full", "window", "chunked", "recurrent", "opaque"]
+Meta = dict[str, str | int]
+V = TypeVar("V")
+
+GROWTH_STEP = 256  # rows; as mlx-lm: one copy of the buffer pays for this many decoded tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The state of one layer at one position, in memory of its own.
+
+    Args:
+        arrays: The saved arrays, contiguous and evaluated; None where a slot was empty.
+        start: Position of the first saved row, for layers that hold rows.
+        detail: What only this kind of layer needs to come back.
+    """
+
+    arrays: tuple[mx.array | None, ...]
+    start: int = 0
+    detail: Any = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held by this snapshot."""
+        return sum(array.nbytes for array in self.arrays if array is not None)
+
+
+class LayerCache(Protocol):
+    """What the engine asks of one layer's cache, whatever its kind."""
+
+    kind: Kind
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held now, room for growth included."""
+
+    def arrays(self) -> list[mx.array]:
+        """Return the arrays to evaluate after a forward pass."""
+
+    def can_rewind(self, pos: int) -> bool:
+        """Say whether `rewind(pos)` would be exact."""
+
+    def rewind(self, pos: int) -> None:
+        """Forget everything from position `pos` on."""
+
+    def snapshot(self, evaluate: bool = True) -> Snapshot | None:
+        """Copy the state, or return None where the position alone brings it back."""
+
+    def restore(self, pos: int, snapshot: Snapshot) -> None:
+        """Bring back a snapshot that was taken at position `pos`."""
+
+    def pin(self, pos: int) -> None:
+        """Keep what `rewind` needs for every position from `pos` on."""
+
+    def export(self) -> tuple[Meta, dict[str, mx.array]] | None:
+        """Return the live state for storage, or None where it has no stored form."""
+
+    def load_export(self, meta: Meta, arrays: dict[str, mx.array]) -> None:
+        """Take over what `export` returned."""
+
+
+def make_causal_mask(num_new: int, offset: int, window: int | None = None) -> mx.array:
+    """Build the mask of `num_new` queries over `offset` earlier rows and their own.
+
+    Args:
+        num_new: Number of queries T.
+        offset: Number of rows before the first query.
+        window: Queries see at most this many rows, their own included; None for all.
+
+    Returns:
+        Boolean array (T, offset + T), true where a query may look.
+    """
+    rows = mx.arange(offset + num_new)[None]
+    queries = mx.arange(offset, offset + num_new)[:, None]
+    mask = queries >= rows
+    return mask if window is None else mask & (queries < rows + window)
+
+
+def own(snapshot: Snapshot, evaluate: bool) -> Snapshot:
+    """Evaluate the arrays of a snapshot where asked to, and return it."""
+    if evaluate:
+        mx.eval([array for array in snapshot.arrays if array is not None])
+    return snapshot
+
+
+def share(array: mx.array | None) -> mx.array | None:
+    """Return another handle on the same memory: writing to one leaves the other alone."""
+    return None if array is None else copy.copy(array)
+
+
+class RowCache:
+    """Keys and values in one growing buffer, in order of position.
+
+    Buffer row `i` holds position `origin + i`. Rows are written in place: nothing outside may hold
+    the buffer or a slice of it across a write, else MLX copies the whole buffer. Subclasses say
+    which rows the model sees and which may be dropped.
+
+    Args:
+        step: The buffer grows to whole multiples of this many rows.
+    """
+
+    kind: Kind
+
+    def __init__(self, step: int = GROWTH_STEP) -> None:
+        self.step = step
+        self.keys: mx.array | None = None
+        self.values: mx.array | None = None
+        self.offset = 0
+        self.origin = 0
+        self.start_position = 0
+        self._pin: int | None = None
+        self._reserved = 0
+
+    def _first_needed(self, pos: int) -> int:
+        """Return the oldest position that a token at `pos` or later looks at."""
+        raise NotImplementedError
+
+    def update_and_fetch(
+        self, keys: mx.array, values: mx.array | None
+    ) -> tuple[mx.array, mx.array | None]:
+        """Append rows and return all rows that the new tokens may look at.
+
+        Args:
+            keys: (B, K, T, Dh), rotated.
+            values: (B, K, T, Dv), or None where the keys say it all.
+
+        Returns:
+            Keys (B, K, S, Dh) and values (B, K, S, Dv), in order of position.
+        """
+        self._make_room(keys, values)
+        first, self.offset = self.offset - self.origin, self.offset + keys.shape[2]
+        last = self.offset - self.origin
+        assert self.keys is not None
+        self.keys[..., first:last, :] = keys
+        if values is not None and self.values is not None:
+            self.values[..., first:last, :] = values
+        self.start_position = self._first_needed(first + self.origin)
+        return self.keys_and_values()
+
+    def keys_and_values(self) -> tuple[mx.array, mx.array | None]:
+        """Return the rows of the last update again (models that share KV ask for them)."""
+        assert self.keys is not None
+        rows = slice(self.start_position - self.origin, self.offset - self.origin)
+        if rows == slice(0, self.keys.shape[2]):
+            return self.keys, self.values
+        return self.keys[..., rows, :], None if self.values is None else self.values[..., rows, :]
+
+    def reserve(self, total: int) -> None:
+        """Make the next growth large enough for `total` positions."""
+        self._reserved = total
+
+    def _make_room(self, keys: mx.array, values: mx.array | None) -> None:
+        """Grow or compact the buffers where the new rows do not fit."""
+        num_new = keys.shape[2]
+        if self.keys is not None and self.offset - self.origin + num_new <= self.keys.shape[2]:
+            return
+        pinned = self.offset if self._pin is None else min(self._pin, self.offset)
+        keep = max(self.origin, self._first_needed(pinned))
+        wanted = max(self.offset + num_new, self._reserved) - keep
+        capacity = -(-wanted // self.step) * self.step
+        live = slice(keep - self.origin, self.offset - self.origin)
+        self.keys = _regrow(self.keys, keys, live, capacity)
+        self.values = None if values is None else _regrow(self.values, values, live, capacity)
+        self.origin = keep
+
+    @property
+    def state(self) -> tuple[mx.array | None, mx.array | None, int]:
+        """Buffers and offset, for mlx-lm's own loops."""
+        return self.keys, self.values, self.offset
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of both buffers, room for growth included."""
+        return sum(array.nbytes for array in self.arrays())
+
+    def arrays(self) -> list[mx.array]:
+        """Return the buffers that exist."""
+        return [array for array in (self.keys, self.values) if array is not None]
+
+    def size(self) -> int:
+        """Return the number of positions fed."""
+        return self.offset
+
+    def empty(self) -> bool:
+        """Say whether nothing was fed yet."""
+        return self.offset == 0
+
+    def is_trimmable(self) -> bool:
+        """Say whether mlx-lm's code may trim: our own code asks `can_rewind`."""
+        return self.origin == 0
+
+    def trim(self, n: int) -> int:
+        """Drop the last `n` positions, in mlx-lm's words, and return how many were dropped."""
+        n = min(n, self.offset)
+        self.rewind(self.offset - n)
+        return n
+
+    def can_rewind(self, pos: int) -> bool:
+        """Say whether every row that a token at `pos` needs is still held."""
+        return 0 <= pos <= self.offset and self._first_needed(pos) >= self.origin
+
+    def rewind(self, pos: int) -> None:
+        """Forget positions from `pos` on; at 0 the memory is given back.
+
+        Raises:
+            ValueError: Rows that `pos` needs are gone: check `can_rewind` first.
+        """
+        if not self.can_rewind(pos):
+            raise ValueError(f"rows for position {pos} are gone; the first held is {self.origin}")
+        self.offset = pos
+        self.start_position = self._first_needed(pos)
+        if pos == 0:
+            self.keys = self.values = None
+            self.origin = 0
+
+    def pin(self, pos: int) -> None:
+        """Keep the rows that positions from `pos` on need, until the next pin."""
+        self._pin = pos
+
+    def snapshot(self, evaluate: bool = True) -> Snapshot | None:
+        """Return None: rows before a position never change, so the position is enough."""
+        return None
+
+    def restore(self, pos: int, snapshot: Snapshot) -> None:
+        """Replace the rows by those of a snapshot taken at `pos`."""
+        keys, values = snapshot.arrays
+        self._adopt(pos, snapshot.start, keys, values)
+
+    def _adopt(self, pos: int, start: int, keys: mx.array | None, values: mx.array | None) -> None:
+        self.keys, self.values = share(keys), share(values)
+        self.offset = pos
+        self.origin = self.start_position = start
+
+    def _live_rows(self) -> tuple[int, mx.array | None, mx.array | None]:
+        """Return the first position that the next token needs, and the rows from there on."""
+        start = self._first_needed(self.offset)
+        rows = slice(start - self.origin, self.offset - self.origin)
+        keys, values = (
+            None if array is None else mx.contiguous(array[..., rows, :])
+            for array in (self.keys, self.values)
+        )
+        return start, keys, values
+
+    def export(self) -> tuple[Meta, dict[str, mx.array]]:
+        """Return the rows that the next token needs, without room for growth or deleted rows."""
+        start, keys, values = self._live_rows()
+        rows = {"keys": keys, "values": values}
+        arrays = {name: array for name, array in rows.items() if array is not None}
+        return {"kind": self.kind, "offset": self.offset, "start": start}, arrays
+
+    def load_export(self, meta: Meta, arrays: dict[str, mx.array]) -> None:
+        """Take over exported rows; the first write copies them into a buffer with room."""
+        keys, values = arrays.get("keys"), arrays.get("values")
+        self._adopt(int(meta["offset"]), int(meta["start"]), keys, values)
+
+
+def _regrow(buffer: mx.array | None, like: mx.array, live: slice, capacity: int) -> mx.array:
+    """Copy the `live` rows into a new buffer of `capacity` rows shaped like `like`."""
+    batch, heads, _, width = like.shape
+    rows = live.stop - live.start
+    room = mx.zeros((batch, heads, capacity - rows, width), like.dtype)
+    if buffer is None or rows == 0:
+        return room
+    return mx.concatenate([buffer[..., live, :], room], axis=2)
+
+
+class FullKV(RowCache):
+    """Keys and values of every position: any position can be reached again by the offset alone."""
+
+    kind: Kind = "full"
+
+    def _first_needed(self, pos: int) -> int:
+        return 0
+
+    def make_mask(
+        self,
+        N: int,  # noqa: N803 (mlx-lm's models name it)
+        return_array: bool = False,
+        window_size: int | None = None,
+    ) -> mx.array | str | None:
+        """Return the mask of the next `N` tokens as mlx-lm does: None, "causal" or an array."""
+        if window_size is not None:
+            return make_causal_mask(N, self.offset, window_size)
+        if N == 1:
+            return None
+        return make_causal_mask(N, self.offset) if return_array else "causal"
+
+
+class WindowKV(RowCache):
+    """Keys and values that a sliding window still sees, and those back to the pin.
+
+    Returns the rows that a rotating buffer would: up to `window` - 1 old ones and the new ones, but
+    in order of position. Old rows are dropped when the buffer is full, so the rows written since
+    then pay for the copying, and what positions from the pin on need is always kept.
+
+    Args:
+        window: A token sees at most this many rows, its own included.
+        step: As in `RowCache`.
+    """
+
+    kind: Kind = "window"
+
+    def __init__(self, window: int, step: int = GROWTH_STEP) -> None:
+        super().__init__(step)
+        self.window = window
+
+    def _first_needed(self, pos: int) -> int:
+        return max(0, pos - (self.window - 1))
+
+    def make_mask(
+        self,
+        N: int,  # noqa: N803 (mlx-lm's models name it)
+        return_array: bool = False,
+        window_size: int | None = None,
+    ) -> mx.array | str | None:
+        """Return the mask of the next `N` tokens over the rows that the update will return."""
+        held = min(self.window - 1, self.offset)
+        if N > 1:
+            window = window_size or self.window
+            if held + N > window or return_array:
+                return make_causal_mask(N, held, window)
+            return "causal"
+        if window_size is None or window_size >= held + 1:
+            return None
+        return mx.arange(held + 1) >= held + 1 - window_size
+
+    def snapshot(self, evaluate: bool = True) -> Snapshot:
+        """Copy the rows that the next token sees: they will slide out of the window."""
+        start, keys, values = self._live_rows()
+        return own(Snapshot((keys, values), start), evaluate)
+
+
+class ChunkedKV(RowCache):
+    """Keys and values of the current chunk of positions, and those back to the pin's chunk.
+
+    For models whose tokens see only their own chunk (Llama 4). `start_position` is the position of
+    the first row that `update_and_fetch` returns; such models build their mask from it.
+
+    Args:
+        chunk_size: Positions per chunk.
+        step: As in `RowCache`.
+    """
+
+    kind: Kind = "chunked"
+
+    def __init__(self, chunk_size: int, step: int = GROWTH_STEP) -> None:
+        super().__init__(step)
+        self.chunk_size = chunk_size
+
+    def _first_needed(self, pos: int) -> int:
+        return pos // self.chunk_size * self.chunk_size
+
+    def maybe_trim_front(self) -> None:
+        """Show the model the current chunk only; rows leave memory when the buffer is full."""
+        self.start_position = self._first_needed(self.offset)
+
+    def snapshot(self, evaluate: bool = True) -> Snapshot:
+        """Copy the rows of the current chunk: they will be dropped after it."""
+        start, keys, values = self._live_rows()
+        return own(Snapshot((keys, values), start), evaluate)
+
+
+Marks = tuple[Snapshot | None, ...]
+
+
+class SequenceCache:
+    """The caches of all layers of one sequence.
+
+    The number of layers here is the number of caches, which need not be the model's number of
+    layers; the position is the caller's own count of the ids that it fed.
+
+    Args:
+        raw: What the model takes as its cache.
+        layers: The caches inside it, flat, in order.
+    """
+
+    def __init__(self, raw: Any, layers: Sequence[LayerCache]) -> None:
+        self.raw = raw
+        self.layers = list(layers)
+
+    @property
+    def kinds(self) -> frozenset[Kind]:
+        """The kinds of layers that occur."""
+        return frozenset(layer.kind for layer in self.layers)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held by all layers."""
+        return sum(layer.nbytes for layer in self.layers)
+
+    def offsets(self) -> frozenset[int]:
+        """Return the offsets of layers with rows: one number unless a forward pass broke off."""
+        return frozenset(layer.offset for layer in self.layers if isinstance(layer, RowCache))
+
+    def arrays(self) -> list[mx.array]:
+        """Return all arrays: evaluate them after a prefill chunk whose logits nobody wants."""
+        return [array for layer in self.layers for array in layer.arrays()]
+
+    def reserve(self, total: int) -> None:
+        """Announce that the sequence will grow to `total` positions, so that buffers grow once."""
+        for layer in self.layers:
+            if isinstance(layer, FullKV):
+                layer.reserve(total)
+
+    def can_rewind(self, pos: int) -> bool:
+        """Say whether every layer can go back to `pos` without a snapshot."""
+        return all(layer.can_rewind(pos) for layer in self.layers)
+
+    def rewind(self, pos: int) -> None:
+        """Forget everything from `pos` on, in every layer or in none.
+
+        Raises:
+            ValueError: Some layer cannot: check `can_rewind` first.
+        """
+        self.restore(pos, (None,) * len(self.layers))
+
+    def pin(self, pos: int) -> None:
+        """Keep what every layer needs to rewind to any position from `pos` on."""
+        for layer in self.layers:
+            layer.pin(pos)
+
+    def snapshot(self, kinds: Collection[Kind] | None = None) -> Marks:
+        """Copy what the current position needs beyond its number.
+
+        Args:
+            kinds: Copy layers of these kinds only; the others must then be reachable by `rewind`.
+
+        Returns:
+            One entry per layer, None where nothing was copied.
+        """
+        marks = tuple(
+            layer.snapshot(evaluate=False) if kinds is None or layer.kind in kinds else None
+            for layer in self.layers
+        )
+        mx.eval([a for mark in marks if mark for a in mark.arrays if a is not None])
+        return marks
+
+    def can_restore(self, pos: int, marks: Marks) -> bool:
+        """Say whether every layer has a snapshot in `marks` or can rewind to `pos`."""
+        pairs = zip(self.layers, marks, strict=True)
+        return all(mark is not None or layer.can_rewind(pos) for layer, mark in pairs)
+
+    def restore(self, pos: int, marks: Marks) -> None:
+        """Go back to `pos`: rewind where a layer can, else put its snapshot back.
+
+        Raises:
+            ValueError: Some layer can do neither; nothing was changed.
+        """
+        if not self.can_restore(pos, marks):
+            raise ValueError(f"no way back to position {pos}; start from a fresh cache")
+        for layer, mark in zip(self.layers, marks, strict=True):
+            if layer.can_rewind(pos):
+                layer.rewind(pos)
+            elif mark is not None:
+                layer.restore(pos, mark)
+
+    def export(self) -> tuple[Meta, dict[str, mx.array]] | None:
+        """Return the live state of all layers, or None where one has no stored form.
+
+        Returns:
+            Meta and arrays with the layer's number before each name: "0.offset", "0.keys".
+        """
+        meta: Meta = {"layers": len(self.layers)}
+        arrays: dict[str, mx.array] = {}
+        for i, layer in enumerate(self.layers):
+            exported = layer.export()
+            if exported is None:
+                return None
+            meta.update({f"{i}.{name}": value for name, value in exported[0].items()})
+            arrays.update({f"{i}.{name}": value for name, value in exported[1].items()})
+        return meta, arrays
+
+    def load_export(self, meta: Meta, arrays: dict[str, mx.array]) -> None:
+        """Take over what `export` returned; meta values may come back as text.
+
+        Raises:
+            ValueError: The stored layers are not the layers of this cache.
+        """
+        kinds = [meta.get(f"{i}.kind") for i in range(int(meta["layers"]))]
+        if kinds != [layer.kind for layer in self.layers]:
+            raise ValueError("the stored cache is of another model")
+        for i, layer in enumerate(self.layers):
+            layer.load_export(_under(f"{i}.", meta), _under(f"{i}.", arrays))
+
+
+def _under(prefix: str, named: dict[str, V]) -> dict[str, V]:
+    """Return the entries whose name begins with `prefix`, without it."""
+    return {n.removeprefix(prefix): v for n, v in named.items() if n.startswith(prefix)}

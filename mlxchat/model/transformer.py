@@ -1,0 +1,326 @@
+"""Our decoder-only transformer: embed, block, unembed.
+
+A block is two compiled functions around the cache update: from the residual stream to q, k, v,
+and from the attention output to the next residual stream. The update stays outside, since inside
+`mx.compile` it would copy the whole buffer for each token. Offsets go in as arrays: a Python int
+would be a constant and compile anew for every token. Weights go in as arguments, so that layers
+of one shape share one compiled function.
+
+Knows token ids and arrays; names, files and text belong to the modules around it.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+
+from mlxchat.model.device import DevicePlan
+from mlxchat.model.families import ModelConfig
+from mlxchat.model.kv_cache import FullKV, SequenceCache, WindowKV
+from mlxchat.model.language_model import ModelInfo
+from mlxchat.model.rope import Rope
+from mlxchat.model.weights import (
+    Arrays,
+    LayerWeights,
+    LinearSpec,
+    ModelWeights,
+    Params,
+    apply_linear,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What all blocks of one forward pass share.
+
+    Attributes:
+        positions: For each kind of layer its rotation arrays (see `Transformer.rotation`).
+        masks: For each kind of layer its attention mask: None, "causal" or a boolean array.
+    """
+
+    positions: tuple[list[mx.array], ...]
+    masks: tuple[Any, ...]
+
+
+class Transformer:
+    """A dense decoder of one of the native families.
+
+    Args:
+        config: Its shape.
+        weights: Its arrays, evaluated.
+        plan: The device's choices.
+        compiled: Off runs the same functions uncompiled (tests, the lens).
+    """
+
+    def __init__(
+        self, config: ModelConfig, weights: ModelWeights, plan: DevicePlan, *, compiled: bool = True
+    ) -> None:
+        self.config = config
+        self.weights = weights
+        self.plan = plan
+        self._column = plan.matvec == "column"
+        self._kinds = list(dict.fromkeys(config.layers))
+        self._kind_of = [self._kinds.index(kind) for kind in config.layers]
+        self._periods = [
+            None if kind.rope is None else mx.array(kind.rope.periods) for kind in self._kinds
+        ]
+        compile_ = mx.compile if compiled else _identity
+        self._compiled: dict[Any, Callable[..., Any]] = {}
+        self._before = [
+            self._function(compile_, self._make_before, w, i) for i, w in self._layers()
+        ]
+        self._after = [self._function(compile_, self._make_after, w, 0) for _, w in self._layers()]
+        self._unembed: Callable[..., mx.array] = compile_(self._make_unembed())
+        self._rotations = compile_(self._rotation_tables)
+        self.info = ModelInfo(
+            family=config.family,
+            n_layers=config.n_layers,
+            vocab_size=config.vocab_size,
+            max_context=config.max_exact_context,
+            n_params=weights.n_params,
+            weight_bytes=weights.num_bytes,
+        )
+
+    def _layers(self) -> list[tuple[int, LayerWeights]]:
+        return list(zip(self._kind_of, self.weights.layers, strict=True))
+
+    def _function(
+        self,
+        compile_: Callable[..., Any],
+        make: Callable[[LayerWeights, Rope | None], Callable[..., Any]],
+        weights: LayerWeights,
+        kind: int,
+    ) -> Callable[..., Any]:
+        """Returns the compiled function of a layer, shared by layers of equal static shape."""
+        rope = self._kinds[kind].rope
+        key = (make.__name__, weights.static, None if rope is None else (rope.dims, rope.mscale))
+        if key not in self._compiled:
+            self._compiled[key] = compile_(make(weights, rope))
+        return self._compiled[key]
+
+    # -- the interface of LanguageModel ------------------------------------------------------------
+
+    def make_cache(self) -> SequenceCache:
+        """Returns an empty cache: all rows, or a window of them in sliding layers."""
+        layers = [FullKV() if k.window is None else WindowKV(k.window) for k in self.config.layers]
+        return SequenceCache(layers, layers)
+
+    def forward(self, token_ids: mx.array, cache: SequenceCache) -> mx.array:
+        """Feeds ids (B, T) and returns the logits of the last position, (B, V), lazily."""
+        return self.unembed(self.hidden(token_ids, cache)[:, -1:])[:, 0]
+
+    def hidden(self, token_ids: mx.array, cache: SequenceCache) -> mx.array:
+        """Feeds ids (B, T) and returns the residual stream after the last block, (B, T, D)."""
+        x = self.embed(token_ids)
+        step = self.begin(token_ids.shape[1], cache)
+        for layer in range(self.config.n_layers):
+            x = self.block(layer, x, step, cache)
+        return x
+
+    # -- its parts ---------------------------------------------------------------------------------
+
+    def embed(self, token_ids: mx.array) -> mx.array:
+        """Looks up the embedding rows of ids (B, T): (B, T, D)."""
+        spec, (weight, scales, biases, _) = self.weights.embed
+        assert weight is not None
+        if spec.quant is None:
+            x = weight[token_ids]
+        else:
+            assert scales is not None
+            q = spec.quant
+            x = mx.dequantize(
+                weight[token_ids],
+                scales[token_ids],
+                None if biases is None else biases[token_ids],
+                group_size=q.group_size,
+                bits=q.bits,
+                mode=q.mode,
+                dtype=self.weights.final_norm.dtype,
+            )
+        if self.config.embed_scale == 1.0:
+            return x
+        if self.config.embed_scale_bf16:  # Gemma 3 was trained with the scale rounded to bfloat16
+            return x * mx.array(self.config.embed_scale, mx.bfloat16).astype(x.dtype)
+        return x * self.config.embed_scale
+
+    def begin(self, num_new: int, cache: SequenceCache) -> Step:
+        """Prepares what all blocks share when `num_new` tokens are fed at the cache's position."""
+        firsts = [self._kind_of.index(kind) for kind in range(len(self._kinds))]
+        caches = [cache.raw[first] for first in firsts]
+        masks = tuple(
+            c.make_mask(num_new, window_size=kind.window)
+            for c, kind in zip(caches, self._kinds, strict=True)
+        )
+        offset = mx.array(caches[0].offset)
+        periods = [p for p in self._periods if p is not None]
+        if self.plan.fast_kernels:
+            rotations = [[offset, p] for p in periods]
+        else:
+            rotations = self._rotations(mx.arange(num_new), offset, periods)
+        ready = iter(rotations)
+        return Step(tuple([] if p is None else next(ready) for p in self._periods), masks)
+
+    def block(self, layer: int, x: mx.array, step: Step, cache: SequenceCache) -> mx.array:
+        """Runs one block: residual stream (B, T, D) in, residual stream (B, T, D) out."""
+        kind = self._kind_of[layer]
+        weights = self.weights.layers[layer]
+        q, k, v = self._before[layer](weights.before, step.positions[kind], x)
+        keys, values = cache.raw[layer].update_and_fetch(k, v)
+        attended = self.attend(q, keys, values, step.masks[kind])
+        out: mx.array = self._after[layer](weights.after, x, attended)
+        return out
+
+    def attend(self, q: mx.array, k: mx.array, v: mx.array, mask: Any) -> mx.array:
+        """Scaled dot-product attention: q (B, H, T, Dh), k and v (B, K, S, Dh) -> (B, H, T, Dh)."""
+        c = self.config
+        if c.attn_softcap is None:
+            return mx.fast.scaled_dot_product_attention(q, k, v, scale=c.attn_scale, mask=mask)
+        batch, _, num_new, _ = q.shape
+        grouped = (q * c.attn_scale).reshape(batch, c.n_kv_heads, -1, num_new, c.head_dim)
+        scores = grouped @ k[:, :, None].swapaxes(-1, -2)  # (B, K, H/K, T, S)
+        scores = mx.tanh(scores / c.attn_softcap) * c.attn_softcap
+        if isinstance(mask, str):
+            rows = mx.arange(k.shape[2])
+            mask = rows[-num_new:, None] >= rows[None]
+        if mask is not None:
+            scores = mx.where(mask, scores, mx.finfo(scores.dtype).min)
+        pattern = mx.softmax(scores, axis=-1, precise=True)
+        return (pattern @ v[:, :, None]).reshape(q.shape)
+
+    def unembed(self, x: mx.array) -> mx.array:
+        """Final norm and LM head: (B, T, D) -> logits (B, T, V)."""
+        return self._unembed(self.weights.final_norm, self.weights.head[1], x)
+
+    # -- makers of the functions that are compiled -------------------------------------------------
+
+    def _norm(self, x: mx.array, weight: mx.array | None) -> mx.array:
+        """RMSNorm over the last axis (Zhang and Sennrich 2019)."""
+        if self.plan.fast_kernels:
+            return mx.fast.rms_norm(x, weight, self.config.norm_eps)
+        wide = x.astype(mx.float32)
+        y = wide * mx.rsqrt(mx.mean(mx.square(wide), axis=-1, keepdims=True) + self.config.norm_eps)
+        y = y.astype(x.dtype)
+        return y if weight is None else y * weight
+
+    def _project(self, specs: Sequence[LinearSpec], parts: list[Arrays], x: mx.array) -> mx.array:
+        outs = [
+            apply_linear(s, p, x, column=self._column) for s, p in zip(specs, parts, strict=True)
+        ]
+        return outs[0] if len(outs) == 1 else mx.concatenate(outs, axis=-1)
+
+    def _rotation_tables(
+        self, new: mx.array, offset: mx.array, periods: list[mx.array]
+    ) -> list[list[mx.array]]:
+        """Returns [cos, sin] of shape (T, dims / 2) for each row of periods."""
+        where = (new + offset).astype(mx.float32)[:, None]
+        return [[mx.cos(where / p), mx.sin(where / p)] for p in periods]
+
+    def _rotate(self, x: mx.array, rope: Rope, position: list[mx.array]) -> mx.array:
+        """Rotates the first `rope.dims` of each head of (B, heads, T, Dh)."""
+        dims, whole = rope.dims, rope.dims == x.shape[-1]
+        if self.plan.fast_kernels:
+            offset, periods = position
+            if rope.mscale != 1.0:
+                turned = x[..., :dims] * rope.mscale
+                x = turned if whole else mx.concatenate([turned, x[..., dims:]], axis=-1)
+            return mx.fast.rope(
+                x, dims, traditional=False, base=None, scale=1.0, offset=offset, freqs=periods
+            )
+        cos, sin = (t * rope.mscale if rope.mscale != 1.0 else t for t in position)
+        wide = x.astype(mx.float32)
+        a, b = wide[..., : dims // 2], wide[..., dims // 2 : dims]
+        parts = [a * cos - b * sin, a * sin + b * cos] + ([] if whole else [wide[..., dims:]])
+        return mx.concatenate(parts, axis=-1).astype(x.dtype)
+
+    def _make_before(self, weights: LayerWeights, rope: Rope | None) -> Callable[..., Any]:
+        c, specs = self.config, weights.qkv
+        n_qk, n_all = c.n_heads + c.n_kv_heads, c.n_heads + 2 * c.n_kv_heads
+        q_width, qk_width = c.n_heads * c.head_dim, n_qk * c.head_dim
+
+        def before(
+            params: Params, position: list[mx.array], x: mx.array
+        ) -> tuple[mx.array, mx.array, mx.array]:
+            batch, num_new, _ = x.shape
+            if "norm" in params:
+                x = self._norm(x, params["norm"])
+            h = self._project(specs, params["qkv"], x)  # (B, T, (H + 2K) * Dh)
+            if c.qk_norm == "full":
+                q = self._norm(h[..., :q_width], params["q_norm"])
+                k = self._norm(h[..., q_width:qk_width], params["k_norm"])
+                h = mx.concatenate([q, k, h[..., qk_width:]], axis=-1)
+            if num_new == 1:
+                h = h.reshape(batch, n_all, 1, c.head_dim)
+            else:
+                h = h.reshape(batch, num_new, n_all, c.head_dim).transpose(0, 2, 1, 3)
+            qk, v = h[:, :n_qk], h[:, n_qk:]  # (B, H + K, T, Dh), (B, K, T, Dh)
+            if c.qk_norm == "head":
+                qk = self._norm(qk, None) * params["qk_norm"]
+            if rope is not None:
+                qk = self._rotate(qk, rope, position)
+            return qk[:, : c.n_heads], qk[:, c.n_heads :], v
+
+        return before
+
+    def _make_after(self, weights: LayerWeights, rope: Rope | None) -> Callable[..., Any]:
+        del rope
+        c = self.config
+        o_spec, gate_up_specs, down_spec = weights.o, weights.gate_up, weights.down
+        activation = _silu if c.activation == "silu" else _gelu
+
+        def after(params: Params, x: mx.array, attended: mx.array) -> mx.array:
+            batch, num_new, _ = x.shape
+            if num_new > 1:
+                attended = attended.transpose(0, 2, 1, 3)
+            attended = attended.reshape(batch, num_new, c.n_heads * c.head_dim)
+            y = apply_linear(o_spec, params["o"], attended, column=self._column)
+            if "post_attn_norm" in params:
+                y = self._norm(y, params["post_attn_norm"])
+            x = self._add(x, y)
+            y = self._norm(x, params["pre_mlp_norm"]) if "pre_mlp_norm" in params else x
+            y = self._project(gate_up_specs, params["gate_up"], y)  # (B, T, 2 * d_mlp)
+            y = activation(y[..., : c.d_mlp]) * y[..., c.d_mlp :]
+            y = apply_linear(down_spec, params["down"], y, column=self._column)
+            if "post_mlp_norm" in params:
+                y = self._norm(y, params["post_mlp_norm"])
+            return self._add(x, y)
+
+        return after
+
+    def _add(self, x: mx.array, y: mx.array) -> mx.array:
+        """Adds to the residual stream, as the family scales and clips it."""
+        if self.config.residual_scale != 1.0:
+            y = y * self.config.residual_scale
+        if self.config.clip_residual and x.dtype == mx.float16:  # Gemma 3 overflows float16
+            bound = mx.finfo(mx.float16).max
+            return mx.clip(x.astype(mx.float32) + y.astype(mx.float32), -bound, bound).astype(
+                x.dtype
+            )
+        return x + y
+
+    def _make_unembed(self) -> Callable[..., mx.array]:
+        c, spec = self.config, self.weights.head[0]
+
+        def unembed(norm: mx.array, head: Arrays, x: mx.array) -> mx.array:
+            logits = apply_linear(spec, head, self._norm(x, norm), column=self._column)
+            if c.logit_divisor != 1.0:
+                logits = logits / c.logit_divisor
+            if c.final_softcap is not None:
+                logits = mx.tanh(logits / c.final_softcap) * c.final_softcap
+            return logits
+
+        return unembed
+
+
+def _silu(x: mx.array) -> mx.array:
+    return x * mx.sigmoid(x)
+
+
+def _gelu(x: mx.array) -> mx.array:
+    """GELU in its tanh form (Hendrycks and Gimpel 2016)."""
+    return 0.5 * x * (1 + mx.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
+def _identity(function: Callable[..., Any]) -> Callable[..., Any]:
+    return function

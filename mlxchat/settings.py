@@ -1,0 +1,109 @@
+"""The person's defaults: `config.toml` read and checked, and which numbers an option may have."""
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mlxchat import paths
+from mlxchat.errors import SettingsError
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """The numbers that a setting may have."""
+
+    low: float
+    high: float = math.inf
+    is_integer: bool = False
+    low_is_allowed: bool = True
+
+    def allow(self, value: float) -> bool:
+        """Returns whether `value` is finite and inside."""
+        is_above = value >= self.low if self.low_is_allowed else value > self.low
+        return is_above and value <= self.high and math.isfinite(value)
+
+    def __str__(self) -> str:
+        kind = "a whole number" if self.is_integer else "a number"
+        if self.high == math.inf:
+            return f"{kind} {'>=' if self.low_is_allowed else '>'} {self.low:g}"
+        high = int(self.high) if self.is_integer else f"{self.high:g}"
+        return f"{kind} in {'[' if self.low_is_allowed else '('}{self.low:g}, {high}]"
+
+
+# Temperature 0 is greedy; top_k 0 and min_p 0 switch the filter off.
+SAMPLING_BOUNDS = {
+    "temperature": Bounds(0),
+    "top_p": Bounds(0, 1, low_is_allowed=False),
+    "top_k": Bounds(0, is_integer=True),
+    "min_p": Bounds(0, 1),
+    "repetition_penalty": Bounds(0, low_is_allowed=False),
+    "seed": Bounds(0, 2**64 - 1, is_integer=True),
+}
+LENGTH_BOUNDS = {
+    "max_tokens": Bounds(1, is_integer=True),
+    "max_context": Bounds(1, is_integer=True),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What `config.toml` says; None and the empty mapping where it says nothing."""
+
+    model: str | None = None
+    system: str | None = None
+    sampling: dict[str, float] = field(default_factory=dict)
+
+
+def settings_path() -> Path:
+    """Returns where `config.toml` is looked for."""
+    return paths.config_dir() / "config.toml"
+
+
+def load_settings() -> Settings:
+    """Reads `config.toml`; without one every setting has its default.
+
+    Raises:
+        SettingsError: The file cannot be read, is no TOML, or holds an unknown name or wrong value.
+    """
+    path = settings_path()
+    try:
+        text = path.read_bytes().decode()
+    except FileNotFoundError:
+        return Settings()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"cannot read {path}: {error}; repair or remove it") from None
+
+    import tomllib  # only here: most people have no settings file
+
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"{path} is not valid TOML: {error}; repair or remove it") from None
+    return _parse(table, path)
+
+
+def _parse(table: dict[str, Any], path: Path) -> Settings:
+    _refuse_unknown(table, ("model", "system", "sampling"), path, "")
+    for name in ("model", "system"):
+        if name in table and not isinstance(table[name], str):
+            raise SettingsError(f"{path}: {name} = {table[name]!r} is not allowed; give a string")
+    sampling = table.get("sampling", {})
+    if not isinstance(sampling, dict):
+        raise SettingsError(
+            f"{path}: sampling = {sampling!r} is not allowed; give a [sampling] table"
+        )
+    _refuse_unknown(sampling, tuple(SAMPLING_BOUNDS), path, "sampling.")
+    for name, value in sampling.items():
+        bounds = SAMPLING_BOUNDS[name]
+        types = int if bounds.is_integer else (int, float)
+        if isinstance(value, bool) or not isinstance(value, types) or not bounds.allow(value):
+            raise SettingsError(f"{path}: sampling.{name} = {value} is not allowed; give {bounds}")
+    return Settings(table.get("model"), table.get("system"), sampling)
+
+
+def _refuse_unknown(table: dict[str, Any], known: tuple[str, ...], path: Path, prefix: str) -> None:
+    for name in table:
+        if name not in known:
+            names = ", ".join(known)
+            raise SettingsError(f"{path}: {prefix}{name} is not a setting; known are {names}")

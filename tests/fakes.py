@@ -1,0 +1,206 @@
+"""A session without a model: answers by rule, counts what it is asked, can be slow, stuck or fail.
+
+`python tests/fakes.py` runs the real command line over it, for tests in a process of their own.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+from mlxchat.chat.results import (
+    CacheUse,
+    LoadProgress,
+    Notice,
+    PrefillProgress,
+    SessionInfo,
+    TextDelta,
+    TurnResult,
+    Usage,
+    Verify,
+)
+from mlxchat.chat.session import ChatOptions
+from mlxchat.engine.timing import Timing
+from mlxchat.engine.worker import Job, JobContext, Worker
+from mlxchat.errors import MlxchatError, ModelNotFoundError
+
+LONG_ANSWER_TOKENS = 2_000
+
+
+def make_result(text: str = "Hello!", **changes: Any) -> TurnResult:
+    """Returns a plausible result; `changes` replace its fields, those of its parts included."""
+    usage: dict[str, Any] = {
+        "prompt_tokens": 2310,
+        "cached_tokens": 2290,
+        "prefill_tokens": 20,
+        "typeahead_tokens": 0,
+        "settle_tokens": 0,
+        "completion_tokens": 312,
+    }
+    timing: dict[str, Any] = {
+        "load_s": 0.4123,
+        "template_s": 0.0011,
+        "restore_s": 0.0,
+        "prefill_s": 0.0124,
+        "ttft_s": 0.081,
+        "decode_s": 5.77,
+        "total_s": 5.851,
+        "prefill_tok_per_s": 1612.9,
+        "decode_tok_per_s": 54.06,
+        "inter_token_ms": {"p50": 18.2, "p95": 19.0, "max": 30.1},
+        "peak_memory_bytes": 1_288_490_189,
+        "kv_bytes": 12_582_912,
+        "weight_bytes": 966_367_642,
+        "bandwidth_use": 0.812,
+    }
+    top: dict[str, Any] = {
+        "model": "fake",
+        "text": text,
+        "reasoning": None,
+        "stop_reason": "eos_token",
+        "cache": CacheUse("live", ""),
+        "speculation": None,
+        "verify": None,
+        "tokens": (1, 2, 3),
+    }
+    for part in (usage, timing, top):
+        part.update({name: changes.pop(name) for name in list(changes) if name in part})
+    assert not changes, changes
+    return TurnResult(usage=Usage(**usage), timing=Timing(**timing), **top)
+
+
+class FakeSession:
+    """Answers `you said: ...`; some messages ask for more.
+
+    `think ...` reasons first; `long` writes until it is stopped; `stuck` ignores a cancel; `fail`
+    raises; `crash` breaks; `escape` writes terminal escapes; `read` takes its time to prefill;
+    `notice` has one.
+    """
+
+    made: "ClassVar[list[FakeSession]]" = []
+
+    def __init__(self, model: str | None, options: ChatOptions) -> None:
+        self.model, self.options = model, options
+        self.info: SessionInfo | None = None
+        self.last: TurnResult | None = None
+        self.system = options.system
+        self.sent: list[str] = []
+        self.load_calls = 0
+        self.is_closed = False
+        self._worker = Worker()
+        FakeSession.made.append(self)
+
+    @property
+    def num_turns(self) -> int:
+        return len(self.sent)
+
+    @property
+    def context_used(self) -> int:
+        return 10 * len(self.sent)
+
+    def load(self) -> Job[SessionInfo]:
+        self.load_calls += 1
+        return self._worker.submit(self._load)
+
+    def _load(self, context: JobContext) -> SessionInfo:
+        if self.model == "missing":
+            raise ModelNotFoundError("there is no model 'missing'; give a folder")
+        if self.model == "slow":
+            for step in range(20):
+                context.check()
+                context.emit(LoadProgress("load", step, 20))
+                time.sleep(0.05)
+        if self.info is None:
+            notices = ("The fake is loaded.",) if self.model == "noticed" else ()
+            self.info = SessionInfo(
+                model=self.model or "builtin",
+                family="fake",
+                n_params=3_000_000,
+                weight_bytes=4_000_000,
+                context_limit=512,
+                backend="CPU (fake)",
+                is_builtin=self.model is None,
+                load_s=0.01,
+                notices=notices,
+            )
+        return self.info
+
+    def send(self, text: str) -> Job[TurnResult]:
+        return self._worker.submit(lambda context: self._turn(context, text))
+
+    def retry(self) -> Job[TurnResult]:
+        text = self.sent.pop()
+        return self.send(f"{text} again")
+
+    def edit(self, turn: int | None, text: str) -> Job[TurnResult]:
+        self.sent = self.sent[: len(self.sent) - 1 if turn is None else turn - 1]
+        return self.send(text)
+
+    def undo(self, count: int = 1) -> int:
+        taken = min(count, len(self.sent))
+        self.sent = self.sent[: len(self.sent) - taken]
+        return taken
+
+    def set_system(self, text: str | None) -> None:
+        self.system = text
+
+    def reset(self) -> None:
+        self.sent = []
+
+    def close(self) -> None:
+        self.is_closed = True
+        self._worker.close(0.5)
+
+    def _turn(self, context: JobContext, text: str) -> TurnResult:
+        self._load(context)
+        say: Callable[[str], None] = lambda piece: context.emit(TextDelta(piece, "answer"))  # noqa: E731
+        first = text.split()[0]
+        if first == "fail":
+            raise MlxchatError("this message fails; send another")
+        if first == "crash":
+            raise ValueError("a bug\nwith two lines")
+        self.sent.append(text)
+        if first == "think":
+            for piece in ("\nI ", "wonder", ".\n"):
+                context.emit(TextDelta(piece, "reasoning"))
+            say("\n\n")
+        if first == "read":
+            for done in range(0, 1000, 20):
+                context.emit(PrefillProgress(done, 1000))
+                time.sleep(0.01)
+        if first == "notice":
+            context.emit(Notice("Something to know."))
+        pieces = {
+            "long": [f"word{n} " for n in range(LONG_ANSWER_TOKENS)],
+            "escape": ["\x1b", "[31mred\x07", "\x9b2J\r", "\u202eabc\n\ttab"],
+            "stuck": ["started "],
+        }.get(first, ["you said: ", text])
+        written = []
+        for piece in pieces:
+            if context.cancelled:
+                break
+            written.append(piece)
+            say(piece)
+            if first == "long":
+                time.sleep(0.01)
+        if first == "stuck":
+            time.sleep(30)
+        self.last = make_result(
+            "".join(written),
+            reasoning="\nI wonder.\n" if first == "think" else None,
+            stop_reason="user_cancelled" if context.cancelled else "eos_token",
+            verify=Verify(True, 0.0, (1, 2)) if self.options.verify else None,
+        )
+        return self.last
+
+
+def main() -> None:
+    """Runs the real command line over the fake; `python tests/fakes.py chat`."""
+    from mlxchat.chat import session
+    from mlxchat.cli.main import main as run
+
+    session.Session = FakeSession  # type: ignore[misc, assignment]
+    run()
+
+
+if __name__ == "__main__":
+    main()
