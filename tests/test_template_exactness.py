@@ -6,19 +6,22 @@ import re
 import time
 from dataclasses import dataclass, field
 from datetime import datetime
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_templates import EXACT, SMALL_TEMPLATES
 from template_fixtures import Example, examples, special_tokens_of, stand_in
-from test_tokenizer import sentencepiece
+from test_tokenizer import byte_level_with_sections, sentencepiece
 from tokenizers import AddedToken, normalizers
 
+import mlxchat
 from mlxchat.chat.prompt import PromptRenderer, RenderedPrompt, common_length
 from mlxchat.chat.reasoning import Split
 from mlxchat.chat.template import ChatTemplate, Message
 from mlxchat.errors import TemplateError
+from mlxchat.model.tokenizer import Tokenizer
 
 NOW = datetime(2025, 3, 4, 23, 59)
 QUESTIONS = ["What is it?", "Zebras too?", "7 of them?", "\nnew line", " blank", "<b>why</b>"]
@@ -82,7 +85,10 @@ class FakeModel:
         self.any = ordinary
         self.words = [i for i in ordinary if tokenizer.token_text(i).strip().isalpha()]
         self.words = [i for i in self.words if tokenizer.token_text(i).isascii()]
-        self.inner = [i for i in self.words if not tokenizer.token_text(i).startswith(" ")]
+        # Some tokenizers begin each section with a space; their models do too.
+        section = tokenizer.encode(self.example.stops[0] + "a")[1]
+        is_spaced = tokenizer.token_text(section).startswith(" ")
+        self.firsts = [i for i in self.words if (tokenizer.token_text(i)[0] == " ") is is_spaced]
         self.blanks = [i for i in ordinary if tokenizer.token_text(i).isspace()]
         match = re.search(r'rendered end of turn "([^"]*)"', example_facts(self.example))
         rendered = match.group(1) if match else self.example.stops[0]
@@ -92,7 +98,7 @@ class FakeModel:
     def text_ids(self, *, odd: bool) -> list[int]:
         rng = self.rng
         if not odd:
-            return [rng.choice(self.inner), *rng.choices(self.words, k=9)]
+            return [rng.choice(self.firsts), *rng.choices(self.words, k=9)]
         pool = self.any if rng.random() < 0.4 else self.words
         ids = rng.choices(pool, k=rng.randrange(1, 12))
         if rng.random() < 0.4:
@@ -301,6 +307,15 @@ def test_sentencepiece_tokenizers_hold_the_promises_too(name, prepends, strips):
         play(example, "default", seed, tokenizer=tokenizer)
 
 
+@pytest.mark.parametrize("name", ["exact", "inserted-blank", "think-opened", "think-kept"])
+def test_a_space_after_every_special_token_changes_nothing(name):
+    """A tokenizer that puts a space into each section of the text holds the promises."""
+    example = next(example for example in examples() if example.name == name)
+    tokenizer = stand_in(example, byte_level_with_sections())
+    for seed in range(4):
+        play(example, "default", seed, tokenizer=tokenizer)
+
+
 def test_llama_2_keeps_the_blank_that_its_template_inserts():
     """With a prefix-space tokenizer the word after the header is used again as generated."""
     example = sentencepiece_example("llama-2")
@@ -354,6 +369,15 @@ def test_an_answer_cut_by_a_stop_string_keeps_the_ids_before_the_cut():
     later = renderer.render_ids([*messages, answer, Message("user", "And?")])
     assert_decodes_as_its_text(renderer, later)
     assert common_length(later.token_ids, (*prompt.token_ids, *ids)) == len(prompt.token_ids) + 5
+
+
+def test_the_builtin_model_loses_nothing():
+    """With its own tokenizer and template every held id is used again."""
+    tokenizer = Tokenizer.load(Path(mlxchat.__file__).parent / "model" / "builtin")
+    example = Example("builtin", tokenizer.chat_template, bos=None, stops=("<|im_end|>",))
+    for seed in range(4):
+        play(example, "default", seed, tokenizer=tokenizer)
+        assert max(play(example, "default", seed, tokenizer=tokenizer, odd=False)) == 0
 
 
 WORDS = st.sampled_from(

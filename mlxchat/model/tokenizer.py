@@ -166,7 +166,7 @@ class Tokenizer:
         """A decoder for ids that arrive one by one; see `StreamDecoder`."""
         spelling = self._visible_spelling if skip_special_tokens else self._spelling
         if self._plan.kind == "bytes":
-            return ByteStream(spelling)
+            return ByteStream(spelling, self._plan)
         if self._plan.kind == "pieces":
             return PieceStream(spelling, self._plan)
         return WindowStream(
