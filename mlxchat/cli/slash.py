@@ -50,6 +50,7 @@ class Command:
 
 
 COMMANDS: dict[str, Command] = {}
+ALIASES = {"quit": "exit"}
 
 
 def command(name: str, arguments: str, summary: str) -> Callable[[Handler], Handler]:
@@ -79,10 +80,14 @@ def interpret(context: Context, line: str) -> Start | None:
     if escape:
         text = line.lstrip()[1:]
         return lambda: context.session.send(text)
-    return _find(name.lower()).run(context, (argument or "").strip())
+    entry, argument = _find(name.lower()), (argument or "").strip()
+    if argument and not entry.arguments:
+        raise UsageError(f"/{name} takes no argument; write //{name} to send the line as text")
+    return entry.run(context, argument)
 
 
 def _find(name: str) -> Command:
+    name = ALIASES.get(name, name)
     if name in COMMANDS:
         return COMMANDS[name]
     near = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.5)
@@ -147,7 +152,7 @@ def undo(context: Context, argument: str) -> None:
     context.say(f"Took back {taken} {'turn' if taken == 1 else 'turns'}.")
 
 
-@command("edit", "[TURN] TEXT", "Replace your last message, or that of turn TURN, and answer it.")
+@command("edit", "[TURN] TEXT", "Rewrite your last message, or turn TURN's, and answer it.")
 def edit(context: Context, argument: str) -> Start:
     """Replaces the text of a turn and answers it."""
     first, _, rest = argument.partition(" ")
@@ -165,6 +170,3 @@ def edit(context: Context, argument: str) -> Start:
 def exit_(context: Context, argument: str) -> None:
     """Leaves the chat."""
     raise LeaveChat
-
-
-COMMANDS["quit"] = COMMANDS["exit"]
