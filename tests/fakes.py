@@ -202,7 +202,7 @@ class FakeSession:
 def ctrl_c(is_due: Callable[[], object], *more_after_s: float) -> Iterator[None]:
     """Presses Ctrl-C in this process when `is_due`, then again after each of some pauses.
 
-    `is_due` must become true only when the signal does no harm. A press that never came is an error.
+    `is_due` must become true only when the signal does no harm. A press that never came fails.
     """
 
     def work() -> None:

@@ -130,7 +130,7 @@ def reset(context: Context, argument: str) -> None:
     context.say("The conversation is empty.")
 
 
-@command("stats", "", "Show the model, the context used and the last answer's timing.")
+@command("stats", "", "Show model, context and the last answer's timing.")
 def stats(context: Context, argument: str) -> None:
     """Shows where the time and the memory went."""
     context.say(format_stats(context.session))
