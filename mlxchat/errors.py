@@ -1,7 +1,7 @@
 """Our exceptions: each carries one line for the person and the exit code of the process.
 
-A message says what was wrong, then what is allowed or what to try, parted by a semicolon. `cli/` turns
-them into `Error: ...` on stderr; nothing else prints them.
+A message says what was wrong, then what is allowed or what to try, parted by a semicolon. `cli/`
+turns them into `Error: ...` on stderr; nothing else prints them.
 """
 
 

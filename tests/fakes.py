@@ -11,19 +11,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
-from mlxchat.chat.session import (
+from mlxchat.chat.results import (
     CacheUse,
-    ChatOptions,
     LoadProgress,
     Notice,
     PrefillProgress,
     SessionInfo,
     TextDelta,
-    Timing,
     TurnResult,
     Usage,
-    VerifyResult,
+    Verify,
 )
+from mlxchat.chat.session import ChatOptions
+from mlxchat.engine.timing import Timing
 from mlxchat.engine.worker import Job, JobContext, Worker
 from mlxchat.errors import MlxchatError, ModelNotFoundError
 
@@ -193,7 +193,7 @@ class FakeSession:
             "".join(written),
             reasoning="\nI wonder.\n" if first == "think" else None,
             stop_reason="user_cancelled" if context.cancelled else "eos_token",
-            verify=VerifyResult(True, 0.0, (1, 2)) if self.options.verify else None,
+            verify=Verify(True, 0.0, (1, 2)) if self.options.verify else None,
         )
         return self.last
 

@@ -1,18 +1,39 @@
-"""The session's types (stand-in: take main's file on merge; it has the same names)."""
+"""A conversation with a model: turns, moves in the message tree, work in idle time.
 
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+The session belongs to the main thread, which must never touch MLX: everything that does runs as a
+job on the worker (`turn.py`), and the main thread only hands in text and takes events out.
+Importing this module costs nothing; the engine side is imported by the first job.
+"""
 
-from mlxchat.engine.sampling import SamplingSettings
-from mlxchat.engine.worker import Job
-from mlxchat.errors import BackendError
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-IS_STAND_IN = True
+from mlxchat.chat.conversation import Branch, Conversation
+from mlxchat.chat.results import LoadProgress, SessionInfo, TurnResult
+from mlxchat.engine.options import SamplingSettings
+from mlxchat.engine.worker import Job, JobContext, Worker
+from mlxchat.errors import UsageError
+
+if TYPE_CHECKING:
+    from mlxchat.chat.turn import TurnRunner
+    from mlxchat.engine.prefix_cache import CacheReport
 
 
 @dataclass(frozen=True, slots=True)
 class ChatOptions:
-    """What a person may set about a conversation."""
+    """What a person may set about a conversation; None leaves the choice to the model.
+
+    Attributes:
+        max_tokens: Longest answer; None lets it fill the context.
+        max_context: Tokens that prompt and answer may take together.
+        think: Thinking on or off, where the template has a switch.
+        keep_thinking: Earlier thinking stays in the prompt, where the template can.
+        verify: Compare every turn with a from-scratch prefill.
+        idle_work: After an answer, bring the cache to what the next turn will render.
+    """
 
     system: str | None = None
     sampling: SamplingSettings = field(default_factory=SamplingSettings)
@@ -22,164 +43,184 @@ class ChatOptions:
     think: bool | None = None
     keep_thinking: bool = False
     verify: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class LoadProgress:
-    """How far a download (bytes), a load (bytes) or the warm-up (steps) has come."""
-
-    phase: Literal["download", "load", "warm-up"]
-    done: int
-    total: int
-
-
-@dataclass(frozen=True, slots=True)
-class PrefillProgress:
-    """How many prompt tokens have been read."""
-
-    done: int
-    total: int
-
-
-@dataclass(frozen=True, slots=True)
-class TextDelta:
-    """A piece of the answer or of the reasoning before it."""
-
-    text: str
-    kind: Literal["reasoning", "answer"]
-
-
-@dataclass(frozen=True, slots=True)
-class Notice:
-    """One line that a person should know."""
-
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class SessionInfo:
-    """What was loaded."""
-
-    model: str
-    family: str
-    n_params: int
-    weight_bytes: int
-    context_limit: int
-    backend: str
-    is_builtin: bool
-    load_s: float
-    notices: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """Token counts of a turn."""
-
-    prompt_tokens: int
-    cached_tokens: int
-    prefill_tokens: int
-    typeahead_tokens: int
-    settle_tokens: int
-    completion_tokens: int
-
-
-@dataclass(frozen=True, slots=True)
-class Timing:
-    """Wall time of a turn's phases."""
-
-    load_s: float
-    template_s: float
-    restore_s: float
-    prefill_s: float
-    ttft_s: float
-    decode_s: float
-    total_s: float
-    prefill_tok_per_s: float | None
-    decode_tok_per_s: float | None
-    inter_token_ms: dict[str, float] | None
-    peak_memory_bytes: int
-    kv_bytes: int
-    weight_bytes: int
-    bandwidth_use: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class CacheUse:
-    """Where the reused tokens came from and why no more were."""
-
-    source: Literal["none", "live", "checkpoint", "disk"]
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class VerifyResult:
-    """What the from-scratch prefill said about the cached one."""
-
-    tokens_equal: bool
-    max_abs_logit_diff: float
-    prompt_ids: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class TurnResult:
-    """One answer with its counts and timings."""
-
-    model: str
-    text: str
-    reasoning: str | None
-    stop_reason: str
-    usage: Usage
-    timing: Timing
-    cache: CacheUse
-    speculation: None
-    verify: VerifyResult | None
-    tokens: tuple[int, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """Returns the JSON contract."""
-        return asdict(self)
+    idle_work: bool = True
 
 
 class Session:
-    """One conversation with one model."""
+    """One conversation with one model.
 
-    info: SessionInfo | None = None
-    last: TurnResult | None = None
-    system: str | None = None
-    num_turns: int = 0
-    context_used: int = 0
+    Args:
+        model: A folder, a Hub id, or None for the built-in model.
+        options: How to answer.
+    """
 
     def __init__(self, model: str | None, options: ChatOptions) -> None:
-        raise BackendError("this build has no engine yet; wait for chat/session.py")
+        self.model = model
+        self.options = options
+        self.conversation = Conversation(options.system)
+        self.info: SessionInfo | None = None
+        self.last: TurnResult | None = None
+        self._worker = Worker()
+        self._runner: TurnRunner | None = None
+
+    # -- loading -----------------------------------------------------------------------------------
 
     def load(self) -> Job[SessionInfo]:
-        """Loads the model; idempotent."""
-        raise NotImplementedError
+        """Loads the model in the background; a second call finds it loaded."""
+        return self._worker.submit(self._load)
+
+    def _load(self, context: JobContext) -> SessionInfo:
+        if self.info is None:
+            from mlxchat.model.device import load_mlx
+
+            load_mlx()
+            from mlxchat.chat.turn import load_runner
+
+            def report(event: LoadProgress) -> None:
+                context.check()
+                context.emit(event)
+
+            self._runner, self.info = load_runner(self.model, self.options, report, context.check)
+        return self.info
+
+    # -- turns -------------------------------------------------------------------------------------
 
     def send(self, text: str) -> Job[TurnResult]:
         """Answers a message."""
-        raise NotImplementedError
+        return self._turn(text, self.conversation.head)
 
     def retry(self) -> Job[TurnResult]:
-        """Answers the last question again."""
-        raise NotImplementedError
+        """Answers the last question again; the old answer stays in the tree.
+
+        Raises:
+            UsageError: Nothing was said yet.
+        """
+        question = self.conversation.move_to_question()
+        return self._turn(None, question.id, keep_branch=True)
 
     def edit(self, turn: int | None, text: str) -> Job[TurnResult]:
-        """Replaces the text of a turn and answers it."""
-        raise NotImplementedError
+        """Puts another question in the place of a turn's (None: the last) and answers it.
+
+        Raises:
+            UsageError: There is no such turn.
+        """
+        self.conversation.move_before_question(turn)
+        return self._turn(text, self.conversation.head, keep_branch=True)
+
+    def _turn(
+        self, question: str | None, head: int | None, *, keep_branch: bool = False
+    ) -> Job[TurnResult]:
+        start = time.perf_counter()
+        branch = self._keep_branch or keep_branch
+        self._keep_branch = False
+
+        def job(context: JobContext) -> TurnResult:
+            loading = time.perf_counter()
+            self._load(context)
+            loaded_s = time.perf_counter() - loading
+            assert self._runner is not None
+            self.conversation.head = head
+            self.last = self._runner.run(
+                self.conversation,
+                question,
+                context,
+                start=start + loaded_s,
+                keep_branch=branch,
+            )
+            if self.options.idle_work:
+                self._worker.submit(self._settle, idle=True)
+            return self.last
+
+        return self._worker.submit(job)
+
+    def _settle(self, context: JobContext) -> None:
+        if self._runner is not None:
+            self._runner.settle(self.conversation, context)
+
+    _keep_branch = False
+
+    # -- moves in the tree -------------------------------------------------------------------------
 
     def undo(self, count: int = 1) -> int:
-        """Takes turns back and returns how many."""
-        raise NotImplementedError
+        """Takes the last turns back; returns how many."""
+        self._keep_branch = True
+        return self._move(lambda: self.conversation.undo(count))
+
+    def goto(self, node_id: int) -> int:
+        """Moves to any message of the tree; returns the number of turns before that place.
+
+        Raises:
+            UsageError: There is no such message.
+        """
+        self._keep_branch = True
+        self._move(lambda: self.conversation.goto(node_id))
+        return self.num_turns
+
+    def fork(self) -> int:
+        """Notes this place as the start of another branch; returns its number for `goto`.
+
+        Raises:
+            UsageError: Nothing was said yet.
+        """
+        if self.conversation.head is None:
+            raise UsageError("nothing was said yet; say something first")
+        self._keep_branch = True
+        return self.conversation.head
+
+    def tree(self) -> list[Branch]:
+        """Returns the messages of all branches, in the order in which they are drawn."""
+        return list(self.conversation.branches())
+
+    def _move(self, move: Callable[[], object]) -> int:
+        """Carries out a move and brings the cache there in idle time."""
+        moved = move()
+        if self._runner is not None and self.options.idle_work:
+            self._worker.cancel_idle()
+        return int(moved) if isinstance(moved, int) else 0
 
     def set_system(self, text: str | None) -> None:
-        """Sets the system prompt for the next turn."""
-        raise NotImplementedError
+        """Sets the system prompt; it takes effect with the next turn."""
+        self.conversation.system = text or None
+
+    @property
+    def system(self) -> str | None:
+        """The system prompt."""
+        return self.conversation.system
 
     def reset(self) -> None:
-        """Empties the conversation."""
-        raise NotImplementedError
+        """Empties the conversation; the system prompt stays."""
+        self._worker.cancel_idle()
+        self.conversation.reset()
+        self.last = None
+
+    # -- what is shown -----------------------------------------------------------------------------
+
+    @property
+    def num_turns(self) -> int:
+        """Questions on the current branch."""
+        return len(self.conversation.questions())
+
+    @property
+    def context_used(self) -> int:
+        """Tokens that the cache holds."""
+        return self._runner.num_cached if self._runner is not None else 0
+
+    def cache_report(self) -> "CacheReport | None":
+        """Describes what the cache holds; None before the model is loaded."""
+        if self._runner is None:
+            return None
+        runner = self._runner
+        return self._worker.run(lambda _: runner.engine.prefix.report())
+
+    def wait_until_idle(self, timeout_s: float = 60.0) -> None:
+        """Waits for background work; for tests and measurements."""
+        self._worker.submit(lambda _: None, idle=True).result(timeout_s)
 
     def close(self) -> None:
-        """Ends the session."""
-        raise NotImplementedError
+        """Ends the worker."""
+        self._worker.close()
+
+
+def pick_seed() -> int:
+    """Returns a seed that nobody chose."""
+    return int.from_bytes(os.urandom(4), "little")

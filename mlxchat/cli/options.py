@@ -119,7 +119,7 @@ def read_request(params: dict[str, Any]) -> Request:
         SettingsError: `config.toml` is broken.
     """
     from mlxchat.chat.session import ChatOptions
-    from mlxchat.engine.sampling import SamplingSettings
+    from mlxchat.engine.options import SamplingSettings
 
     settings = load_settings()
     given = {name: value for name, value in params.items() if value is not None}

@@ -6,14 +6,14 @@ Text that a model or a file produced is untrusted: `sanitize` takes away what a 
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mlxchat.chat.session import (
+    from mlxchat.chat.results import (
         LoadProgress,
         PrefillProgress,
-        Session,
         SessionInfo,
         TurnResult,
-        VerifyResult,
+        Verify,
     )
+    from mlxchat.chat.session import Session
 
 
 def _make_safe_table() -> dict[int, str]:
@@ -207,7 +207,7 @@ def _format_use(result: "TurnResult") -> list[str]:
     return lines
 
 
-def format_verify(verify: "VerifyResult") -> str:
+def format_verify(verify: "Verify") -> str:
     """Returns what `--verify` found."""
     outcome = "equal a" if verify.tokens_equal else "DIFFER from a"
     return (

@@ -23,7 +23,7 @@ from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.shortcuts import CompleteStyle
 
 from mlxchat import __version__, paths
-from mlxchat.chat.session import LoadProgress
+from mlxchat.chat.results import LoadProgress
 from mlxchat.cli import slash
 from mlxchat.cli.failures import explain
 from mlxchat.cli.render import format_banner, format_progress, format_toolbar

@@ -8,14 +8,14 @@ from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
 
-from mlxchat.chat.session import (
+from mlxchat.chat.results import (
     LoadProgress,
     Notice,
     PrefillProgress,
-    Session,
     TextDelta,
     TurnResult,
 )
+from mlxchat.chat.session import Session
 from mlxchat.cli.render import (
     format_progress,
     format_thought_line,

@@ -1,18 +1,193 @@
-"""How the next token is drawn (stand-in: take main's file on merge)."""
+"""From logits to the next token: penalties, temperature, truncation, a draw with an explicit key.
 
-from dataclasses import dataclass
+The order is that of Hugging Face's generation: penalties, logit bias, temperature, top-k, top-p,
+min-p. All of it is lazy array work on the worker thread; nothing here grows with the text, since
+penalties keep one count per vocabulary entry. Sources: top-k (Fan et al. 2018), top-p (Holtzman
+et al. 2020), min-p (Nguyen et al. 2024), repetition penalty (Keskar et al. 2019).
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import mlx.core as mx
+
+from mlxchat.engine.options import SamplingSettings
+
+_KEYS_AT_ONCE = 64  # one split serves this many tokens
 
 
 @dataclass(frozen=True, slots=True)
-class SamplingSettings:
-    """Sampling options; None means the model's generation_config.json, else our default."""
+class Sampling:
+    """Settings with every default filled in: what one answer is sampled with."""
 
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    min_p: float | None = None
-    repetition_penalty: float | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
+    temperature: float = 0.7
+    top_p: float = 0.95
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
     logit_bias: tuple[tuple[int, float], ...] = ()
-    seed: int | None = None
+    seed: int = 0
+
+    @property
+    def has_penalties(self) -> bool:
+        """Whether earlier tokens change the logits."""
+        return (
+            self.repetition_penalty != 1.0
+            or self.presence_penalty != 0.0
+            or self.frequency_penalty != 0.0
+        )
+
+
+def resolve_sampling(
+    settings: SamplingSettings, generation_config: Mapping[str, Any], seed: int
+) -> Sampling:
+    """Fills in what the person left open: generation_config.json first, then our defaults.
+
+    Args:
+        settings: What the person asked for.
+        generation_config: The checkpoint's own defaults; values of a wrong type are ignored.
+        seed: Of this answer; each retry of a question has its own.
+    """
+    chosen: dict[str, Any] = {}
+    if generation_config.get("do_sample") is False:
+        chosen["temperature"] = 0.0
+    else:
+        for name in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty"):
+            value = generation_config.get(name)
+            if isinstance(value, int | float) and not isinstance(value, bool) and value >= 0:
+                chosen[name] = int(value) if name == "top_k" else float(value)
+        if chosen and "top_p" not in chosen:
+            chosen["top_p"] = 1.0  # the checkpoint names its own truncation
+    named = {f.name: getattr(settings, f.name) for f in fields(settings)}
+    chosen |= {name: value for name, value in named.items() if value is not None}
+    return replace(Sampling(), **{**chosen, "seed": seed})
+
+
+class Sampler:
+    """Draws the tokens of one answer.
+
+    Args:
+        sampling: The settings.
+        vocab_size: V.
+        context_ids: Ids before the answer, which penalties count too.
+    """
+
+    def __init__(
+        self, sampling: Sampling, vocab_size: int, context_ids: Iterable[int] = ()
+    ) -> None:
+        self.sampling = sampling
+        self._key = mx.random.key(sampling.seed)
+        self._keys: list[mx.array] = []
+        self._counts: mx.array | None = None
+        if sampling.has_penalties:
+            ids = mx.array(list(context_ids), mx.int32)
+            counts = mx.zeros((vocab_size,), mx.int32)
+            self._counts = counts.at[ids].add(1) if ids.size else counts
+        self._bias: mx.array | None = None
+        in_range = [(i, b) for i, b in sampling.logit_bias if 0 <= i < vocab_size]
+        if in_range:
+            biased, values = zip(*in_range, strict=True)
+            self._bias = mx.zeros((vocab_size,)).at[mx.array(biased)].add(mx.array(values))
+
+    def sample(self, logits: mx.array) -> mx.array:
+        """Draws one token from logits (1, V) and counts it; returns its id, shape (1,), lazily."""
+        token = self._draw(self.process(logits))
+        if self._counts is not None:
+            self._counts = self._counts.at[token].add(1)
+        return token
+
+    def process(self, logits: mx.array) -> mx.array:
+        """Applies penalties and bias to logits (1, V)."""
+        s = self.sampling
+        if self._counts is not None:
+            seen = self._counts > 0
+            if s.repetition_penalty != 1.0:
+                weaker = mx.where(
+                    logits > 0, logits / s.repetition_penalty, logits * s.repetition_penalty
+                )
+                logits = mx.where(seen, weaker, logits)
+            if s.presence_penalty or s.frequency_penalty:
+                logits = logits - s.presence_penalty * seen - s.frequency_penalty * self._counts
+        return logits if self._bias is None else logits + self._bias
+
+    def _draw(self, logits: mx.array) -> mx.array:
+        s = self.sampling
+        if s.temperature == 0 or s.top_k == 1:
+            return mx.argmax(logits, axis=-1)
+        return draw(
+            logits,
+            self._next_key(),
+            temperature=s.temperature,
+            top_k=s.top_k,
+            top_p=s.top_p,
+            min_p=s.min_p,
+        )
+
+    def _next_key(self) -> mx.array:
+        if not self._keys:
+            self._key, *self._keys = list(mx.random.split(self._key, _KEYS_AT_ONCE + 1))
+            self._keys.reverse()
+        return self._keys.pop()
+
+
+def draw(
+    logits: mx.array,
+    key: mx.array,
+    *,
+    temperature: float,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+) -> mx.array:
+    """Draws a token from truncated, tempered logits.
+
+    Args:
+        logits: (B, V).
+        key: The random key of this token.
+        temperature: Above 0.
+        top_k: Keep this many of the likeliest tokens; 0 keeps all.
+        top_p: Keep the smallest set of likeliest tokens whose probability reaches this; 1 keeps
+            all.
+        min_p: Drop tokens below this share of the likeliest token's probability; 0 keeps all.
+
+    Returns:
+        Token ids (B,).
+    """
+    logprobs, ids = truncated_logprobs(
+        logits, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p
+    )
+    choice = mx.random.categorical(logprobs, axis=-1, key=key)
+    if ids is None:
+        return choice
+    return mx.take_along_axis(ids, choice[..., None], axis=-1)[..., 0]
+
+
+def truncated_logprobs(
+    logits: mx.array, *, temperature: float, top_k: int, top_p: float, min_p: float
+) -> tuple[mx.array, mx.array | None]:
+    """Tempers and truncates logits (B, V).
+
+    Returns:
+        Unnormalised logprobs (B, N), minus infinity where dropped, and the ids (B, N) that they
+        belong to, or None where N = V in vocabulary order.
+    """
+    scaled = logits.astype(mx.float32) / temperature
+    ids: mx.array | None = None
+    if 0 < top_k < logits.shape[-1]:
+        ids = mx.argpartition(-scaled, kth=top_k - 1, axis=-1)[..., :top_k]
+        scaled = mx.take_along_axis(scaled, ids, axis=-1)
+    if top_p < 1.0:
+        order = mx.argsort(-scaled, axis=-1)
+        scaled = mx.take_along_axis(scaled, order, axis=-1)
+        ids = order if ids is None else mx.take_along_axis(ids, order, axis=-1)
+        probs = mx.softmax(scaled, axis=-1)
+        before = mx.cumsum(probs, axis=-1) - probs  # probability of all likelier tokens
+        first = mx.arange(probs.shape[-1]) == 0
+        scaled = mx.where((before < top_p) | first, scaled, -mx.inf)
+    if min_p > 0.0:
+        floor = mx.max(scaled, axis=-1, keepdims=True) + mx.log(mx.array(min_p))
+        scaled = mx.where(scaled >= floor, scaled, -mx.inf)
+    return scaled, ids

@@ -1,8 +1,9 @@
 """The one thread that owns MLX: loads, builds and evaluates, job after job.
 
-A lazy MLX array belongs to the thread that built it, so every MLX call of the program runs here. A job
-is a function that gets a `JobContext`; what it emits is read by iterating over the `Job` on the caller's
-thread. Foreground jobs go first; an idle job is told to stop as soon as a foreground job is waiting.
+A lazy MLX array belongs to the thread that built it, so every MLX call of the program runs here.
+A job is a function that gets a `JobContext`; what it emits is read by iterating over the `Job` on
+the caller's thread. Foreground jobs go first; an idle job is told to stop as soon as a foreground
+job is waiting.
 """
 
 import queue
@@ -113,7 +114,8 @@ class Worker:
 
         Args:
             function: Called on the worker thread with the job's context.
-            idle: Background work: runs when nothing else waits and is cancelled by a foreground job.
+            idle: Background work: runs when nothing else waits and is cancelled by a foreground
+                job.
 
         Returns:
             The job's handle.

@@ -1,8 +1,9 @@
 """What machine this is, and what follows from it: backend, dtype plan, memory, BLAS.
 
-`load_mlx()` is the first MLX call of a process: it loads the system's OpenBLAS before `mlx.core`, so that
-MLX's CPU matrix products find it by symbol interposition. Measured here on one core: float32 products run at
-5 GFLOP/s with the reference BLAS in MLX's wheel and at about 200 with OpenBLAS.
+`load_mlx()` is the first MLX call of a process: it loads the system's OpenBLAS before `mlx.core`,
+so that MLX's CPU matrix products find it by symbol interposition. Measured here on one core:
+float32 products run at 5 GFLOP/s with the reference BLAS in MLX's wheel and at about 200 with
+OpenBLAS.
 """
 
 import ctypes
@@ -22,7 +23,8 @@ Blas = Literal["accelerate", "openblas", "bundled", "none"]
 
 _OPENBLAS_NAMES = ("libopenblas.so.0", "libopenblas.so", "libopenblasp.so.0")
 
-# Share of the machine's memory that float32 copies of quantised weights may take on the CPU backend.
+# Share of the machine's memory that float32 copies of quantised weights may take on the CPU
+# backend.
 DEQUANTISE_MEMORY_SHARE = 0.5
 
 
@@ -34,8 +36,8 @@ class DevicePlan:
         backend: Where MLX evaluates.
         blas: What serves CPU matrix products.
         float32: Weights become float32 at load, quantised ones where memory allows.
-        fast_kernels: `mx.fast` has kernels of its own (GPU); else norms and rotations are written out
-            and compiled, which measured 2 to 3 times faster on the CPU backend.
+        fast_kernels: `mx.fast` has kernels of its own (GPU); else norms and rotations are written
+            out and compiled, which measured 2 to 3 times faster on the CPU backend.
         matvec: How one row is multiplied: "row" is x @ W.T; "column" is W @ x (OpenBLAS: up to 4.7x
             faster at 256 x 1536); "transposed" keeps W.T in memory (reference BLAS: 2.8x faster).
         memory_bytes: Memory that the backend can use.

@@ -1,7 +1,7 @@
 """Hugging Face config -> ModelConfig, one small table entry per family of the native transformer.
 
-A family is described by what it changes about the plain Llama block. A `model_type` that is not in `FAMILIES`
-belongs to `zoo.py`. Nothing here touches arrays.
+A family is described by what it changes about the plain Llama block. A `model_type` that is not
+in `FAMILIES` belongs to `zoo.py`. Nothing here touches arrays.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,7 +16,7 @@ Config = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class LayerKind:
-    """What may differ from layer to layer: the rotation (None: no positions) and the attention window."""
+    """What may differ from layer to layer: rotation (None: no positions) and window."""
 
     rope: Rope | None
     window: int | None = None
@@ -24,10 +24,11 @@ class LayerKind:
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """A dense decoder as the native transformer runs it. Sizes are in elements, `layers` has one entry a layer.
+    """A dense decoder as the native transformer runs it; sizes are in elements.
 
-    `head_optional` says that the head is tied where the checkpoint has no `lm_head`; `fused_names` that q, k, v
-    and gate, up are stored as one matrix each.
+    `layers` has one entry a layer. `head_optional` says that the head is tied where the
+    checkpoint has no `lm_head`; `fused_names` that q, k, v and gate, up are stored as one matrix
+    each.
     """
 
     family: str
@@ -95,7 +96,7 @@ class _Reader:
 
 
 def _rope_source(config: Config, layer_type: str) -> Config:
-    """Returns the rope settings of a layer type: transformers 5 nests them, older configs keep them flat."""
+    """Returns the rope settings of a layer type: nested (transformers 5) or flat."""
     nested = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if isinstance(nested, Mapping) and isinstance(nested.get(layer_type), Mapping):
         nested = nested[layer_type]
@@ -107,9 +108,7 @@ def _rope(config: Config, head_dim: int, layer_type: str, theta: float | None = 
     scaling = _rope_source(config, layer_type)
     if theta is None:
         theta = float(scaling.get("rope_theta") or read.number("rope_theta", 10000.0))
-    share = float(
-        scaling.get("partial_rotary_factor") or read.number("partial_rotary_factor", 1.0)
-    )
+    share = float(scaling.get("partial_rotary_factor") or read.number("partial_rotary_factor", 1.0))
     dims = int(head_dim * share) // 2 * 2
     original = config.get("original_max_position_embeddings")
     return make_rope(dims, theta, scaling, read.integer("max_position_embeddings", 2048), original)
@@ -219,7 +218,9 @@ def _smollm3(config: Config, base: ModelConfig) -> ModelConfig:
     layers = _qwen_windows(config, base)
     return replace(
         llama,
-        layers=tuple(k if on else replace(k, rope=None) for k, on in zip(layers, keep, strict=True)),
+        layers=tuple(
+            k if on else replace(k, rope=None) for k, on in zip(layers, keep, strict=True)
+        ),
     )
 
 

@@ -1,7 +1,7 @@
 """Puts a model together: config, checkpoint, weights, transformer or zoo, warm-up.
 
-Call it on the worker thread: `mx.load` reads a tensor when it is evaluated, and arrays belong to the thread
-that built them.
+Call it on the worker thread: `mx.load` reads a tensor when it is evaluated, and arrays belong to
+the thread that built them.
 """
 
 import time
@@ -21,9 +21,10 @@ from mlxchat.model.checkpoint import (
 )
 from mlxchat.model.device import DevicePlan, make_device_plan
 from mlxchat.model.families import ModelConfig, is_native, make_model_config
+from mlxchat.model.language_model import LanguageModel
 from mlxchat.model.quantization import QuantizationPlan, QuantSpec, read_quantization
 from mlxchat.model.tokenizer import Tokenizer
-from mlxchat.model.transformer import LanguageModel, Transformer
+from mlxchat.model.transformer import Transformer
 from mlxchat.model.weights import WeightMaker, expected_shapes
 
 Phase = Literal["load", "warm-up"]
@@ -170,9 +171,9 @@ def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
     Raises:
         CheckpointError: The tokenizer has ids that the model has no row for.
     """
-    if tokenizer.max_id >= vocab_size:
+    if tokenizer.vocab_size > vocab_size:
         raise CheckpointError(
-            f"the tokenizer has ids up to {tokenizer.max_id}, but the model has {vocab_size}"
+            f"the tokenizer has {tokenizer.vocab_size} entries, but the model has {vocab_size}"
             " embedding rows; tokenizer and weights are not of the same model"
         )
 

@@ -1,11 +1,11 @@
 """Rotary position embedding: from a config to periods, in plain Python.
 
-RoPE turns pair i of a head by `position / period[i]` radians. Every scaling scheme of the native families
-changes only the periods and, in two of them, the length of what is turned (`mscale`). The transformer applies
-them; this module knows no arrays.
+RoPE turns pair i of a head by `position / period[i]` radians. Every scaling scheme of the native
+families changes only the periods and, in two of them, the length of what is turned (`mscale`).
+The transformer applies them; this module knows no arrays.
 
-Sources: RoFormer (Su et al. 2021); linear position interpolation (Chen et al. 2023); YaRN (Peng et al. 2023);
-LongRoPE (Ding et al. 2024); the `llama3` scheme as Meta published it with Llama 3.1.
+Sources: RoFormer (Su et al. 2021); linear position interpolation (Chen et al. 2023); YaRN (Peng
+et al. 2023); LongRoPE (Ding et al. 2024); the `llama3` scheme as Meta published it with Llama 3.1.
 """
 
 import math
@@ -37,7 +37,11 @@ class Rope:
 
 
 def make_rope(
-    dims: int, theta: float, scaling: Mapping[str, Any] | None, max_context: int, original: int | None
+    dims: int,
+    theta: float,
+    scaling: Mapping[str, Any] | None,
+    max_context: int,
+    original: int | None,
 ) -> Rope:
     """Builds the rotation that a Hugging Face config describes.
 
@@ -49,7 +53,8 @@ def make_rope(
         original: Context before scaling, where the config names it outside `scaling`.
 
     Raises:
-        UnsupportedModelError: The scheme is not one of default, linear, llama3, yarn, longrope, dynamic.
+        UnsupportedModelError: The scheme is not one of default, linear, llama3, yarn, longrope,
+        dynamic.
         CheckpointError: The scheme lacks a value that it needs.
     """
     plain = tuple(theta ** (i / dims) for i in range(0, dims, 2))
@@ -99,7 +104,11 @@ def _llama3_periods(plain: tuple[float, ...], scaling: Mapping[str, Any]) -> tup
 
 
 def _yarn(
-    plain: tuple[float, ...], dims: int, theta: float, scaling: Mapping[str, Any], original: int | None
+    plain: tuple[float, ...],
+    dims: int,
+    theta: float,
+    scaling: Mapping[str, Any],
+    original: int | None,
 ) -> Rope:
     factor = float(scaling["factor"])
     context = float(scaling.get("original_max_position_embeddings") or original or 4096)
@@ -138,7 +147,8 @@ def _longrope(
     mscale = scaling.get("long_mscale")
     if mscale is None:
         mscale = 1.0 if stretch <= 1 else math.sqrt(1 + math.log(stretch) / math.log(context))
-    # The long factors hold at every length: switching at the old limit would turn cached keys by another angle.
+    # The long factors hold at every length: switching at the old limit would turn cached keys by
+    # another angle.
     return Rope(
         tuple(float(f) * p for f, p in zip(factors, plain, strict=True)), mscale=float(mscale)
     )

@@ -1,23 +1,25 @@
 """Our decoder-only transformer: embed, block, unembed.
 
-A block is two compiled functions around the cache update: from the residual stream to q, k, v, and from the
-attention output to the next residual stream. The update stays outside, since inside `mx.compile` it would
-copy the whole buffer for each token. Offsets go in as arrays: a Python int would be a constant and compile
-anew for every token. Weights go in as arguments, so that layers of one shape share one compiled function.
+A block is two compiled functions around the cache update: from the residual stream to q, k, v,
+and from the attention output to the next residual stream. The update stays outside, since inside
+`mx.compile` it would copy the whole buffer for each token. Offsets go in as arrays: a Python int
+would be a constant and compile anew for every token. Weights go in as arguments, so that layers
+of one shape share one compiled function.
 
 Knows token ids and arrays; names, files and text belong to the modules around it.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
 
 from mlxchat.model.device import DevicePlan
 from mlxchat.model.families import ModelConfig
 from mlxchat.model.kv_cache import FullKV, SequenceCache, WindowKV
+from mlxchat.model.language_model import ModelInfo
 from mlxchat.model.rope import Rope
 from mlxchat.model.weights import (
     Arrays,
@@ -27,33 +29,6 @@ from mlxchat.model.weights import (
     Params,
     apply_linear,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class ModelInfo:
-    """What a loaded model tells about itself, native or not."""
-
-    family: str
-    n_layers: int
-    vocab_size: int
-    max_context: int
-    n_params: int
-    weight_bytes: int
-    notices: tuple[str, ...] = ()
-
-
-class LanguageModel(Protocol):
-    """What the engine needs of a model; the native transformer and the zoo both provide it."""
-
-    @property
-    def info(self) -> ModelInfo:
-        """Sizes and limits."""
-
-    def make_cache(self) -> SequenceCache:
-        """Returns an empty cache for one sequence (or a batch in step)."""
-
-    def forward(self, token_ids: mx.array, cache: SequenceCache) -> mx.array:
-        """Feeds ids (B, T), extends the cache, returns the last position's logits (B, V), lazily."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,9 +68,11 @@ class Transformer:
         ]
         compile_ = mx.compile if compiled else _identity
         self._compiled: dict[Any, Callable[..., Any]] = {}
-        self._before = [self._function(compile_, self._make_before, w, i) for i, w in self._layers()]
+        self._before = [
+            self._function(compile_, self._make_before, w, i) for i, w in self._layers()
+        ]
         self._after = [self._function(compile_, self._make_after, w, 0) for _, w in self._layers()]
-        self._unembed = compile_(self._make_unembed())
+        self._unembed: Callable[..., mx.array] = compile_(self._make_unembed())
         self._rotations = compile_(self._rotation_tables)
         self.info = ModelInfo(
             family=config.family,
@@ -126,7 +103,7 @@ class Transformer:
     # -- the interface of LanguageModel ------------------------------------------------------------
 
     def make_cache(self) -> SequenceCache:
-        """Returns an empty cache: all rows for full attention, a window of rows for sliding layers."""
+        """Returns an empty cache: all rows, or a window of them in sliding layers."""
         layers = [FullKV() if k.window is None else WindowKV(k.window) for k in self.config.layers]
         return SequenceCache(layers, layers)
 
@@ -192,7 +169,8 @@ class Transformer:
         q, k, v = self._before[layer](weights.before, step.positions[kind], x)
         keys, values = cache.raw[layer].update_and_fetch(k, v)
         attended = self.attend(q, keys, values, step.masks[kind])
-        return self._after[layer](weights.after, x, attended)  # type: ignore[no-any-return]
+        out: mx.array = self._after[layer](weights.after, x, attended)
+        return out
 
     def attend(self, q: mx.array, k: mx.array, v: mx.array, mask: Any) -> mx.array:
         """Scaled dot-product attention: q (B, H, T, Dh), k and v (B, K, S, Dh) -> (B, H, T, Dh)."""
@@ -213,7 +191,7 @@ class Transformer:
 
     def unembed(self, x: mx.array) -> mx.array:
         """Final norm and LM head: (B, T, D) -> logits (B, T, V)."""
-        return self._unembed(self.weights.final_norm, self.weights.head[1], x)  # type: ignore[no-any-return]
+        return self._unembed(self.weights.final_norm, self.weights.head[1], x)
 
     # -- makers of the functions that are compiled -------------------------------------------------
 
@@ -289,7 +267,7 @@ class Transformer:
         del rope
         c = self.config
         o_spec, gate_up_specs, down_spec = weights.o, weights.gate_up, weights.down
-        activation = nn.silu if c.activation == "silu" else nn.gelu_approx
+        activation = _silu if c.activation == "silu" else _gelu
 
         def after(params: Params, x: mx.array, attended: mx.array) -> mx.array:
             batch, num_new, _ = x.shape
@@ -316,7 +294,9 @@ class Transformer:
             y = y * self.config.residual_scale
         if self.config.clip_residual and x.dtype == mx.float16:  # Gemma 3 overflows float16
             bound = mx.finfo(mx.float16).max
-            return mx.clip(x.astype(mx.float32) + y.astype(mx.float32), -bound, bound).astype(x.dtype)
+            return mx.clip(x.astype(mx.float32) + y.astype(mx.float32), -bound, bound).astype(
+                x.dtype
+            )
         return x + y
 
     def _make_unembed(self) -> Callable[..., mx.array]:
@@ -331,6 +311,15 @@ class Transformer:
             return logits
 
         return unembed
+
+
+def _silu(x: mx.array) -> mx.array:
+    return x * mx.sigmoid(x)
+
+
+def _gelu(x: mx.array) -> mx.array:
+    """GELU in its tanh form (Hendrycks and Gimpel 2016)."""
+    return 0.5 * x * (1 + mx.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
 
 
 def _identity(function: Callable[..., Any]) -> Callable[..., Any]:

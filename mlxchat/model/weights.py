@@ -1,8 +1,9 @@
-"""Checkpoint tensors -> the arrays of the native transformer: dequantised, fused, laid out for the device.
+"""Checkpoint tensors -> the arrays of the native transformer: dequantised, fused, laid out.
 
-Fused means: q, k and v become one matrix, gate and up another, wherever their quantisation agrees. What a
-layer holds is a `LayerWeights`: dictionaries of arrays for the compiled functions, and beside them the static
-`LinearSpec`s that say how to multiply. Two layers of equal static shape share one compiled function.
+Fused means: q, k and v become one matrix, gate and up another, wherever their quantisation
+agrees. What a layer holds is a `LayerWeights`: dictionaries of arrays for the compiled functions,
+and beside them the static `LinearSpec`s that say how to multiply. Two layers of equal static
+shape share one compiled function.
 """
 
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
@@ -53,6 +54,7 @@ def apply_linear(spec: LinearSpec, arrays: Arrays, x: mx.array, *, column: bool)
     weight, scales, biases, bias = arrays
     assert weight is not None
     if spec.quant is not None:
+        assert scales is not None
         y = mx.quantized_matmul(
             x,
             weight,
@@ -155,7 +157,9 @@ class WeightMaker:
                 on_layer(i + 1, c.n_layers)
         num_bytes = sum(a.nbytes for a in _leaves([embed[1], [] if tied else head[1], final_norm]))
         num_bytes += sum(a.nbytes for layer in layers for a in _leaves([layer.before, layer.after]))
-        return ModelWeights(embed, head, final_norm, tuple(layers), count_params(c, tied), num_bytes)
+        return ModelWeights(
+            embed, head, final_norm, tuple(layers), count_params(c, tied), num_bytes
+        )
 
     def layer(self, prefix: str) -> LayerWeights:
         """Builds the arrays of one block."""
@@ -200,7 +204,7 @@ class WeightMaker:
         return weight + self.config.norm_weight_offset if self.config.norm_weight_offset else weight
 
     def linear(self, path: str, *, layout: bool = True) -> Linear:
-        """Returns one matrix, dequantised where asked, in the device's layout unless `layout` is off."""
+        """Returns one matrix, dequantised and in the device's layout where asked."""
         weight = self.take(path + ".weight")
         quant = self.quantization(path) if path + ".scales" in self.tensors else None
         scales = self.take(path + ".scales") if quant else None
@@ -210,7 +214,12 @@ class WeightMaker:
         if quant is None:
             weight = self.cast(weight)
         elif self.dequantise:
-            weight, scales, biases, quant = dequantise(weight, scales, biases, quant), None, None, None
+            weight, scales, biases, quant = (
+                dequantise(weight, scales, biases, quant),
+                None,
+                None,
+                None,
+            )
         spec = LinearSpec(weight.shape[0], quant, bias is not None)
         linear = (spec, [weight, scales, biases, bias])
         return self.lay_out(linear) if layout else linear
@@ -265,7 +274,7 @@ def dequantise(
 
 
 def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Returns the unquantised shape of every tensor that the config asks for, by checkpoint name."""
+    """Returns the unquantised shape of every tensor that the config asks for, by name."""
     c = config
     q, kv = c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
     shapes: dict[str, tuple[int, ...]] = {

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 from mlxchat.errors import CheckpointError, UnsupportedModelError
 from mlxchat.model.kv_cache import ChunkedKV, FullKV, LayerCache, SequenceCache, WindowKV
+from mlxchat.model.language_model import ModelInfo
 from mlxchat.model.state_cache import Opaque, RecurrentState
 
 Config = dict[str, Any]
@@ -47,27 +47,8 @@ CONTEXT_KEYS = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class ModelInfo:
-    """What is known of a loaded model without running it.
-
-    Args:
-        family: `model_type` of the config.
-        n_layers: Number of blocks.
-        vocab_size: Width of the logits.
-        max_context: Largest number of positions, or None where the config names none.
-        weight_bytes: Bytes of the weights as held in memory.
-        n_params: Number of parameters, quantised ones counted by their logical shape.
-        notices: Lines that a person should read once.
-    """
-
-    family: str
-    n_layers: int
-    vocab_size: int
-    max_context: int | None
-    weight_bytes: int
-    n_params: int
-    notices: tuple[str, ...] = ()
+# Where a config names no limit (recurrent models have none): what memory allows comes first anyway.
+UNKNOWN_CONTEXT = 1 << 20
 
 
 class ZooModel:
@@ -88,7 +69,7 @@ class ZooModel:
             family=str(config.get("model_type", self.module_name)),
             n_layers=len(self.layers),
             vocab_size=self._measure_vocab_size(),
-            max_context=limit,
+            max_context=limit or UNKNOWN_CONTEXT,
             weight_bytes=sum(array.nbytes for array in _parameters(model).values()),
             n_params=_count_params(model),
             notices=notices + warning,
@@ -152,7 +133,7 @@ def _is_floating(array: mx.array) -> bool:
 def _parameters(model: Module) -> dict[str, mx.array]:
     """Return the parameters of a model by their dotted names."""
     parameters = model.parameters()  # type: ignore[no-untyped-call]
-    return dict(tree_flatten(parameters))  # type: ignore[arg-type]
+    return dict(tree_flatten(parameters))
 
 
 def _named_modules(model: Module) -> list[tuple[str, Any]]:

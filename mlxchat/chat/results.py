@@ -1,0 +1,127 @@
+"""What a session tells: events while it works, and the result of a turn (JSON contract)."""
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from mlxchat.engine.timing import Timing
+
+StopReason = Literal["eos_token", "stop_string", "token_limit", "user_cancelled", "context_full"]
+
+
+@dataclass(frozen=True, slots=True)
+class LoadProgress:
+    """A model is being fetched or loaded; bytes, or steps of the warm-up."""
+
+    phase: Literal["download", "load", "warm-up"]
+    done: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillProgress:
+    """New ids of the prompt that were read, of those to read."""
+
+    done: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class TextDelta:
+    """A piece of the answer, as soon as it is final."""
+
+    text: str
+    kind: Literal["reasoning", "answer"]
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """One line that the person should see."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class SessionInfo:
+    """What is known once the model is loaded. `backend` is a line for people."""
+
+    model: str
+    family: str
+    n_params: int
+    weight_bytes: int
+    context_limit: int
+    backend: str
+    is_builtin: bool
+    load_s: float
+    notices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Ids of one turn, by what happened to them."""
+
+    prompt_tokens: int
+    cached_tokens: int
+    prefill_tokens: int
+    typeahead_tokens: int
+    settle_tokens: int
+    completion_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class CacheUse:
+    """Where cached ids came from, and why there were not more."""
+
+    source: Literal["none", "live", "checkpoint", "disk"]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Verify:
+    """What `--verify` found: a from-scratch prefill of the same ids beside the cached one.
+
+    `holds` says whether the difference is rounding; it is no part of the JSON contract.
+    """
+
+    tokens_equal: bool
+    max_abs_logit_diff: float
+    prompt_ids: tuple[int, ...]
+    holds: bool = True
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the `verify` object of the JSON contract."""
+        return {
+            "tokens_equal": self.tokens_equal,
+            "max_abs_logit_diff": self.max_abs_logit_diff,
+            "prompt_ids": list(self.prompt_ids),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class TurnResult:
+    """One answer with all that is known of it."""
+
+    model: str
+    text: str
+    reasoning: str | None
+    stop_reason: StopReason
+    usage: Usage
+    timing: "Timing"
+    cache: CacheUse
+    verify: Verify | None
+    tokens: tuple[int, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the object of the JSON contract."""
+        return {
+            "model": self.model,
+            "text": self.text,
+            "reasoning": self.reasoning,
+            "stop_reason": self.stop_reason,
+            "usage": asdict(self.usage),
+            "timing": self.timing.to_json(),
+            "cache": asdict(self.cache),
+            "speculation": None,
+            "verify": None if self.verify is None else self.verify.to_json(),
+            "tokens": list(self.tokens),
+        }

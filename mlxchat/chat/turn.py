@@ -1,0 +1,397 @@
+"""One turn on the worker thread: ids, plan, prefill, decode, record; and settling afterwards.
+
+Runs where MLX runs. The conversation is changed only when an answer stands: an error or an early
+Ctrl-C leaves it as it was.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import mlx.core as mx
+
+from mlxchat.chat.conversation import Conversation
+from mlxchat.chat.prompt import PromptRenderer, RenderedPrompt
+from mlxchat.chat.reasoning import Delta, Split
+from mlxchat.chat.results import (
+    CacheUse,
+    LoadProgress,
+    Notice,
+    PrefillProgress,
+    SessionInfo,
+    StopReason,
+    TextDelta,
+    TurnResult,
+    Usage,
+    Verify,
+)
+from mlxchat.chat.session import ChatOptions, pick_seed
+from mlxchat.chat.stop_strings import StopStrings
+from mlxchat.chat.template import ChatTemplate, Message
+from mlxchat.engine.engine import Engine
+from mlxchat.engine.prefix_cache import Plan
+from mlxchat.engine.sampling import Sampler, resolve_sampling
+from mlxchat.engine.timing import Stopwatch
+from mlxchat.engine.worker import JobCancelledError, JobContext
+from mlxchat.errors import ContextFullError, TemplateError
+from mlxchat.model.device import format_backend, make_device_plan
+from mlxchat.model.hub import resolve_model
+from mlxchat.model.loader import LoadedModel, load_model
+from mlxchat.model.tokenizer import Tokenizer
+
+
+def load_runner(
+    name: str | None,
+    options: ChatOptions,
+    report: Callable[[LoadProgress], None],
+    check: Callable[[], None],
+) -> tuple["TurnRunner", SessionInfo]:
+    """Finds, fetches and loads a model.
+
+    Args:
+        name: A folder, a Hub id, or None for the built-in model.
+        options: The conversation's options.
+        report: Called with the progress of download, load and warm-up; may raise to cancel.
+        check: Raises when the job is cancelled.
+    """
+    folder = resolve_model(
+        name,
+        on_progress=lambda done, total: report(LoadProgress("download", done, total)),
+        check_cancel=check,
+    )
+    loaded = load_model(
+        folder.path, lambda phase, done, total: report(LoadProgress(phase, done, total))
+    )
+    runner = TurnRunner("builtin" if folder.is_builtin else folder.name, loaded, options)
+    info = loaded.model.info
+    return runner, SessionInfo(
+        model=runner.name,
+        family=info.family,
+        n_params=info.n_params,
+        weight_bytes=info.weight_bytes,
+        context_limit=runner.context_limit,
+        backend=format_backend(make_device_plan()),
+        is_builtin=folder.is_builtin,
+        load_s=loaded.load_s,
+        notices=(*info.notices, *runner.template_notices()),
+    )
+
+
+@dataclass(slots=True)
+class _Answer:
+    """What decoding gave."""
+
+    split: Split
+    text: str
+    tokens: list[int]
+    stop_reason: StopReason
+    was_thinking: bool
+
+
+class TurnRunner:
+    """Runs the turns of one conversation on a loaded model.
+
+    Args:
+        name: The model as results name it.
+        loaded: The model with its tokenizer.
+        options: How to answer.
+    """
+
+    def __init__(self, name: str, loaded: LoadedModel, options: ChatOptions) -> None:
+        self.name = name
+        self.loaded = loaded
+        self.options = options
+        self.engine = Engine(loaded.model)
+        self.context_limit = min(
+            options.max_context or loaded.model.info.max_context, loaded.model.info.max_context
+        )
+        template = ChatTemplate.for_tokenizer(
+            loaded.tokenizer, think=options.think, keep_thinking=options.keep_thinking
+        )
+        self.renderer = PromptRenderer(
+            template, loaded.tokenizer, keep_thinking=options.keep_thinking
+        )
+        self._seed = pick_seed() if options.sampling.seed is None else options.sampling.seed
+        self._reuses = True
+        self._is_first = True
+        self._num_settled = 0
+        self._settle_note = ""
+        self._notices_told: set[str] = set(self.template_notices())
+
+    def template_notices(self) -> list[str]:
+        """Returns what the template and its renderer had to say so far."""
+        return [*self.renderer.template.notices, *self.renderer.notices]
+
+    @property
+    def num_cached(self) -> int:
+        """Ids that the cache holds."""
+        return len(self.engine.prefix.token_ids)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer."""
+        return self.loaded.tokenizer
+
+    def run(
+        self,
+        conversation: Conversation,
+        question: str | None,
+        context: JobContext,
+        *,
+        start: float,
+        keep_branch: bool = False,
+    ) -> TurnResult:
+        """Answers a question.
+
+        Args:
+            conversation: Its head is where the question goes.
+            question: The message, or None where the head is a question to be answered again.
+            context: The job's.
+            start: Clock time at which the message came.
+            keep_branch: What the cache holds beyond the common prefix may be wanted again.
+
+        Raises:
+            TemplateError: The template refuses the conversation.
+            ContextFullError: The prompt leaves no room for an answer.
+            JobCancelledError: Stopped before there was anything to keep.
+        """
+        mx.reset_peak_memory()
+        watch = Stopwatch(start)
+        messages = conversation.messages()
+        if question is not None:
+            messages = [*messages, Message("user", question)]
+        now = time.perf_counter()
+        prompt = self.renderer.render_ids(messages)
+        self._check_room(len(prompt.token_ids))
+        plan = self._plan(messages, prompt)
+        now = watch.add("template", now)
+        self.engine.prefix.apply(plan, keep_branch=keep_branch)
+        self.engine.prefix.cache.pin(self._pin(plan))
+        now = watch.add("restore", now)
+        logits = self.engine.prefill(
+            prompt.token_ids,
+            plan,
+            on_progress=lambda done, total: context.emit(PrefillProgress(done, total)),
+            check=context.check,
+        )
+        assert logits is not None
+        watch.add("prefill", now)
+        attempt = len(conversation.children(conversation.head)) if question is None else 0
+        answer = self._decode(prompt, logits, watch, context, self._seed + attempt)
+        for text in self._record(conversation, question, messages, prompt, answer):
+            context.emit(Notice(text))
+        result = self._result(prompt, plan, answer, watch)
+        if self.options.verify:
+            result = replace(result, verify=self._verify(prompt, logits, context))
+        return result
+
+    # -- before the answer -------------------------------------------------------------------------
+
+    def _check_room(self, num_prompt: int) -> None:
+        if num_prompt >= self.context_limit:
+            raise ContextFullError(
+                f"the prompt has {num_prompt} tokens, but the context holds {self.context_limit};"
+                " shorten the message, start over with /reset, or raise --max-context"
+            )
+
+    def _plan(self, messages: list[Message], prompt: RenderedPrompt) -> Plan:
+        """Plans the reuse, with marks where they will be wanted."""
+        prefix = self.engine.prefix
+        if not self._reuses:
+            prefix.reset()
+        marks: tuple[int, ...] = ()
+        if not prefix.is_trimmable:
+            marks = (
+                prompt.message_ends[0] if messages[0].role == "system" else 0,
+                prompt.message_ends[-2] if len(messages) > 1 else 0,
+                self.renderer.probe_point(messages, prompt),
+            )
+        return prefix.plan(prompt.token_ids, marks=marks)
+
+    @staticmethod
+    def _pin(plan: Plan) -> int:
+        """Sliding windows keep their rows back to the start of the turn."""
+        return min([plan.start, *plan.marks])
+
+    # -- the answer --------------------------------------------------------------------------------
+
+    def _decode(
+        self,
+        prompt: RenderedPrompt,
+        logits: mx.array,
+        watch: Stopwatch,
+        context: JobContext,
+        seed: int,
+    ) -> _Answer:
+        sampling = resolve_sampling(self.options.sampling, self.loaded.generation_config, seed)
+        sampler = Sampler(sampling, self.loaded.model.info.vocab_size, prompt.token_ids)
+        room = self.context_limit - len(prompt.token_ids)
+        max_tokens = min(self.options.max_tokens or room, room)
+        is_room = max_tokens == room and self.options.max_tokens != room
+        splitter = self.renderer.splitter(prompt)
+        stops = StopStrings(self.options.stop)
+        eos_ids = self.tokenizer.eos_ids
+        reason: StopReason = "context_full" if is_room else "token_limit"
+        tokens: list[int] = []
+        texts: list[str] = []
+        try:
+            for token in self.engine.decode(
+                logits, sampler, max_tokens=max_tokens, check=context.check
+            ):
+                watch.token()
+                if token in eos_ids:
+                    reason = "eos_token"
+                    break
+                tokens.append(token)
+                self._emit(splitter.push(token), stops, texts, context)
+                if stops.is_hit:
+                    reason = "stop_string"
+                    break
+        except JobCancelledError:
+            reason = "user_cancelled"
+        was_thinking = splitter.is_thinking
+        deltas, split = splitter.finish()
+        self._emit(deltas, stops, texts, context)
+        if tail := stops.finish():
+            texts.append(tail)
+            context.emit(TextDelta(tail, "answer"))
+        return _Answer(split, "".join(texts), tokens, reason, was_thinking)
+
+    @staticmethod
+    def _emit(
+        deltas: list[Delta], stops: StopStrings, texts: list[str], context: JobContext
+    ) -> None:
+        """Shows what has become final; the answer's text passes the stop strings first."""
+        for delta in deltas:
+            text = stops.push(delta.text) if delta.kind == "answer" else delta.text
+            if text:
+                context.emit(TextDelta(text, delta.kind))
+            if text and delta.kind == "answer":
+                texts.append(text)
+
+    # -- after the answer --------------------------------------------------------------------------
+
+    def _record(
+        self,
+        conversation: Conversation,
+        question: str | None,
+        messages: list[Message],
+        prompt: RenderedPrompt,
+        answer: _Answer,
+    ) -> list[str]:
+        """Adds question and answer to the tree; returns notices.
+
+        Raises:
+            JobCancelledError: Ctrl-C came before there was an answer; the turn is dropped.
+        """
+        cancelled = answer.stop_reason == "user_cancelled"
+        if cancelled and (answer.was_thinking or not answer.tokens):
+            raise JobCancelledError
+        split = answer.split
+        if answer.text != split.text:  # a stop string cut it
+            ids = self._ids_of(answer.text, split.content_ids)
+            split = replace(split, text=answer.text, content_ids=ids)
+        notices = []
+        try:
+            stored = self.renderer.stored_answer(messages, prompt, split)
+        except TemplateError as error:
+            notices.append(f"this turn is not kept: {error}")
+        else:
+            if question is not None:
+                conversation.append(messages[-1])
+            answer.split, answer.text = split, stored.content
+            conversation.append(stored)
+        for text in self.template_notices():
+            if text not in self._notices_told:
+                self._notices_told.add(text)
+                notices.append(text)
+        return notices
+
+    def _ids_of(self, text: str, token_ids: tuple[int, ...]) -> tuple[int, ...]:
+        """Returns the first ids that spell exactly this text, or none."""
+        for end in range(len(token_ids), 0, -1):
+            shown = self.tokenizer.decode(token_ids[:end])
+            if shown == text:
+                return token_ids[:end]
+            if len(shown) < len(text):
+                break
+        return ()
+
+    def _result(
+        self,
+        prompt: RenderedPrompt,
+        plan: Plan,
+        answer: _Answer,
+        watch: Stopwatch,
+    ) -> TurnResult:
+        num_prompt, num_cached = len(prompt.token_ids), plan.start
+        usage = Usage(
+            prompt_tokens=num_prompt,
+            cached_tokens=num_cached,
+            prefill_tokens=num_prompt - num_cached,
+            typeahead_tokens=0,
+            settle_tokens=self._num_settled,
+            completion_tokens=len(answer.tokens),
+        )
+        timing = watch.finish(
+            usage.prefill_tokens,
+            load_s=self.loaded.load_s if self._is_first else 0.0,
+            peak_memory_bytes=mx.get_peak_memory(),
+            kv_bytes=self.engine.prefix.cache.nbytes,
+            weight_bytes=self.loaded.model.info.weight_bytes,
+        )
+        reason = f"reused {num_cached}, read {usage.prefill_tokens}"
+        why = self._settle_note or (plan.reason if plan.action != "continue" else "")
+        self._is_first, self._num_settled, self._settle_note = False, 0, ""
+        return TurnResult(
+            model=self.name,
+            text=answer.text,
+            reasoning=answer.split.reasoning,
+            stop_reason=answer.stop_reason,
+            usage=usage,
+            timing=timing,
+            cache=CacheUse(plan.source, f"{reason} ({why})" if why else reason),
+            verify=None,
+            tokens=tuple(answer.tokens),
+        )
+
+    def _verify(self, prompt: RenderedPrompt, logits: mx.array, context: JobContext) -> Verify:
+        """Proves the turn; where it fails, reuse is switched off for this model."""
+        found = self.engine.verify(prompt.token_ids, logits)
+        decode = self.tokenizer.decode
+        shown = decode(prompt.token_ids, skip_special_tokens=False)
+        wanted = decode(self.tokenizer.encode(prompt.text), skip_special_tokens=False)
+        is_equal = found.ids_equal and shown == wanted
+        verify = Verify(
+            is_equal, found.max_abs_logit_diff, prompt.token_ids, found.holds and is_equal
+        )
+        if not verify.holds and self._reuses:
+            self._reuses = False
+            context.emit(
+                Notice("the cached prompt was not exact; reuse is off for this conversation")
+            )
+        return verify
+
+    def settle(self, conversation: Conversation, context: JobContext) -> None:
+        """Brings the cache to what the next turn will begin with; gives way within one chunk."""
+        if not self._reuses or conversation.head is None:
+            return
+        target = self.renderer.settle_target(conversation.messages())
+        if not target or len(target) >= self.context_limit:
+            return
+        prefix = self.engine.prefix
+        plan = prefix.plan(target, marks=(len(target),), leave=0)
+        lost = plan.num_held - plan.start
+        try:
+            context.check()
+            prefix.apply(plan)
+            prefix.cache.pin(plan.start)
+            before = len(prefix.token_ids)
+            try:
+                self.engine.prefill(target, plan, check=context.check)
+            finally:
+                self._num_settled += max(len(prefix.token_ids) - before, 0)
+        except JobCancelledError:
+            return
+        if lost > 1:
+            self._settle_note = f"the template dropped or moved {lost} ids of the last turn"

@@ -1,0 +1,173 @@
+"""Prefill and decode, timed and interruptible: token ids in, token ids out.
+
+The engine feeds what the plan leaves to feed, chunk by chunk, and decodes one step ahead: while
+the person's program handles a token, the device already computes the next. Text, messages and
+templates belong to `chat/`.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import cast
+
+import mlx.core as mx
+
+from mlxchat.engine.chunking import PrefillChunker
+from mlxchat.engine.prefix_cache import Plan, PrefixCache
+from mlxchat.engine.sampling import Sampler
+from mlxchat.model.language_model import LanguageModel
+
+Check = Callable[[], None]
+OnProgress = Callable[[int, int], None]
+
+
+def _nothing(*_: object) -> None:
+    pass
+
+
+# Cached and fresh prefills round differently at chunk borders: by 1e-6 of the logit range in
+# float32. Half precision rounds a thousand times coarser, while one wrong context token moves
+# logits by 6e-3 to 1 of it.
+FLOAT32_TOLERANCE = 1e-3
+HALF_TOLERANCE_SHARE = 0.05
+VERIFY_CHUNK = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """How a from-scratch prefill of the same ids compares with the cached way.
+
+    Attributes:
+        ids_equal: The cache held exactly the prompt.
+        max_abs_logit_diff: At the prompt's last position.
+        holds: Ids are equal and the difference is rounding.
+    """
+
+    ids_equal: bool
+    max_abs_logit_diff: float
+    holds: bool
+
+
+@dataclass(slots=True)
+class Engine:
+    """Feeds one model and keeps its live sequence.
+
+    Attributes:
+        model: Native or zoo.
+        chunker: Chooses the length of prefill chunks from measured rates.
+        prefix: The live sequence with marks and stashes.
+    """
+
+    model: LanguageModel
+    chunker: PrefillChunker = field(default_factory=PrefillChunker)
+    prefix: PrefixCache = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.prefix = PrefixCache(self.model.make_cache)
+
+    def prefill(
+        self,
+        token_ids: Sequence[int],
+        plan: Plan,
+        *,
+        on_progress: OnProgress = _nothing,
+        check: Check = _nothing,
+    ) -> mx.array | None:
+        """Feeds the ids that the plan leaves; the plan must have been applied.
+
+        Args:
+            token_ids: All ids that the cache shall hold afterwards.
+            plan: Says where feeding starts and where marks are taken.
+            on_progress: Called with (done, total) of the newly fed ids.
+            check: Called between chunks; what it raises ends the prefill, and the ids fed so far
+                stay.
+
+        Returns:
+            Logits (1, V) after the last id, evaluated; None when there was nothing to feed.
+        """
+        prefix, total = self.prefix, len(token_ids) - plan.start
+        stops = [*plan.marks, len(token_ids)]
+        logits: mx.array | None = None
+        self.prefix.cache.reserve(len(token_ids))
+        while (done := len(prefix.token_ids)) < len(token_ids):
+            check()
+            stop = next(s for s in stops if s > done)
+            size = min(self.chunker.size, stop - done)
+            chunk = token_ids[done : done + size]
+            last = done + size == len(token_ids)
+            with self.chunker.measure(size):
+                logits = self._feed(chunk, wants_logits=last)
+            if done + size in plan.marks:
+                prefix.mark()
+            on_progress(done + size - plan.start, total)
+        return logits
+
+    def _feed(self, token_ids: Sequence[int], *, wants_logits: bool) -> mx.array:
+        """Feeds ids and waits for them; the sequence is reset if the forward pass breaks off."""
+        prefix = self.prefix
+        try:
+            logits = self.model.forward(mx.array([list(token_ids)]), prefix.cache)
+            mx.eval(prefix.cache.arrays(), logits if wants_logits else [])
+        except BaseException:
+            prefix.reset()  # some layers may hold more rows than others
+            raise
+        prefix.extend(token_ids)
+        return logits
+
+    def decode(
+        self, logits: mx.array, sampler: Sampler, *, max_tokens: int, check: Check = _nothing
+    ) -> Iterator[int]:
+        """Samples tokens and feeds each before it is yielded, one step ahead.
+
+        The consumer ends the generator when it has seen a stop token; that token is then in the
+        cache, as every id that was fed. The last token of `max_tokens` is not fed.
+
+        Args:
+            logits: (1, V), from `prefill`.
+            sampler: Draws the tokens.
+            max_tokens: At most this many are yielded.
+            check: Called between tokens.
+
+        Yields:
+            Token ids.
+        """
+        prefix = self.prefix
+        token = sampler.sample(logits)
+        mx.async_eval(token)  # type: ignore[no-untyped-call]
+        for num in range(max_tokens):
+            check()
+            if num == max_tokens - 1:
+                yield cast(int, token.item())
+                return
+            fed = False
+            try:
+                ahead = sampler.sample(self.model.forward(token[:, None], prefix.cache))
+                mx.async_eval(ahead)  # type: ignore[no-untyped-call]
+                token_id = cast(int, token.item())
+                prefix.extend([token_id])
+                fed = True
+            finally:
+                if not fed:
+                    prefix.reset()
+            yield token_id
+            token = ahead
+
+    def verify(self, token_ids: Sequence[int], logits: mx.array) -> Verification:
+        """Compares with a prefill of the same ids in a fresh cache.
+
+        Args:
+            token_ids: The prompt; the live sequence must begin with it.
+            logits: (1, V) of its last position, from the cached way.
+        """
+        cache = self.model.make_cache()
+        fresh = logits
+        for start in range(0, len(token_ids), VERIFY_CHUNK):
+            chunk = list(token_ids[start : start + VERIFY_CHUNK])
+            fresh = self.model.forward(mx.array([chunk]), cache)
+            mx.eval(cache.arrays())
+        fresh, cached = fresh.astype(mx.float32), logits.astype(mx.float32)
+        difference = cast(float, mx.abs(fresh - cached).max().item())
+        tolerance = FLOAT32_TOLERANCE
+        if logits.dtype != mx.float32:
+            tolerance = HALF_TOLERANCE_SHARE * cast(float, mx.abs(fresh).max().item())
+        ids_equal = self.prefix.token_ids[: len(token_ids)] == list(token_ids)
+        return Verification(ids_equal, difference, ids_equal and difference <= tolerance)

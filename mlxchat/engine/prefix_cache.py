@@ -1,0 +1,378 @@
+"""Which cached prefix to reuse: a pure planner, and the sequence, marks and stashes it plans over.
+
+The live sequence is one `SequenceCache` and the ids that were fed into it, nothing else. To
+continue with new ids, the planner finds the longest common prefix and how to get there: go on,
+trim, restore a mark, resume a stashed branch, or start afresh. Layers that cannot be trimmed
+(recurrent state, wrapped windows) come back from
+marks: snapshots at positions that will be needed again. A missing mark costs time, never exactness.
+
+Knows token ids and positions; why a position matters (messages, templates) is `chat/`'s business.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import mlx.core as mx
+
+from mlxchat.model.kv_cache import Marks, RowCache, SequenceCache
+
+Action = Literal["continue", "trim", "restore", "resume", "fresh"]
+
+# Shorter branches are read again sooner than their copies pay off.
+MIN_STASH_TOKENS = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What the planner may know of a held sequence.
+
+    Attributes:
+        token_ids: Every id that was fed.
+        rewind_from: Smallest position that all layers can rewind to without a snapshot.
+        marks: Positions that can be restored, ascending.
+        base: For a stash the position where its rows begin; 0 for the live sequence.
+    """
+
+    token_ids: Sequence[int]
+    rewind_from: int
+    marks: tuple[int, ...] = ()
+    base: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How to bring the cache to a prefix of the new ids.
+
+    Attributes:
+        action: What is done with the cache before anything is fed.
+        start: Ids that stay cached; the new ids from here on are fed.
+        num_common: Length of the common prefix of held and new ids.
+        num_held: Length of the held sequence.
+        stash: Index of the stash to resume, for "resume".
+        marks: Positions after `start` at which to take a mark while feeding.
+    """
+
+    action: Action
+    start: int
+    num_common: int
+    num_held: int
+    stash: int | None = None
+    marks: tuple[int, ...] = ()
+
+    @property
+    def source(self) -> Literal["none", "live", "checkpoint"]:
+        """Where the reused ids come from, in the words of the JSON contract."""
+        if self.start == 0:
+            return "none"
+        return "checkpoint" if self.action in ("restore", "resume") else "live"
+
+    @property
+    def reason(self) -> str:
+        """Why as many ids are reused as are, in words."""
+        if self.num_held == 0:
+            return "nothing was cached"
+        if self.action == "fresh":
+            if self.num_common == 0:
+                return "nothing in common with what was cached"
+            return f"{self.num_common} ids in common, but this cache cannot go back to them"
+        lost = self.num_held - self.start
+        if self.action == "continue" or lost <= 0:
+            return "the whole cached sequence goes on"
+        if self.action == "resume":
+            return "a branch left earlier goes on"
+        if self.action == "restore" and self.start < self.num_common:
+            return (
+                f"{self.num_common} ids in common; this cache cannot be trimmed,"
+                f" so it went back to its checkpoint at {self.start}"
+            )
+        return f"{lost} cached ids no longer stand in the prompt"
+
+
+def count_common(a: Sequence[int], b: Sequence[int]) -> int:
+    """Returns the length of the longest common prefix of two id sequences."""
+    size = min(len(a), len(b))
+    if list(a[:size]) == list(b[:size]):
+        return size
+    low, high = 0, size  # a[:low] equal, a[:high] not: bisect, since list comparison runs in C
+    while high - low > 1:
+        middle = (low + high) // 2
+        if list(a[low:middle]) == list(b[low:middle]):
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def reachable(held: Held, common: int) -> tuple[Action, int]:
+    """Returns how far a held sequence can serve `common` common ids, and by which action."""
+    if common == len(held.token_ids) and common > 0:
+        return "continue", common
+    if common >= held.rewind_from and common > held.base:
+        return "trim", common
+    usable = [m for m in held.marks if m <= common]
+    if usable:
+        return "restore", usable[-1]
+    return "fresh", 0
+
+
+def make_plan(
+    live: Held,
+    new_ids: Sequence[int],
+    *,
+    stashes: Sequence[Held] = (),
+    marks: Iterable[int] = (),
+    leave: int = 1,
+) -> Plan:
+    """Plans the reuse of cached ids for a new prompt.
+
+    Args:
+        live: The live sequence.
+        new_ids: What the cache shall hold in the end.
+        stashes: Branches left behind; each can be resumed where the live sequence still holds its
+            first `base` ids.
+        marks: Positions of `new_ids` that will be wanted again.
+        leave: Ids that must be left to feed: 1 when logits are wanted, 0 when settling.
+    """
+    limit = max(len(new_ids) - leave, 0)
+    live_common = count_common(live.token_ids, new_ids)
+    common = min(live_common, limit)
+    action, start = reachable(live, common)
+    best = Plan(action, start, common, len(live.token_ids))
+    for index, stash in enumerate(stashes):
+        shared = count_common(stash.token_ids, new_ids)
+        if count_common(stash.token_ids, live.token_ids) < stash.base:
+            continue
+        if reachable(live, stash.base)[1] != stash.base:
+            continue
+        _, start = reachable(stash, min(shared, limit))
+        if start > max(best.start, stash.base):
+            best = Plan("resume", start, min(shared, limit), len(stash.token_ids), index)
+    inside = tuple(sorted({m for m in marks if best.start < m <= limit}))
+    return Plan(best.action, best.start, best.num_common, best.num_held, best.stash, inside)
+
+
+Rows = tuple[mx.array | None, mx.array | None]  # keys, values
+
+
+@dataclass(slots=True)
+class Stash:
+    """A branch left behind: the rows after `base`, and marks that bring the other layers back."""
+
+    base: int
+    token_ids: list[int]
+    rows: list[Rows | None]
+    marks: dict[int, Marks]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held by copied rows and marks."""
+        rows = sum(a.nbytes for pair in self.rows if pair for a in pair if a is not None)
+        return rows + sum(_mark_bytes(m) for m in self.marks.values())
+
+
+@dataclass(frozen=True, slots=True)
+class CacheReport:
+    """What `/cache` shows: ids and bytes held, and where the marks are."""
+
+    num_tokens: int
+    kinds: tuple[str, ...]
+    live_bytes: int
+    marks: tuple[tuple[int, int], ...]
+    stashes: tuple[tuple[int, int, int], ...]
+    budget_bytes: int
+
+
+@dataclass(slots=True)
+class PrefixCache:
+    """The live sequence with its marks and stashes, held to a byte budget.
+
+    Attributes:
+        make_cache: Returns an empty cache of the model.
+        budget_bytes: Limit for marks and stashes together.
+        cache: The model's cache; holds exactly `token_ids`.
+        token_ids: Every id that was fed, in order.
+    """
+
+    make_cache: Callable[[], SequenceCache]
+    budget_bytes: int = 1 << 30
+    cache: SequenceCache = field(init=False)
+    token_ids: list[int] = field(default_factory=list)
+    marks: dict[int, Marks] = field(default_factory=dict)
+    stashes: list[Stash] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.cache = self.make_cache()
+
+    @property
+    def is_trimmable(self) -> bool:
+        """Whether every position can be reached without marks, now and later."""
+        return self.cache.kinds <= {"full"}
+
+    def held(self) -> Held:
+        """Describes the live sequence for the planner."""
+        size = len(self.token_ids)
+        marks = tuple(p for p, m in sorted(self.marks.items()) if self.cache.can_restore(p, m))
+        return Held(tuple(self.token_ids), _first_rewindable(self.cache, size), marks)
+
+    def plan(self, new_ids: Sequence[int], *, marks: Iterable[int] = (), leave: int = 1) -> Plan:
+        """Plans how the cache gets to `new_ids` (see `make_plan`)."""
+        stashes = [
+            Held(tuple(s.token_ids), self._stash_rewind(s), tuple(sorted(s.marks)), s.base)
+            for s in self.stashes
+        ]
+        wanted = () if self.is_trimmable else marks
+        return make_plan(self.held(), new_ids, stashes=stashes, marks=wanted, leave=leave)
+
+    def _stash_rewind(self, stash: Stash) -> int:
+        """Smallest position a resumed stash can be trimmed to."""
+        if self.is_trimmable:
+            return stash.base
+        return len(stash.token_ids)
+
+    def apply(self, plan: Plan, *, keep_branch: bool = False) -> None:
+        """Brings the cache to `plan.start` ids.
+
+        Args:
+            plan: Made by `plan` since the last change.
+            keep_branch: Stash what is left behind, since the person may come back.
+        """
+        stash = self.stashes[plan.stash] if plan.stash is not None else None
+        target = stash.base if stash else plan.start
+        if keep_branch and len(self.token_ids) - target >= MIN_STASH_TOKENS:
+            self._stash(target)
+        if stash is not None:
+            self._go_to(target)
+            self.stashes.remove(stash)
+            self._resume(stash)
+        if plan.start < len(self.token_ids):
+            self._go_to(plan.start)
+
+    def reset(self) -> None:
+        """Forgets everything, marks and stashes included."""
+        self.stashes.clear()
+        self._go_to(0)
+
+    def extend(self, token_ids: Iterable[int]) -> None:
+        """Notes ids that were just fed."""
+        self.token_ids.extend(token_ids)
+
+    def mark(self) -> None:
+        """Takes a mark at the current position and thins old ones to the budget."""
+        position = len(self.token_ids)
+        if position and not self.is_trimmable and position not in self.marks:
+            self.marks[position] = self.cache.snapshot()
+            self._thin()
+
+    def report(self) -> CacheReport:
+        """Describes what is held."""
+        return CacheReport(
+            num_tokens=len(self.token_ids),
+            kinds=tuple(sorted(self.cache.kinds)),
+            live_bytes=self.cache.nbytes,
+            marks=tuple((p, _mark_bytes(m)) for p, m in sorted(self.marks.items())),
+            stashes=tuple((s.base, len(s.token_ids), s.nbytes) for s in self.stashes),
+            budget_bytes=self.budget_bytes,
+        )
+
+    @property
+    def mark_bytes(self) -> int:
+        """Bytes held by marks and stashes together."""
+        return sum(_mark_bytes(m) for m in self.marks.values()) + sum(
+            s.nbytes for s in self.stashes
+        )
+
+    def _go_to(self, position: int) -> None:
+        if position < len(self.token_ids):
+            if position == 0:
+                self.cache = self.make_cache()
+            elif self.cache.can_rewind(position):
+                self.cache.rewind(position)
+            else:
+                self.cache.restore(position, self.marks[position])
+            del self.token_ids[position:]
+        self.marks = {p: m for p, m in self.marks.items() if p <= position}
+
+    def _stash(self, base: int) -> None:
+        """Copies what lies after `base`, so that it can come back."""
+        rows: list[Rows | None] = []
+        for layer in self.cache.layers:
+            if isinstance(layer, RowCache) and layer.origin > base:
+                return  # a window that moved on holds no whole branch
+            rows.append(_copy_rows(layer, base) if isinstance(layer, RowCache) else None)
+        marks = {p: m for p, m in self.marks.items() if p > base}
+        if not self.is_trimmable:
+            marks[len(self.token_ids)] = self.cache.snapshot()
+        mx.eval([a for pair in rows if pair for a in pair if a is not None])
+        self.stashes.append(Stash(base, list(self.token_ids), rows, marks))
+        self._thin()
+
+    def _resume(self, stash: Stash) -> None:
+        """Appends a stash to the live sequence, which stands at its base."""
+        for layer, pair in zip(self.cache.layers, stash.rows, strict=True):
+            if isinstance(layer, RowCache) and pair is not None and pair[0] is not None:
+                layer.update_and_fetch(pair[0], pair[1])
+        self.token_ids = list(stash.token_ids)
+        self.marks |= stash.marks
+        end = len(self.token_ids)
+        for layer, snapshot in zip(self.cache.layers, stash.marks.get(end, ()), strict=False):
+            if snapshot is not None and not isinstance(layer, RowCache):
+                layer.restore(end, snapshot)
+        mx.eval(self.cache.arrays())
+
+    def _thin(self) -> None:
+        """Drops old stashes, then the mark missed least, until the budget holds."""
+        while self.mark_bytes > self.budget_bytes:
+            if len(self.stashes) > 1 or (self.stashes and not self.marks):
+                self.stashes.pop(0)
+            elif self.marks:
+                del self.marks[choose_mark_to_drop(sorted(self.marks))]
+            else:
+                return
+
+
+def choose_mark_to_drop(positions: Sequence[int]) -> int:
+    """Returns the mark whose loss costs least.
+
+    The spacing of old marks grows exponentially. The first (end of system) and the last two are
+    dropped only when nothing else is left.
+    """
+    inner = range(1, len(positions) - 2)
+    if not inner:
+        return positions[1] if len(positions) > 2 else positions[0]
+    end = positions[-1]
+
+    def cost(i: int) -> float:
+        return (positions[i + 1] - positions[i - 1]) / (end - positions[i] + 1)
+
+    return positions[min(inner, key=cost)]
+
+
+def _first_rewindable(cache: SequenceCache, size: int) -> int:
+    """Smallest position that all layers can rewind to; `can_rewind` is monotone above 0."""
+    if cache.can_rewind(1):
+        return 0
+    if not cache.can_rewind(size):
+        return size
+    low, high = 1, size
+    while high - low > 1:
+        middle = (low + high) // 2
+        if cache.can_rewind(middle):
+            high = middle
+        else:
+            low = middle
+    return high
+
+
+def _mark_bytes(marks: Marks) -> int:
+    return sum(snapshot.nbytes for snapshot in marks if snapshot is not None)
+
+
+def _copy_rows(layer: RowCache, base: int) -> Rows:
+    """Copies a layer's rows from position `base` on, in memory of their own."""
+    rows = slice(base - layer.origin, layer.offset - layer.origin)
+    keys, values = layer.keys, layer.values
+    return (
+        None if keys is None else mx.contiguous(keys[..., rows, :]),
+        None if values is None else mx.contiguous(values[..., rows, :]),
+    )

@@ -1,0 +1,35 @@
+"""What the engine needs of a model: the one interface of the native transformer and the zoo."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import mlx.core as mx
+
+from mlxchat.model.kv_cache import SequenceCache
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What a loaded model tells about itself, native or not."""
+
+    family: str
+    n_layers: int
+    vocab_size: int
+    max_context: int
+    n_params: int
+    weight_bytes: int
+    notices: tuple[str, ...] = ()
+
+
+class LanguageModel(Protocol):
+    """What the engine needs of a model; the native transformer and the zoo both provide it."""
+
+    @property
+    def info(self) -> ModelInfo:
+        """Sizes and limits."""
+
+    def make_cache(self) -> SequenceCache:
+        """Returns an empty cache for one sequence (or a batch in step)."""
+
+    def forward(self, token_ids: mx.array, cache: SequenceCache) -> mx.array:
+        """Feeds ids (B, T), extends the cache, returns last logits (B, V), lazily."""
