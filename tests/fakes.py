@@ -61,8 +61,7 @@ def make_result(text: str = "Hello!", **changes: Any) -> TurnResult:
         "text": text,
         "reasoning": None,
         "stop_reason": "eos_token",
-        "cache": CacheUse("live", ""),
-        "speculation": None,
+        "cache": CacheUse("live", "reused 2290, read 20"),
         "verify": None,
         "tokens": (1, 2, 3),
     }

@@ -5,13 +5,8 @@ from fakes import FakeSession, make_result
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlxchat.chat.session import (
-    CacheUse,
-    ChatOptions,
-    LoadProgress,
-    PrefillProgress,
-    VerifyResult,
-)
+from mlxchat.chat.results import CacheUse, LoadProgress, PrefillProgress, Verify
+from mlxchat.chat.session import ChatOptions
 from mlxchat.cli import render
 
 # What a terminal obeys or what turns the reading direction over.
@@ -125,7 +120,7 @@ def test_turn_line():
     """After an answer: tokens, time to first token, rate with its depth, reused and read."""
     assert render.format_turn_line(make_result()) == (
         "312 tokens · ttft 0.08 s · 54.1 tok/s at depth 2 310 (81 % of bandwidth)"
-        " · reused 2 290, read 20"
+        " · reused 2290, read 20"
     )
 
 
@@ -133,13 +128,12 @@ def test_turn_line_says_why():
     """The line names what ended the answer and why reuse fell short."""
     result = make_result(
         stop_reason="token_limit",
-        cache=CacheUse("checkpoint", "template dropped 1 204 thinking tokens of turn 6"),
+        cache=CacheUse("checkpoint", "reused 2290, read 20 (why)"),
         decode_tok_per_s=None,
         bandwidth_use=None,
     )
     assert render.format_turn_line(result) == (
-        "312 tokens (stopped at the token limit) · ttft 0.08 s"
-        " · reused 2 290, read 20 (template dropped 1 204 thinking tokens of turn 6)"
+        "312 tokens (stopped at the token limit) · ttft 0.08 s · reused 2290, read 20 (why)"
     )
 
 
@@ -152,13 +146,14 @@ prefill         0.012       20     1 613
 first token     0.081                     since the message was sent
 decode          5.770      312      54.1  p50 18.2, p95 19.0, max 30.1 ms
 total           5.851
-memory: peak 1.2 GiB, weights 921.6 MiB, KV 12.0 MiB; 81 % of the measured bandwidth"""
+memory: peak 1.2 GiB, weights 921.6 MiB, KV 12.0 MiB; 81 % of the measured bandwidth
+cache: reused 2290, read 20"""
 
 
 def test_timing_report():
     """The report has every phase with its time, tokens and rate, and fits into 80 columns."""
     assert render.format_timing(make_result()) == TIMING
-    assert max(map(len, TIMING.split("\n")[:-1])) <= 80
+    assert max(map(len, TIMING.split("\n")[:-2])) <= 80
 
 
 def test_timing_report_of_an_empty_answer():
@@ -175,17 +170,19 @@ def test_timing_report_of_an_empty_answer():
         )
     )
     assert "54.1" not in report
-    assert "bandwidth" not in report
+    assert "of the measured bandwidth" not in report
     assert "idle time: 7 tokens read after the last answer, 1 500 while typing" in report
     assert report.endswith("cache: first turn")
 
 
 def test_verify_line():
     """--verify says plainly whether the tokens are equal."""
-    assert render.format_verify(VerifyResult(True, 1.5e-6, (1, 2, 3))) == (
+    assert render.format_verify(Verify(True, 1.5e-6, (1, 2, 3))) == (
         "verify: tokens equal a from-scratch prefill of 3 tokens, logits differ by at most 1.5e-06"
     )
-    assert "DIFFER" in render.format_verify(VerifyResult(False, 2.0, (1,)))
+    differs = render.format_verify(Verify(False, 2.0, (1,), holds=False))
+    assert "DIFFER" in differs
+    assert differs.endswith("more than rounding explains")
 
 
 def test_wrap_parts():

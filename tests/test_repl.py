@@ -28,7 +28,8 @@ class Chat:
         self._pipe, self._out = pipe, io.StringIO()
         self.session = FakeSession(model, ChatOptions())
         screen = Screen(self._out, self._out)
-        self.repl = repl.Repl(Answers(self.session, screen, turn_line=True), model)
+        answers = Answers(self.session, screen, turn_line=True)
+        self.repl = repl.Repl(lambda: answers, screen, model)
 
     def run(self, keys):
         """Types, then Ctrl-D; returns what was printed."""
@@ -63,7 +64,7 @@ def test_a_conversation(chat):
     banner, first, *_ = out.split("you said: ")
     assert "/help" in banner
     assert first.startswith("hello\n312 tokens · ttft 0.08 s")
-    assert out.endswith("reused 2 290, read 20\n")
+    assert out.endswith("reused 2290, read 20\n")
     assert chat.session.sent == ["hello", "bye"]
 
 

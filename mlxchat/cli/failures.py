@@ -20,6 +20,10 @@ _MLX = re.compile(r"\b(lib)?mlx\b")
 INTERRUPTED = 130  # what shells report for SIGINT
 
 
+class Stopped(KeyboardInterrupt):
+    """Ctrl-C stopped an answer before there was anything to keep."""
+
+
 def report(run: Callable[[], Any]) -> int:
     """Runs a command; prints what it raises as one line on stderr.
 

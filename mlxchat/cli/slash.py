@@ -9,11 +9,14 @@ import difflib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
 
-from mlxchat.chat.session import Session
 from mlxchat.cli.render import format_stats
-from mlxchat.cli.turn import Start
 from mlxchat.errors import MlxchatError, UsageError
+
+if TYPE_CHECKING:
+    from mlxchat.chat.session import Session
+    from mlxchat.cli.turn import Start
 
 _COMMAND = re.compile(r"(/?)/([A-Za-z][\w-]*)(?:\s+(.*))?", re.DOTALL | re.ASCII)
 
@@ -26,12 +29,12 @@ class LeaveChat(Exception):  # noqa: N818  # a wish, no error
 class Context:
     """What a handler works on."""
 
-    session: Session
+    session: "Session"
     say: Callable[[str], None]  # shows lines that are no answer
 
 
 # A handler gets the text after the command's name; what it returns starts an answer.
-Handler = Callable[[Context, str], Start | None]
+Handler: TypeAlias = "Callable[[Context, str], Start | None]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +66,7 @@ def command(name: str, arguments: str, summary: str) -> Callable[[Handler], Hand
     return register
 
 
-def interpret(context: Context, line: str) -> Start | None:
+def interpret(context: Context, line: str) -> "Start | None":
     """Takes what the person wrote: a message or a command.
 
     Returns:
@@ -101,7 +104,7 @@ def _whole_number(text: str, usage: str) -> int:
     return int(text)
 
 
-def _need_turns(session: Session) -> None:
+def _need_turns(session: "Session") -> None:
     if session.num_turns == 0:
         raise MlxchatError("the conversation is empty; send a message first")
 
@@ -137,7 +140,7 @@ def stats(context: Context, argument: str) -> None:
 
 
 @command("retry", "", "Answer the last message again.")
-def retry(context: Context, argument: str) -> Start:
+def retry(context: Context, argument: str) -> "Start":
     """Answers the last message again."""
     _need_turns(context.session)
     return context.session.retry
@@ -153,7 +156,7 @@ def undo(context: Context, argument: str) -> None:
 
 
 @command("edit", "[TURN] TEXT", "Rewrite your last message, or turn TURN's, and answer it.")
-def edit(context: Context, argument: str) -> Start:
+def edit(context: Context, argument: str) -> "Start":
     """Replaces the text of a turn and answers it."""
     first, _, rest = argument.partition(" ")
     turn = int(first) if first.isascii() and first.isdigit() else None
