@@ -291,35 +291,6 @@ def test_debug_shows_the_traceback(run, monkeypatch):
     assert "Error: internal error ValueError" in result.stderr
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
-        ImportError("libmlx.so: cannot open shared object file"),
-        ModuleNotFoundError("No module named 'mlx'", name="mlx"),
-    ],
-)
-def test_mlx_is_missing(run, monkeypatch, error):
-    """Where MLX cannot be imported one line says which extra to install."""
-
-    def load(*_):
-        raise error
-
-    monkeypatch.setattr(FakeSession, "_load", load)
-    result = run("generate", "hi")
-    assert_one_error_line(result, 1)
-    assert "exactly one of 'mlxchat[cpu]' and 'mlxchat[cuda]'" in result.stderr
-
-
-def test_a_missing_module_of_ours_is_no_missing_mlx(run, monkeypatch):
-    """Other import errors are bugs, and said to be."""
-
-    def load(*_):
-        raise ModuleNotFoundError("No module named 'mlxchat.nose'", name="mlxchat.nose")
-
-    monkeypatch.setattr(FakeSession, "_load", load)
-    assert "internal error ModuleNotFoundError" in run("generate", "hi").stderr
-
-
 def has_begun(sessions):
     """Returns a test of whether the answer that Ctrl-C shall stop is being written."""
     return lambda: sessions and sessions[0].sent
