@@ -335,6 +335,19 @@ def test_ctrl_c_again_leaves_a_stuck_answer(run, sessions, monkeypatch):
     assert time.monotonic() - started < 10
 
 
+def test_a_stuck_program_can_be_left():
+    """The same in a process of its own, whose worker is still busy when it ends."""
+    with program("generate", "stuck", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as process:
+        assert process.stdout.read(7) == b"started"
+        started = time.monotonic()
+        while process.poll() is None and time.monotonic() - started < 20:
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.1)
+        assert process.wait(1) == 130
+        assert 2 < time.monotonic() - started < 10
+        assert process.stderr.read().strip() == b""
+
+
 # --- chat without a terminal
 
 

@@ -128,6 +128,27 @@ def test_without_mlx(tmp_path):
         assert ("python" in done.stdout) == (arguments == ["doctor"])
 
 
+def test_a_process_ends_in_order():
+    """MLX's streams go with the worker; left alone they abort the process at its end."""
+    code = """
+from mlxchat.engine.worker import Worker
+def work(context):
+    import mlx.core as mx
+    x = mx.ones((64, 64))
+    for _ in range(50):
+        x = mx.exp(x @ x * 0.01)
+        mx.async_eval(x)
+worker = Worker()
+worker.run(work)
+worker.close()
+"""
+    for _ in range(5):
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, check=False
+        )
+        assert (done.returncode, done.stderr) == (0, b"")
+
+
 def test_ctrl_c_between_messages():
     """SIGINT while the chat waits for the next line ends it with exit code 130."""
     with subprocess.Popen(
