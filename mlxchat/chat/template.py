@@ -14,10 +14,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from mlxchat.errors import TemplateError
-from mlxchat.model.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from mlxchat.model.tokenizer import Tokenizer
 
 Role = Literal["system", "user", "assistant"]
 # The names under which reasoning travels; transformers copies it to the first two.

@@ -144,9 +144,7 @@ def format_turn_line(result: "TurnResult") -> str:
         parts.append(f"{format_rate(timing.decode_tok_per_s)} tok/s at depth {depth}")
     if timing.bandwidth_use is not None:
         parts[-1] += f" ({100 * timing.bandwidth_use:.0f} % of bandwidth)"
-    reuse = f"reused {format_count(usage.cached_tokens)}, read {format_count(usage.prefill_tokens)}"
-    reason = one_line(result.cache.reason)
-    parts.append(f"{reuse} ({reason})" if reason else reuse)
+    parts.append(one_line(result.cache.reason))
     return " · ".join(parts)
 
 
@@ -202,18 +200,18 @@ def _format_use(result: "TurnResult") -> list[str]:
             f"idle time: {format_count(usage.settle_tokens)} tokens read after the last answer"
             f", {format_count(usage.typeahead_tokens)} while typing"
         )
-    if result.cache.reason:
-        lines.append(f"cache: {one_line(result.cache.reason)}")
+    lines.append(f"cache: {one_line(result.cache.reason)}")
     return lines
 
 
 def format_verify(verify: "Verify") -> str:
     """Returns what `--verify` found."""
     outcome = "equal a" if verify.tokens_equal else "DIFFER from a"
+    rounding = "" if verify.holds else ", more than rounding explains"
     return (
         f"verify: tokens {outcome} from-scratch prefill of"
         f" {format_count(len(verify.prompt_ids))} tokens"
-        f", logits differ by at most {verify.max_abs_logit_diff:.2g}"
+        f", logits differ by at most {verify.max_abs_logit_diff:.2g}{rounding}"
     )
 
 
@@ -233,16 +231,16 @@ def format_banner(version: str, model: str | None) -> str:
     )
 
 
-def format_toolbar(session: "Session", model: str | None, progress: str) -> str:
+def format_toolbar(session: "Session | None", model: str | None, progress: str) -> str:
     """Returns the line under the prompt: model, context used, last rate.
 
     Args:
-        session: Loaded or loading.
+        session: None until it is made.
         model: The name that was asked for; None is the built-in one.
         progress: What the load says of itself while it lasts.
     """
-    info = session.info
-    if info is None:
+    info = None if session is None else session.info
+    if session is None or info is None:
         return f"{one_line(model or 'built-in model')} · {progress or 'loading'}"
     used, limit = session.context_used, info.context_limit
     share = f" ({100 * used / limit:.0f} %)" if limit else ""

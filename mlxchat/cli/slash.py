@@ -9,11 +9,14 @@ import difflib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
 
-from mlxchat.chat.session import Session
 from mlxchat.cli.render import format_stats
-from mlxchat.cli.turn import Start
 from mlxchat.errors import MlxchatError, UsageError
+
+if TYPE_CHECKING:
+    from mlxchat.chat.session import Session
+    from mlxchat.cli.turn import Start
 
 _COMMAND = re.compile(r"(/?)/([A-Za-z][\w-]*)(?:\s+(.*))?", re.DOTALL | re.ASCII)
 
@@ -26,12 +29,12 @@ class LeaveChat(Exception):  # noqa: N818  # a wish, no error
 class Context:
     """What a handler works on."""
 
-    session: Session
+    session: "Session"
     say: Callable[[str], None]  # shows lines that are no answer
 
 
 # A handler gets the text after the command's name; what it returns starts an answer.
-Handler = Callable[[Context, str], Start | None]
+Handler: TypeAlias = "Callable[[Context, str], Start | None]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +53,7 @@ class Command:
 
 
 COMMANDS: dict[str, Command] = {}
+ALIASES = {"quit": "exit"}
 
 
 def command(name: str, arguments: str, summary: str) -> Callable[[Handler], Handler]:
@@ -62,7 +66,7 @@ def command(name: str, arguments: str, summary: str) -> Callable[[Handler], Hand
     return register
 
 
-def interpret(context: Context, line: str) -> Start | None:
+def interpret(context: Context, line: str) -> "Start | None":
     """Takes what the person wrote: a message or a command.
 
     Returns:
@@ -79,10 +83,14 @@ def interpret(context: Context, line: str) -> Start | None:
     if escape:
         text = line.lstrip()[1:]
         return lambda: context.session.send(text)
-    return _find(name.lower()).run(context, (argument or "").strip())
+    entry, argument = _find(name.lower()), (argument or "").strip()
+    if argument and not entry.arguments:
+        raise UsageError(f"/{name} takes no argument; write //{name} to send the line as text")
+    return entry.run(context, argument)
 
 
 def _find(name: str) -> Command:
+    name = ALIASES.get(name, name)
     if name in COMMANDS:
         return COMMANDS[name]
     near = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.5)
@@ -96,7 +104,7 @@ def _whole_number(text: str, usage: str) -> int:
     return int(text)
 
 
-def _need_turns(session: Session) -> None:
+def _need_turns(session: "Session") -> None:
     if session.num_turns == 0:
         raise MlxchatError("the conversation is empty; send a message first")
 
@@ -125,14 +133,14 @@ def reset(context: Context, argument: str) -> None:
     context.say("The conversation is empty.")
 
 
-@command("stats", "", "Show the model, the context used and the last answer's timing.")
+@command("stats", "", "Show model, context and the last answer's timing.")
 def stats(context: Context, argument: str) -> None:
     """Shows where the time and the memory went."""
     context.say(format_stats(context.session))
 
 
 @command("retry", "", "Answer the last message again.")
-def retry(context: Context, argument: str) -> Start:
+def retry(context: Context, argument: str) -> "Start":
     """Answers the last message again."""
     _need_turns(context.session)
     return context.session.retry
@@ -147,8 +155,8 @@ def undo(context: Context, argument: str) -> None:
     context.say(f"Took back {taken} {'turn' if taken == 1 else 'turns'}.")
 
 
-@command("edit", "[TURN] TEXT", "Replace your last message, or that of turn TURN, and answer it.")
-def edit(context: Context, argument: str) -> Start:
+@command("edit", "[TURN] TEXT", "Rewrite your last message, or turn TURN's, and answer it.")
+def edit(context: Context, argument: str) -> "Start":
     """Replaces the text of a turn and answers it."""
     first, _, rest = argument.partition(" ")
     turn = int(first) if first.isascii() and first.isdigit() else None
@@ -165,6 +173,3 @@ def edit(context: Context, argument: str) -> Start:
 def exit_(context: Context, argument: str) -> None:
     """Leaves the chat."""
     raise LeaveChat
-
-
-COMMANDS["quit"] = COMMANDS["exit"]
