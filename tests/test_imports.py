@@ -106,22 +106,7 @@ def test_imports_point_down(module):
             assert floor < own_floor or part == own_part, name
 
 
-DEBTS = {"chat/turn.py": "asks MLX for its peak memory and names a type; both belong to engine/"}
-
-
-@pytest.mark.parametrize(
-    "module",
-    [
-        pytest.param(
-            module,
-            marks=[pytest.mark.xfail(reason=DEBTS[relative(module)])]
-            if relative(module) in DEBTS
-            else [],
-        )
-        for module in MODULES
-    ],
-    ids=relative,
-)
+@pytest.mark.parametrize("module", MODULES, ids=relative)
 def test_libraries_live_where_they_belong(module):
     """Click lives in cli/, MLX in engine/, model/ and lens/, mlx-lm in three files."""
     for name in all_imports(module):

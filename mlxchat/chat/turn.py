@@ -8,8 +8,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-import mlx.core as mx
-
 from mlxchat.chat.conversation import Conversation
 from mlxchat.chat.prompt import PromptRenderer, RenderedPrompt
 from mlxchat.chat.reasoning import Delta, Split
@@ -28,7 +26,7 @@ from mlxchat.chat.results import (
 from mlxchat.chat.session import ChatOptions, pick_seed
 from mlxchat.chat.stop_strings import StopStrings
 from mlxchat.chat.template import ChatTemplate, Message
-from mlxchat.engine.engine import Engine
+from mlxchat.engine.engine import Engine, Logits, peak_memory_bytes, reset_peak_memory
 from mlxchat.engine.prefix_cache import Plan
 from mlxchat.engine.sampling import Sampler, resolve_sampling
 from mlxchat.engine.timing import Stopwatch
@@ -155,7 +153,7 @@ class TurnRunner:
             ContextFullError: The prompt leaves no room for an answer.
             JobCancelledError: Stopped before there was anything to keep.
         """
-        mx.reset_peak_memory()
+        reset_peak_memory()
         watch = Stopwatch(start)
         messages = conversation.messages()
         if question is not None:
@@ -218,7 +216,7 @@ class TurnRunner:
     def _decode(
         self,
         prompt: RenderedPrompt,
-        logits: mx.array,
+        logits: Logits,
         watch: Stopwatch,
         context: JobContext,
         seed: int,
@@ -336,7 +334,7 @@ class TurnRunner:
         timing = watch.finish(
             usage.prefill_tokens,
             load_s=self.loaded.load_s if self._is_first else 0.0,
-            peak_memory_bytes=mx.get_peak_memory(),
+            peak_memory_bytes=peak_memory_bytes(),
             kv_bytes=self.engine.prefix.cache.nbytes,
             weight_bytes=self.loaded.model.info.weight_bytes,
         )
@@ -355,7 +353,7 @@ class TurnRunner:
             tokens=tuple(answer.tokens),
         )
 
-    def _verify(self, prompt: RenderedPrompt, logits: mx.array, context: JobContext) -> Verify:
+    def _verify(self, prompt: RenderedPrompt, logits: Logits, context: JobContext) -> Verify:
         """Proves the turn; where it fails, reuse is switched off for this model."""
         found = self.engine.verify(prompt.token_ids, logits)
         decode = self.tokenizer.decode

@@ -30,7 +30,6 @@ from mlxchat.model.weights import (
     apply_linear,
 )
 
-
 # Rows of queries that attend at once on the CPU backend: of 512 tokens it takes 20 ms a layer
 # instead of 36 (8 heads), since nearly all of the time goes into exp() of scores.
 ATTENTION_BLOCK = 64
