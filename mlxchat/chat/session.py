@@ -8,7 +8,7 @@ Importing this module costs nothing; the engine side is imported by the first jo
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from mlxchat.chat.conversation import Branch, Conversation
@@ -181,6 +181,30 @@ class Session:
     def set_system(self, text: str | None) -> None:
         """Sets the system prompt; it takes effect with the next turn."""
         self.conversation.system = text or None
+
+    def set_thinking(self, think: bool | None) -> list[str]:
+        """Turns thinking on or off from the next turn on; None is the template's own default.
+
+        Returns:
+            What the template had to say, such as that it has no switch.
+        """
+        self.options = replace(self.options, think=think)
+        if self._runner is None:
+            return []
+        runner, options = self._runner, self.options
+        return self._worker.run(lambda _: runner.set_options(options))
+
+    def count_rereads(self) -> tuple[int, int] | None:
+        """Tells what a change of system prompt, thinking or branch costs.
+
+        Returns:
+            Ids of the conversation that the next turn reads again, and ids in all; None before
+            anything is cached.
+        """
+        if self._runner is None or not self._runner.num_cached:
+            return None
+        runner, conversation = self._runner, self.conversation
+        return self._worker.run(lambda _: runner.count_rereads(conversation))
 
     @property
     def system(self) -> str | None:

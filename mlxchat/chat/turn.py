@@ -103,18 +103,33 @@ class TurnRunner:
         self.context_limit = min(
             options.max_context or loaded.model.info.max_context, loaded.model.info.max_context
         )
-        template = ChatTemplate.for_tokenizer(
-            loaded.tokenizer, think=options.think, keep_thinking=options.keep_thinking
-        )
-        self.renderer = PromptRenderer(
-            template, loaded.tokenizer, keep_thinking=options.keep_thinking
-        )
+        self._template = ChatTemplate.for_tokenizer(loaded.tokenizer)
+        self.renderer = self._make_renderer(self._template)
         self._seed = pick_seed() if options.sampling.seed is None else options.sampling.seed
         self._reuses = True
         self._is_first = True
         self._num_settled = 0
         self._settle_note = ""
         self._notices_told: set[str] = set(self.template_notices())
+
+    def _make_renderer(self, template: ChatTemplate) -> PromptRenderer:
+        """Makes the renderer of a template with the options' switches; its date stays."""
+        think, keep = self.options.think, self.options.keep_thinking
+        if think is not None or keep:
+            template = template.with_thinking(think, keep)
+        return PromptRenderer(template, self.tokenizer, keep_thinking=keep)
+
+    def set_options(self, options: ChatOptions) -> list[str]:
+        """Takes other options from the next turn on; returns new notices of the template."""
+        self.options = options
+        self.renderer = self._make_renderer(self._template)
+        return [text for text in self.template_notices() if text not in self._notices_told]
+
+    def count_rereads(self, conversation: Conversation) -> tuple[int, int]:
+        """Counts the ids that are held in the conversation but would be read again, and all."""
+        target = self.renderer.settle_target(conversation.messages())
+        plan = self.engine.prefix.plan(target, leave=0)
+        return len(target) - plan.start, len(target)
 
     def template_notices(self) -> list[str]:
         """Returns what the template and its renderer had to say so far."""
