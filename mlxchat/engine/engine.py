@@ -101,12 +101,16 @@ class Engine:
             on_progress(done + size - plan.start, total)
         return logits
 
-    def _feed(self, token_ids: Sequence[int], *, wants_logits: bool) -> mx.array:
+    def _feed(self, token_ids: Sequence[int], *, wants_logits: bool) -> mx.array | None:
         """Feeds ids and waits for them; the sequence is reset if the forward pass breaks off."""
         prefix = self.prefix
         try:
-            logits = self.model.forward(mx.array([list(token_ids)]), prefix.cache)
-            mx.eval(prefix.cache.arrays(), logits if wants_logits else [])
+            ids, logits = mx.array([list(token_ids)]), None
+            if wants_logits:
+                logits = self.model.forward(ids, prefix.cache)
+            else:
+                self.model.prefill(ids, prefix.cache)
+            mx.eval(prefix.cache.arrays(), [] if logits is None else logits)
         except BaseException:
             prefix.reset()  # some layers may hold more rows than others
             raise
@@ -163,7 +167,7 @@ class Engine:
         for start in range(0, len(token_ids), VERIFY_CHUNK):
             chunk = list(token_ids[start : start + VERIFY_CHUNK])
             fresh = self.model.forward(mx.array([chunk]), cache)
-            mx.eval(cache.arrays())
+            mx.eval(cache.arrays(), fresh)
         fresh, cached = fresh.astype(mx.float32), logits.astype(mx.float32)
         difference = cast(float, mx.abs(fresh - cached).max().item())
         tolerance = FLOAT32_TOLERANCE
