@@ -19,7 +19,7 @@ from prompt_toolkit import PromptSession
 from prompt_toolkit.application import Application
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion
 from prompt_toolkit.document import Document
-from prompt_toolkit.history import FileHistory
+from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.shortcuts import CompleteStyle
 
@@ -30,7 +30,9 @@ from mlxchat.cli.render import format_banner, format_progress, format_toolbar
 from mlxchat.cli.screen import Screen
 
 if TYPE_CHECKING:
+    from mlxchat.chat.results import SessionInfo
     from mlxchat.cli.turn import Answers
+    from mlxchat.engine.worker import Job
 
 # Two presses further apart than this are two wishes to clear the line.
 LEAVE_WITHIN_S = 2.0
@@ -71,6 +73,7 @@ class Repl:
     ) -> None:
         self._open_answers, self._screen, self._model = open_answers, screen, model
         self._answers: Answers | None = None
+        self._load: Job[SessionInfo] | None = None
         self._load_text = ""
         self._ctrl_c_at = -LEAVE_WITHIN_S
         self._prompt: PromptSession[str] = PromptSession(
@@ -115,7 +118,7 @@ class Repl:
         except slash.LeaveChat:
             raise
         except Exception as error:
-            if answers.session.info is None:
+            if answers.session.info is None and self._load is not None and self._load.done:
                 raise  # without a model there is nothing to go on with
             self._screen.error(str(explain(error)))
 
@@ -126,7 +129,7 @@ class Repl:
 
         try:
             self._answers = self._open_answers()
-            job = self._answers.session.load()
+            self._load = job = self._answers.session.load()
         except Exception as error:
             leave_prompt(app, error)
             return
@@ -177,11 +180,17 @@ class Repl:
         return keys
 
 
-def open_history(path: Path) -> FileHistory:
-    """Returns the input history kept in `path`, which only its owner can read."""
-    paths.make_private_dir(path.parent)
-    os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
-    path.chmod(0o600)
+def open_history(path: Path) -> History:
+    """Returns the input history kept in `path`, which only its owner can read.
+
+    Where the file cannot be written the history lasts as long as the chat.
+    """
+    try:
+        paths.make_private_dir(path.parent)
+        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+        path.chmod(0o600)
+    except OSError:
+        return InMemoryHistory()
     return FileHistory(str(path))
 
 
