@@ -9,8 +9,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, ClassVar
 
+from mlxchat.chat.conversation import Branch, Node
 from mlxchat.chat.results import (
     CacheUse,
     LoadProgress,
@@ -23,9 +25,11 @@ from mlxchat.chat.results import (
     Verify,
 )
 from mlxchat.chat.session import ChatOptions
+from mlxchat.chat.template import Message
+from mlxchat.engine.prefix_cache import CacheReport
 from mlxchat.engine.timing import Timing
 from mlxchat.engine.worker import Job, JobContext, Worker
-from mlxchat.errors import MlxchatError, ModelNotFoundError
+from mlxchat.errors import MlxchatError, ModelNotFoundError, UsageError
 
 LONG_ANSWER_TOKENS = 2_000
 
@@ -149,6 +153,31 @@ class FakeSession:
 
     def reset(self) -> None:
         self.sent = []
+
+    def fork(self) -> int:
+        return len(self.sent)
+
+    def goto(self, node_id: int) -> int:
+        if node_id > len(self.sent):
+            raise UsageError(f"there is no message {node_id}; /tree shows the numbers")
+        self.sent = self.sent[:node_id]
+        return node_id
+
+    def tree(self) -> list[Branch]:
+        nodes = [Node(i, None, Message("user", t)) for i, t in enumerate(self.sent, 1)]
+        return [Branch(node, node.id % 2, node.id == len(nodes), True) for node in nodes]
+
+    def set_thinking(self, think: bool | None) -> list[str]:
+        self.options = replace(self.options, think=think)
+        return ["this template has no switch"] if think is False else []
+
+    def count_rereads(self) -> tuple[int, int] | None:
+        return (700, 1000) if self.sent else None
+
+    def cache_report(self) -> CacheReport | None:
+        if not self.sent:
+            return None
+        return CacheReport(120, ("full", "recurrent"), 2048, ((100, 512),), ((80, 110, 256),), 4096)
 
     def close(self) -> None:
         self.is_closed = True

@@ -385,7 +385,9 @@ class TurnRunner:
             )
         return verify
 
-    def settle(self, conversation: Conversation, context: JobContext) -> None:
+    def settle(
+        self, conversation: Conversation, context: JobContext, *, keep_branch: bool = False
+    ) -> None:
         """Brings the cache to what the next turn will begin with; gives way within one chunk."""
         if not self._reuses or conversation.head is None:
             return
@@ -397,7 +399,7 @@ class TurnRunner:
         lost = plan.num_held - plan.start
         try:
             context.check()
-            prefix.apply(plan)
+            prefix.apply(plan, keep_branch=keep_branch)
             prefix.cache.pin(plan.start)
             before = len(prefix.token_ids)
             try:
@@ -406,5 +408,5 @@ class TurnRunner:
                 self._num_settled += max(len(prefix.token_ids) - before, 0)
         except JobCancelledError:
             return
-        if lost > 1:
+        if lost > 1 and not keep_branch:
             self._settle_note = f"the template dropped or moved {lost} ids of the last turn"

@@ -6,6 +6,7 @@ Text that a model or a file produced is untrusted: `sanitize` takes away what a 
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from mlxchat.chat.conversation import Branch
     from mlxchat.chat.results import (
         LoadProgress,
         PrefillProgress,
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
         Verify,
     )
     from mlxchat.chat.session import Session
+    from mlxchat.engine.prefix_cache import CacheReport
 
 
 def _make_safe_table() -> dict[int, str]:
@@ -270,3 +272,40 @@ def format_stats(session: "Session") -> str:
     ]
     report = format_table(rows)
     return report if session.last is None else f"{report}\n\n{format_timing(session.last)}"
+
+
+def format_tree(branches: "list[Branch]", width: int = 60) -> str:
+    """Returns the messages of all branches, one a line; `>` is where the person is.
+
+    Args:
+        branches: In the order in which they are drawn.
+        width: Characters of each message that are shown.
+    """
+    lines = []
+    for branch in branches:
+        message = branch.node.message
+        sign = ">" if branch.is_head else "*" if branch.is_on_path else " "
+        text = one_line(message.content)
+        text = text if len(text) <= width else text[: width - 1] + "…"
+        who = "you" if message.role == "user" else "model"
+        lines.append(f"{sign} {branch.node.id:>3}  {'  ' * branch.depth}{who}: {text}")
+    return "\n".join(lines)
+
+
+def format_cache(report: "CacheReport") -> str:
+    """Returns what the KV cache holds: the live sequence, checkpoints and branches left behind."""
+    rows = [
+        ("live", f"{format_count(report.num_tokens)} tokens, {format_bytes(report.live_bytes)}"),
+        ("layers", ", ".join(report.kinds)),
+    ]
+    rows += [
+        ("checkpoint", f"at {format_count(position)}, {format_bytes(size)}")
+        for position, size in report.marks
+    ]
+    rows += [
+        ("branch", f"tokens {format_count(base)} to {format_count(end)}, {format_bytes(size)}")
+        for base, end, size in report.stashes
+    ]
+    used = sum(size for *_, size in (*report.marks, *report.stashes))
+    rows.append(("budget", f"{format_bytes(used)} of {format_bytes(report.budget_bytes)}"))
+    return format_table(rows)

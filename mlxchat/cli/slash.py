@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
-from mlxchat.cli.render import format_stats
+from mlxchat.cli.render import format_cache, format_stats, format_tree
 from mlxchat.errors import MlxchatError, UsageError
 
 if TYPE_CHECKING:
@@ -109,6 +109,11 @@ def _need_turns(session: "Session") -> None:
         raise MlxchatError("the conversation is empty; send a message first")
 
 
+def _need_turns_ever(session: "Session") -> None:
+    if not session.tree():
+        raise MlxchatError("the conversation is empty; send a message first")
+
+
 @command("help", "", "List the commands.")
 def help_(context: Context, argument: str) -> None:
     """Lists the commands."""
@@ -124,6 +129,8 @@ def system(context: Context, argument: str) -> None:
         context.session.set_system(None if argument == "none" else argument)
     prompt = context.session.system
     context.say("No system prompt." if prompt is None else f"System prompt: {prompt}")
+    if argument:
+        _say_cost(context)
 
 
 @command("reset", "", "Empty the conversation; the system prompt stays.")
@@ -167,6 +174,55 @@ def edit(context: Context, argument: str) -> "Start":
     if turn is not None and not 1 <= turn <= context.session.num_turns:
         raise UsageError(f"there is no turn {turn}; give 1 to {context.session.num_turns}")
     return lambda: context.session.edit(turn, text)
+
+
+@command("fork", "", "Start another branch here; /goto comes back to this place.")
+def fork(context: Context, argument: str) -> None:
+    """Starts another branch."""
+    _need_turns(context.session)
+    number = context.session.fork()
+    context.say(f"From here the conversation branches; /goto {number} comes back to this place.")
+
+
+@command("tree", "", "Draw the branches of the conversation.")
+def tree(context: Context, argument: str) -> None:
+    """Draws the branches."""
+    _need_turns_ever(context.session)
+    context.say(format_tree(context.session.tree()))
+
+
+@command("goto", "N", "Go to message N of the tree, on whatever branch.")
+def goto(context: Context, argument: str) -> None:
+    """Goes to a message."""
+    number = _whole_number(argument, "/goto N")
+    turns = context.session.goto(number)
+    context.say(f"At message {number}, after {turns} {'turn' if turns == 1 else 'turns'}.")
+
+
+@command("think", "MODE", "Thinking `on`, `off` or `default`, where the template can.")
+def think(context: Context, argument: str) -> None:
+    """Turns thinking on or off."""
+    choices = {"on": True, "off": False, "default": None}
+    if argument not in choices:
+        raise UsageError(f"/think {argument} is not allowed; write /think on, off or default")
+    for text in context.session.set_thinking(choices[argument]) or [f"Thinking: {argument}."]:
+        context.say(text)
+    _say_cost(context)
+
+
+@command("cache", "", "Show what the KV cache holds.")
+def cache(context: Context, argument: str) -> None:
+    """Shows what the KV cache holds."""
+    report = context.session.cache_report()
+    context.say("The model is not loaded yet." if report is None else format_cache(report))
+
+
+def _say_cost(context: Context) -> None:
+    """Says how much of the conversation a change makes the next turn read again."""
+    counts = context.session.count_rereads()
+    if counts is not None and counts[0] > 1:
+        read, total = counts
+        context.say(f"The next turn reads {read} of {total} tokens again.")
 
 
 @command("exit", "", "Leave the chat; Ctrl-D does the same.")
