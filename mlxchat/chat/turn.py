@@ -4,6 +4,7 @@ Runs where MLX runs. The conversation is changed only when an answer stands: an 
 Ctrl-C leaves it as it was.
 """
 
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -61,6 +62,8 @@ def load_runner(
         folder.path, lambda phase, done, total: report(LoadProgress(phase, done, total))
     )
     runner = TurnRunner("builtin" if folder.is_builtin else folder.name, loaded, options)
+    with contextlib.suppress(TemplateError):  # loads Jinja now; a real refusal shows in a turn
+        runner.renderer.render_ids([Message("user", "Hello")])
     info = loaded.model.info
     return runner, SessionInfo(
         model=runner.name,
