@@ -7,8 +7,7 @@ Importing this module costs nothing; the engine side is imported by the first jo
 
 import os
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from mlxchat.chat.conversation import Branch, Conversation
@@ -62,6 +61,7 @@ class Session:
         self.last: TurnResult | None = None
         self._worker = Worker()
         self._runner: TurnRunner | None = None
+        self._keep_branch = False
 
     # -- loading -----------------------------------------------------------------------------------
 
@@ -127,24 +127,27 @@ class Session:
                 start=start + loaded_s,
                 keep_branch=branch,
             )
-            if self.options.idle_work:
-                self._worker.submit(self._settle, idle=True)
+            self._settle_when_idle()
             return self.last
 
         return self._worker.submit(job)
 
-    def _settle(self, context: JobContext) -> None:
-        if self._runner is not None:
-            self._runner.settle(self.conversation, context)
-
-    _keep_branch = False
+    def _settle_when_idle(self) -> None:
+        """Has the cache brought to what the next turn will begin with, in the background."""
+        runner, branch = self._runner, self._keep_branch
+        if runner is not None and self.options.idle_work:
+            self._worker.submit(
+                lambda context: runner.settle(self.conversation, context, keep_branch=branch),
+                idle=True,
+            )
 
     # -- moves in the tree -------------------------------------------------------------------------
 
     def undo(self, count: int = 1) -> int:
         """Takes the last turns back; returns how many."""
-        self._keep_branch = True
-        return self._move(lambda: self.conversation.undo(count))
+        taken = self.conversation.undo(count)
+        self._leave_branch()
+        return taken
 
     def goto(self, node_id: int) -> int:
         """Moves to any message of the tree; returns the number of turns before that place.
@@ -152,12 +155,12 @@ class Session:
         Raises:
             UsageError: There is no such message.
         """
-        self._keep_branch = True
-        self._move(lambda: self.conversation.goto(node_id))
+        self.conversation.goto(node_id)
+        self._leave_branch()
         return self.num_turns
 
     def fork(self) -> int:
-        """Notes this place as the start of another branch; returns its number for `goto`.
+        """Starts another branch here; returns the number under which `goto` finds this place.
 
         Raises:
             UsageError: Nothing was said yet.
@@ -171,16 +174,39 @@ class Session:
         """Returns the messages of all branches, in the order in which they are drawn."""
         return list(self.conversation.branches())
 
-    def _move(self, move: Callable[[], object]) -> int:
-        """Carries out a move and brings the cache there in idle time."""
-        moved = move()
-        if self._runner is not None and self.options.idle_work:
-            self._worker.cancel_idle()
-        return int(moved) if isinstance(moved, int) else 0
+    def _leave_branch(self) -> None:
+        """After a move: what the cache holds of the branch left behind is stashed, not dropped."""
+        self._keep_branch = True
+        self._worker.cancel_idle()
+        self._settle_when_idle()
 
     def set_system(self, text: str | None) -> None:
         """Sets the system prompt; it takes effect with the next turn."""
         self.conversation.system = text or None
+
+    def set_thinking(self, think: bool | None) -> list[str]:
+        """Turns thinking on or off from the next turn on; None is the template's own default.
+
+        Returns:
+            What the template had to say, such as that it has no switch.
+        """
+        self.options = replace(self.options, think=think)
+        if self._runner is None:
+            return []
+        runner, options = self._runner, self.options
+        return self._worker.run(lambda _: runner.set_options(options))
+
+    def count_rereads(self) -> tuple[int, int] | None:
+        """Tells what a change of system prompt, thinking or branch costs.
+
+        Returns:
+            Ids of the conversation that the next turn reads again, and ids in all; None before
+            anything is cached.
+        """
+        if self._runner is None or not self._runner.num_cached:
+            return None
+        runner, conversation = self._runner, self.conversation
+        return self._worker.run(lambda _: runner.count_rereads(conversation))
 
     @property
     def system(self) -> str | None:

@@ -4,11 +4,10 @@ Runs where MLX runs. The conversation is changed only when an answer stands: an 
 Ctrl-C leaves it as it was.
 """
 
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-
-import mlx.core as mx
 
 from mlxchat.chat.conversation import Conversation
 from mlxchat.chat.prompt import PromptRenderer, RenderedPrompt
@@ -28,7 +27,7 @@ from mlxchat.chat.results import (
 from mlxchat.chat.session import ChatOptions, pick_seed
 from mlxchat.chat.stop_strings import StopStrings
 from mlxchat.chat.template import ChatTemplate, Message
-from mlxchat.engine.engine import Engine
+from mlxchat.engine.engine import Engine, Logits, peak_memory_bytes, reset_peak_memory
 from mlxchat.engine.prefix_cache import Plan
 from mlxchat.engine.sampling import Sampler, resolve_sampling
 from mlxchat.engine.timing import Stopwatch
@@ -63,6 +62,8 @@ def load_runner(
         folder.path, lambda phase, done, total: report(LoadProgress(phase, done, total))
     )
     runner = TurnRunner("builtin" if folder.is_builtin else folder.name, loaded, options)
+    with contextlib.suppress(TemplateError):  # loads Jinja now; a real refusal shows in a turn
+        runner.renderer.render_ids([Message("user", "Hello")])
     info = loaded.model.info
     return runner, SessionInfo(
         model=runner.name,
@@ -105,18 +106,33 @@ class TurnRunner:
         self.context_limit = min(
             options.max_context or loaded.model.info.max_context, loaded.model.info.max_context
         )
-        template = ChatTemplate.for_tokenizer(
-            loaded.tokenizer, think=options.think, keep_thinking=options.keep_thinking
-        )
-        self.renderer = PromptRenderer(
-            template, loaded.tokenizer, keep_thinking=options.keep_thinking
-        )
+        self._template = ChatTemplate.for_tokenizer(loaded.tokenizer)
+        self.renderer = self._make_renderer(self._template)
         self._seed = pick_seed() if options.sampling.seed is None else options.sampling.seed
         self._reuses = True
         self._is_first = True
         self._num_settled = 0
         self._settle_note = ""
         self._notices_told: set[str] = set(self.template_notices())
+
+    def _make_renderer(self, template: ChatTemplate) -> PromptRenderer:
+        """Makes the renderer of a template with the options' switches; its date stays."""
+        think, keep = self.options.think, self.options.keep_thinking
+        if think is not None or keep:
+            template = template.with_thinking(think, keep)
+        return PromptRenderer(template, self.tokenizer, keep_thinking=keep)
+
+    def set_options(self, options: ChatOptions) -> list[str]:
+        """Takes other options from the next turn on; returns new notices of the template."""
+        self.options = options
+        self.renderer = self._make_renderer(self._template)
+        return [text for text in self.template_notices() if text not in self._notices_told]
+
+    def count_rereads(self, conversation: Conversation) -> tuple[int, int]:
+        """Counts the ids that are held in the conversation but would be read again, and all."""
+        target = self.renderer.settle_target(conversation.messages())
+        plan = self.engine.prefix.plan(target, leave=0)
+        return len(target) - plan.start, len(target)
 
     def template_notices(self) -> list[str]:
         """Returns what the template and its renderer had to say so far."""
@@ -155,7 +171,7 @@ class TurnRunner:
             ContextFullError: The prompt leaves no room for an answer.
             JobCancelledError: Stopped before there was anything to keep.
         """
-        mx.reset_peak_memory()
+        reset_peak_memory()
         watch = Stopwatch(start)
         messages = conversation.messages()
         if question is not None:
@@ -218,7 +234,7 @@ class TurnRunner:
     def _decode(
         self,
         prompt: RenderedPrompt,
-        logits: mx.array,
+        logits: Logits,
         watch: Stopwatch,
         context: JobContext,
         seed: int,
@@ -336,7 +352,7 @@ class TurnRunner:
         timing = watch.finish(
             usage.prefill_tokens,
             load_s=self.loaded.load_s if self._is_first else 0.0,
-            peak_memory_bytes=mx.get_peak_memory(),
+            peak_memory_bytes=peak_memory_bytes(),
             kv_bytes=self.engine.prefix.cache.nbytes,
             weight_bytes=self.loaded.model.info.weight_bytes,
         )
@@ -355,7 +371,7 @@ class TurnRunner:
             tokens=tuple(answer.tokens),
         )
 
-    def _verify(self, prompt: RenderedPrompt, logits: mx.array, context: JobContext) -> Verify:
+    def _verify(self, prompt: RenderedPrompt, logits: Logits, context: JobContext) -> Verify:
         """Proves the turn; where it fails, reuse is switched off for this model."""
         found = self.engine.verify(prompt.token_ids, logits)
         decode = self.tokenizer.decode
@@ -372,7 +388,9 @@ class TurnRunner:
             )
         return verify
 
-    def settle(self, conversation: Conversation, context: JobContext) -> None:
+    def settle(
+        self, conversation: Conversation, context: JobContext, *, keep_branch: bool = False
+    ) -> None:
         """Brings the cache to what the next turn will begin with; gives way within one chunk."""
         if not self._reuses or conversation.head is None:
             return
@@ -384,7 +402,7 @@ class TurnRunner:
         lost = plan.num_held - plan.start
         try:
             context.check()
-            prefix.apply(plan)
+            prefix.apply(plan, keep_branch=keep_branch)
             prefix.cache.pin(plan.start)
             before = len(prefix.token_ids)
             try:
@@ -393,5 +411,5 @@ class TurnRunner:
                 self._num_settled += max(len(prefix.token_ids) - before, 0)
         except JobCancelledError:
             return
-        if lost > 1:
+        if lost > 1 and not keep_branch:
             self._settle_note = f"the template dropped or moved {lost} ids of the last turn"

@@ -9,6 +9,7 @@ import click
 
 from mlxchat.cli.failures import explain
 from mlxchat.cli.options import chat_options, read_request
+from mlxchat.cli.screen import Screen
 from mlxchat.errors import MlxchatError
 
 if TYPE_CHECKING:
@@ -24,19 +25,22 @@ def chat(as_json: bool, timing: bool, plain: bool, **params: Any) -> int:
     goes to stdout.
     """
     request = read_request(params)
-    with contextlib.closing(request.open()) as session:
-        from mlxchat.cli.screen import Screen
-        from mlxchat.cli.turn import Answers
+    is_interactive = sys.stdin is not None and sys.stdin.isatty() and sys.stdout.isatty()
+    is_repl = is_interactive and not as_json
+    screen = Screen(sys.stdout, sys.stdout if is_repl else sys.stderr, plain=plain)
+    with contextlib.ExitStack() as stack:
 
-        is_interactive = sys.stdin is not None and sys.stdin.isatty() and sys.stdout.isatty()
-        if is_interactive and not as_json:
-            from mlxchat.cli.repl import Repl
+        def open_answers() -> "Answers":
+            from mlxchat.cli.turn import Answers
 
-            screen = Screen(sys.stdout, sys.stdout, plain=plain)
-            answers = Answers(session, screen, timing=timing, turn_line=True)
-            return Repl(answers, request.model, plain=plain).run()
-        screen = Screen(sys.stdout, sys.stderr, plain=plain)
-        return run_lines(Answers(session, screen, as_json=as_json, timing=timing))
+            session = stack.enter_context(contextlib.closing(request.open()))
+            return Answers(session, screen, as_json=as_json, timing=timing, turn_line=is_repl)
+
+        if not is_repl:
+            return run_lines(open_answers())
+        from mlxchat.cli.repl import Repl
+
+        return Repl(open_answers, screen, request.model, plain=plain).run()
 
 
 def run_lines(answers: "Answers") -> int:

@@ -6,7 +6,6 @@ Exit codes: 0 all is well, 1 an error (a reader of stdout that went away too), 2
 
 import contextlib
 import os
-import re
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -14,10 +13,13 @@ from typing import Any
 import click
 
 from mlxchat.cli.render import one_line
-from mlxchat.errors import BackendError, MlxchatError
+from mlxchat.errors import MlxchatError
 
-_MLX = re.compile(r"\b(lib)?mlx\b")
 INTERRUPTED = 130  # what shells report for SIGINT
+
+
+class Stopped(KeyboardInterrupt):
+    """Ctrl-C stopped an answer before there was anything to keep."""
 
 
 def report(run: Callable[[], Any]) -> int:
@@ -55,11 +57,6 @@ def explain(error: Exception) -> MlxchatError:
         sys.excepthook(type(error), error, error.__traceback__)
     if isinstance(error, MlxchatError):
         return error
-    if isinstance(error, ImportError) and _MLX.search(f"{error.name} {error}"):
-        return BackendError(
-            f"MLX cannot be imported ({error}); on Linux install exactly one of"
-            " 'mlxchat[cpu]' and 'mlxchat[cuda]', on a Mac 'mlxchat'"
-        )
     if isinstance(error, OSError) and error.strerror:
         place = f" ({error.filename})" if error.filename else ""
         return MlxchatError(f"{error.strerror}{place}; check space and permissions")

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from mlxchat.cli.options import chat_options, read_request
+from mlxchat.cli.screen import Screen
 from mlxchat.errors import MlxchatError, UsageError
 
 
@@ -23,7 +24,6 @@ def generate(prompt: str | None, as_json: bool, timing: bool, plain: bool, **par
     """
     text = join_prompt(prompt, read_stdin())
     with contextlib.closing(read_request(params).open()) as session:
-        from mlxchat.cli.screen import Screen
         from mlxchat.cli.turn import Answers
 
         screen = Screen(sys.stdout, sys.stderr, plain=plain)

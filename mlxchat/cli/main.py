@@ -3,6 +3,7 @@
 import gc
 import os
 import sys
+import threading
 from typing import Any
 
 import click
@@ -62,4 +63,10 @@ def main() -> None:
         if getattr(sys, name) is None:  # closed by the caller
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  # open until the end
         getattr(sys, name).reconfigure(errors="backslashreplace")
-    cli()
+    try:
+        cli()
+    except SystemExit as leave:
+        if any(thread.name == "mlx-worker" for thread in threading.enumerate()):
+            sys.stdout.flush()
+            os._exit(int(leave.code or 0))  # MLX would abort an orderly exit in mid-evaluation
+        raise

@@ -11,7 +11,7 @@ import click
 from mlxchat.settings import LENGTH_BOUNDS, SAMPLING_BOUNDS, Settings, load_settings
 
 if TYPE_CHECKING:
-    from mlxchat.chat.session import ChatOptions, Session
+    from mlxchat.chat.session import Session
 
 BUILTIN = "builtin"
 
@@ -97,16 +97,25 @@ def resolve_model(model: str | None, settings: Settings) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """Which model a person asked for and how it shall answer."""
+    """Which model a person asked for and how it shall answer.
 
-    model: str | None  # None: the built-in one
-    options: "ChatOptions"
+    Attributes:
+        model: None is the built-in one.
+        sampling: Fields of `SamplingSettings`.
+        options: Fields of `ChatOptions`, the sampling apart.
+    """
+
+    model: str | None
+    sampling: dict[str, Any]
+    options: dict[str, Any]
 
     def open(self) -> "Session":
         """Makes the session; nothing is loaded yet."""
-        from mlxchat.chat.session import Session
+        from mlxchat.chat.session import ChatOptions, Session
+        from mlxchat.engine.options import SamplingSettings
 
-        return Session(self.model, self.options)
+        sampling = SamplingSettings(**self.sampling)
+        return Session(self.model, ChatOptions(sampling=sampling, **self.options))
 
 
 def read_request(params: dict[str, Any]) -> Request:
@@ -118,13 +127,9 @@ def read_request(params: dict[str, Any]) -> Request:
     Raises:
         SettingsError: `config.toml` is broken.
     """
-    from mlxchat.chat.session import ChatOptions
-    from mlxchat.engine.options import SamplingSettings
-
     settings = load_settings()
     given = {name: value for name, value in params.items() if value is not None}
     sampling = settings.sampling | {n: given.pop(n) for n in SAMPLING_BOUNDS if n in given}
     model = resolve_model(given.pop("model", None), settings)
     system = given.pop("system", settings.system) or None  # `--system ""` takes the default away
-    options = ChatOptions(system=system, sampling=SamplingSettings(**sampling), **given)
-    return Request(model, options)
+    return Request(model, sampling, {"system": system, **given})

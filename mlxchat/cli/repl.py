@@ -1,7 +1,7 @@
 """The chat in a terminal: prompt, keys, completion, toolbar.
 
-What is typed is understood by `slash` and answered by `turn`. The prompt is drawn before the model
-is loaded; the load starts with the first drawing and runs on the worker while the person types.
+What is typed is understood by `slash` and answered by `turn`. The prompt is drawn before the
+session's code is imported; the model is loaded on the worker while the person types.
 """
 
 import contextlib
@@ -10,24 +10,29 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from prompt_toolkit import PromptSession
 from prompt_toolkit.application import Application
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion
 from prompt_toolkit.document import Document
-from prompt_toolkit.history import FileHistory
+from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.shortcuts import CompleteStyle
 
 from mlxchat import __version__, paths
-from mlxchat.chat.results import LoadProgress
 from mlxchat.cli import slash
-from mlxchat.cli.failures import explain
+from mlxchat.cli.failures import Stopped, explain
 from mlxchat.cli.render import format_banner, format_progress, format_toolbar
-from mlxchat.cli.turn import Answers, Start, Stopped
+from mlxchat.cli.screen import Screen
+
+if TYPE_CHECKING:
+    from mlxchat.chat.results import SessionInfo
+    from mlxchat.cli.turn import Answers
+    from mlxchat.engine.worker import Job
 
 # Two presses further apart than this are two wishes to clear the line.
 LEAVE_WITHIN_S = 2.0
@@ -52,15 +57,23 @@ class Repl:
     """The loop of prompt and answer.
 
     Args:
-        answers: Gives and shows the answers; knows the session.
+        open_answers: Makes what answers, and its session; called when the prompt has been drawn.
+        screen: Where to.
         model: The name that was asked for; None is the built-in one.
         plain: No toolbar.
     """
 
-    def __init__(self, answers: Answers, model: str | None, *, plain: bool = False) -> None:
-        self._answers, self._session, self._screen = answers, answers.session, answers.screen
-        self._model = model
-        self._context = slash.Context(self._session, self._screen.note)
+    def __init__(
+        self,
+        open_answers: "Callable[[], Answers]",
+        screen: Screen,
+        model: str | None,
+        *,
+        plain: bool = False,
+    ) -> None:
+        self._open_answers, self._screen, self._model = open_answers, screen, model
+        self._answers: Answers | None = None
+        self._load: Job[SessionInfo] | None = None
         self._load_text = ""
         self._ctrl_c_at = -LEAVE_WITHIN_S
         self._prompt: PromptSession[str] = PromptSession(
@@ -85,36 +98,41 @@ class Repl:
             MlxchatError: The model could not be loaded.
         """
         self._screen.note(format_banner(__version__, self._model))
-        self._prompt.app.after_render += self._start_load
+        self._prompt.app.after_render += self._begin
         with chat_signals(), contextlib.suppress(EOFError, slash.LeaveChat):
             while True:
                 text = self._prompt.prompt()
-                if text.strip():
-                    self._take(text)
+                if text.strip() and self._answers is not None:
+                    self._take(text, self._answers)
         return 0
 
-    def _take(self, text: str) -> None:
+    def _take(self, text: str, answers: "Answers") -> None:
         try:
             with quiet_terminal():
-                start = slash.interpret(self._context, text)
+                start = slash.interpret(slash.Context(answers.session, self._screen.note), text)
                 if start is not None:
-                    self._answer(start)
+                    answers.tell_load()
+                    answers.give(start)
         except Stopped:
             self._screen.note("Stopped.")
         except slash.LeaveChat:
             raise
         except Exception as error:
-            if self._session.info is None:
+            if answers.session.info is None and self._load is not None and self._load.done:
                 raise  # without a model there is nothing to go on with
             self._screen.error(str(explain(error)))
 
-    def _answer(self, start: Start) -> None:
-        self._answers.tell_load()
-        self._answers.give(start)
+    def _begin(self, app: "Application[str]") -> None:
+        """Opens the session and loads the model; runs once, after the first drawing."""
+        app.after_render -= self._begin
+        from mlxchat.chat.results import LoadProgress
 
-    def _start_load(self, app: "Application[str]") -> None:
-        app.after_render -= self._start_load
-        job = self._session.load()
+        try:
+            self._answers = self._open_answers()
+            self._load = job = self._answers.session.load()
+        except Exception as error:
+            leave_prompt(app, error)
+            return
 
         def watch() -> None:
             started = time.monotonic()
@@ -133,7 +151,8 @@ class Repl:
     def _toolbar(self) -> str:
         if time.monotonic() - self._ctrl_c_at < LEAVE_WITHIN_S:
             return _LEAVE_HINT
-        return format_toolbar(self._session, self._model, self._load_text)
+        session = None if self._answers is None else self._answers.session
+        return format_toolbar(session, self._model, self._load_text)
 
     def _keys(self) -> KeyBindings:
         keys = KeyBindings()
@@ -161,11 +180,17 @@ class Repl:
         return keys
 
 
-def open_history(path: Path) -> FileHistory:
-    """Returns the input history kept in `path`, which only its owner can read."""
-    paths.make_private_dir(path.parent)
-    os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
-    path.chmod(0o600)
+def open_history(path: Path) -> History:
+    """Returns the input history kept in `path`, which only its owner can read.
+
+    Where the file cannot be written the history lasts as long as the chat.
+    """
+    try:
+        paths.make_private_dir(path.parent)
+        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+        path.chmod(0o600)
+    except OSError:
+        return InMemoryHistory()
     return FileHistory(str(path))
 
 

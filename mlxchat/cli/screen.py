@@ -4,7 +4,6 @@ An answer goes to `out`; what is said about it (progress, notices, reports, erro
 """
 
 import os
-import shutil
 from typing import TextIO
 
 from mlxchat.cli.render import one_line, sanitize, wrap_parts
@@ -45,7 +44,7 @@ class Screen:
             self.end_line()
         text = sanitize(text)
         if self._is_terminal:
-            width = shutil.get_terminal_size().columns
+            width = self._width()
             text = "\n".join(wrap_parts(line, width) for line in text.split("\n"))
         self._write(self._notes, f"{text}\n", dim=dim)
 
@@ -67,7 +66,7 @@ class Screen:
         if self.shows_progress:
             if self._is_one_place or self._open_line is self._notes:
                 self.end_line()
-            text = text[: shutil.get_terminal_size().columns - 1]
+            text = text[: self._width() - 1]
             self._put(self._notes, _CLEAR_LINE + self._dimmed(text))
             self._progress_is_shown = True
 
@@ -83,6 +82,13 @@ class Screen:
         self.clear_progress()
         self._open_line = None if text.endswith("\n") else stream
         self._put(stream, self._dimmed(text) if dim else text)
+
+    def _width(self) -> int:
+        # Not from shutil: it prefers the variable COLUMNS, which is old after a resize.
+        try:
+            return os.get_terminal_size(self._notes.fileno()).columns or 80
+        except (OSError, ValueError):
+            return 80
 
     def _dimmed(self, text: str) -> str:
         return f"{_DIM}{text}{_PLAIN}" if self._dims else text

@@ -9,11 +9,14 @@ import difflib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
 
-from mlxchat.chat.session import Session
-from mlxchat.cli.render import format_stats
-from mlxchat.cli.turn import Start
+from mlxchat.cli.render import format_cache, format_stats, format_tree
 from mlxchat.errors import MlxchatError, UsageError
+
+if TYPE_CHECKING:
+    from mlxchat.chat.session import Session
+    from mlxchat.cli.turn import Start
 
 _COMMAND = re.compile(r"(/?)/([A-Za-z][\w-]*)(?:\s+(.*))?", re.DOTALL | re.ASCII)
 
@@ -26,12 +29,12 @@ class LeaveChat(Exception):  # noqa: N818  # a wish, no error
 class Context:
     """What a handler works on."""
 
-    session: Session
+    session: "Session"
     say: Callable[[str], None]  # shows lines that are no answer
 
 
 # A handler gets the text after the command's name; what it returns starts an answer.
-Handler = Callable[[Context, str], Start | None]
+Handler: TypeAlias = "Callable[[Context, str], Start | None]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +53,7 @@ class Command:
 
 
 COMMANDS: dict[str, Command] = {}
+ALIASES = {"quit": "exit"}
 
 
 def command(name: str, arguments: str, summary: str) -> Callable[[Handler], Handler]:
@@ -62,7 +66,7 @@ def command(name: str, arguments: str, summary: str) -> Callable[[Handler], Hand
     return register
 
 
-def interpret(context: Context, line: str) -> Start | None:
+def interpret(context: Context, line: str) -> "Start | None":
     """Takes what the person wrote: a message or a command.
 
     Returns:
@@ -79,10 +83,14 @@ def interpret(context: Context, line: str) -> Start | None:
     if escape:
         text = line.lstrip()[1:]
         return lambda: context.session.send(text)
-    return _find(name.lower()).run(context, (argument or "").strip())
+    entry, argument = _find(name.lower()), (argument or "").strip()
+    if argument and not entry.arguments:
+        raise UsageError(f"/{name} takes no argument; write //{name} to send the line as text")
+    return entry.run(context, argument)
 
 
 def _find(name: str) -> Command:
+    name = ALIASES.get(name, name)
     if name in COMMANDS:
         return COMMANDS[name]
     near = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.5)
@@ -96,8 +104,13 @@ def _whole_number(text: str, usage: str) -> int:
     return int(text)
 
 
-def _need_turns(session: Session) -> None:
+def _need_turns(session: "Session") -> None:
     if session.num_turns == 0:
+        raise MlxchatError("the conversation is empty; send a message first")
+
+
+def _need_turns_ever(session: "Session") -> None:
+    if not session.tree():
         raise MlxchatError("the conversation is empty; send a message first")
 
 
@@ -116,6 +129,8 @@ def system(context: Context, argument: str) -> None:
         context.session.set_system(None if argument == "none" else argument)
     prompt = context.session.system
     context.say("No system prompt." if prompt is None else f"System prompt: {prompt}")
+    if argument:
+        _say_cost(context)
 
 
 @command("reset", "", "Empty the conversation; the system prompt stays.")
@@ -125,14 +140,14 @@ def reset(context: Context, argument: str) -> None:
     context.say("The conversation is empty.")
 
 
-@command("stats", "", "Show the model, the context used and the last answer's timing.")
+@command("stats", "", "Show model, context and the last answer's timing.")
 def stats(context: Context, argument: str) -> None:
     """Shows where the time and the memory went."""
     context.say(format_stats(context.session))
 
 
 @command("retry", "", "Answer the last message again.")
-def retry(context: Context, argument: str) -> Start:
+def retry(context: Context, argument: str) -> "Start":
     """Answers the last message again."""
     _need_turns(context.session)
     return context.session.retry
@@ -147,8 +162,8 @@ def undo(context: Context, argument: str) -> None:
     context.say(f"Took back {taken} {'turn' if taken == 1 else 'turns'}.")
 
 
-@command("edit", "[TURN] TEXT", "Replace your last message, or that of turn TURN, and answer it.")
-def edit(context: Context, argument: str) -> Start:
+@command("edit", "[TURN] TEXT", "Rewrite your last message, or turn TURN's, and answer it.")
+def edit(context: Context, argument: str) -> "Start":
     """Replaces the text of a turn and answers it."""
     first, _, rest = argument.partition(" ")
     turn = int(first) if first.isascii() and first.isdigit() else None
@@ -161,10 +176,56 @@ def edit(context: Context, argument: str) -> Start:
     return lambda: context.session.edit(turn, text)
 
 
+@command("fork", "", "Start another branch here; /goto comes back to this place.")
+def fork(context: Context, argument: str) -> None:
+    """Starts another branch."""
+    _need_turns(context.session)
+    number = context.session.fork()
+    context.say(f"From here the conversation branches; /goto {number} comes back to this place.")
+
+
+@command("tree", "", "Draw the branches of the conversation.")
+def tree(context: Context, argument: str) -> None:
+    """Draws the branches."""
+    _need_turns_ever(context.session)
+    context.say(format_tree(context.session.tree()))
+
+
+@command("goto", "N", "Go to message N of the tree, on whatever branch.")
+def goto(context: Context, argument: str) -> None:
+    """Goes to a message."""
+    number = _whole_number(argument, "/goto N")
+    turns = context.session.goto(number)
+    context.say(f"At message {number}, after {turns} {'turn' if turns == 1 else 'turns'}.")
+
+
+@command("think", "MODE", "Thinking `on`, `off` or `default`, where the template can.")
+def think(context: Context, argument: str) -> None:
+    """Turns thinking on or off."""
+    choices = {"on": True, "off": False, "default": None}
+    if argument not in choices:
+        raise UsageError(f"/think {argument} is not allowed; write /think on, off or default")
+    for text in context.session.set_thinking(choices[argument]) or [f"Thinking: {argument}."]:
+        context.say(text)
+    _say_cost(context)
+
+
+@command("cache", "", "Show what the KV cache holds.")
+def cache(context: Context, argument: str) -> None:
+    """Shows what the KV cache holds."""
+    report = context.session.cache_report()
+    context.say("The model is not loaded yet." if report is None else format_cache(report))
+
+
+def _say_cost(context: Context) -> None:
+    """Says how much of the conversation a change makes the next turn read again."""
+    counts = context.session.count_rereads()
+    if counts is not None and counts[0] > 1:
+        read, total = counts
+        context.say(f"The next turn reads {read} of {total} tokens again.")
+
+
 @command("exit", "", "Leave the chat; Ctrl-D does the same.")
 def exit_(context: Context, argument: str) -> None:
     """Leaves the chat."""
     raise LeaveChat
-
-
-COMMANDS["quit"] = COMMANDS["exit"]

@@ -6,6 +6,7 @@ the caller's thread. Foreground jobs go first; an idle job is told to stop as so
 job is waiting.
 """
 
+import atexit
 import queue
 import sys
 import threading
@@ -99,6 +100,18 @@ class _Queues:
     idle: deque[Job[Any]]
 
 
+def release_streams() -> None:
+    """Ends MLX's own threads for the calling thread, if MLX was used at all.
+
+    Left to the end of the process, one exit in four aborted with "terminate called without an
+    active exception" (mlx 0.32.4 on Linux, 15 runs).
+    """
+    mlx = sys.modules.get("mlx.core")
+    if mlx is not None and hasattr(mlx, "clear_streams"):
+        mlx.synchronize()
+        mlx.clear_streams()
+
+
 class Worker:
     """Runs jobs one at a time on its own daemon thread."""
 
@@ -109,6 +122,7 @@ class Worker:
         self._closed = False
         self._thread = threading.Thread(target=self._loop, name="mlx-worker", daemon=True)
         self._thread.start()
+        atexit.register(self.close)
 
     def submit(self, function: Callable[[JobContext], T], *, idle: bool = False) -> Job[T]:
         """Queues a job.
@@ -145,6 +159,7 @@ class Worker:
 
     def close(self, timeout_s: float = 5.0) -> None:
         """Cancels what runs or waits and ends the thread."""
+        atexit.unregister(self.close)
         with self._changed:
             self._closed = True
             for job in (*self._queues.foreground, *self._queues.idle):
@@ -170,7 +185,5 @@ class Worker:
             job._run()
             with self._changed:
                 self._running = None
-        # MLX tears this thread's streams down after Python has counted the thread as ended; a
-        # process that exits meanwhile aborts.
-        if (mx := sys.modules.get("mlx.core")) is not None:
-            mx.clear_streams()
+        del job
+        release_streams()

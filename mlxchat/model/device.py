@@ -55,7 +55,9 @@ class DevicePlan:
         return self.float32 and num_bytes <= self.memory_bytes * DEQUANTISE_MEMORY_SHARE
 
 
-@cache
+_openblas: str | None = None  # what serves MLX's products, once `load_mlx` has found it
+
+
 def _preload_openblas() -> str | None:
     if sys.platform != "linux" or os.environ.get("MLXCHAT_NO_OPENBLAS"):
         return None
@@ -74,8 +76,9 @@ def load_mlx() -> Any:
     Raises:
         BackendError: MLX or its backend library is missing; says what to install.
     """
-    if "mlx.core" not in sys.modules:
-        _preload_openblas()
+    global _openblas
+    if "mlx.core" not in sys.modules:  # later it would be too late: MLX's symbols are bound
+        _openblas = _preload_openblas()
     try:
         import mlx.core as mx
     except ImportError as error:
@@ -118,7 +121,7 @@ def make_device_plan() -> DevicePlan:
             mx.set_wired_limit(memory)  # keeps weights resident between turns
         return DevicePlan(backend, "none", False, True, "row", memory)
     blas: Blas = "accelerate" if sys.platform == "darwin" else "bundled"
-    if _preload_openblas():
+    if _openblas is not None:
         blas = "openblas"
     return DevicePlan(
         backend="cpu",
@@ -149,11 +152,10 @@ def describe() -> list[tuple[str, str]]:
         ("mlx device", str(mx.default_device())),
     ]
     if plan.backend == "cpu" and sys.platform == "linux":
-        found = _preload_openblas()
         rows.append(
             (
                 "OpenBLAS",
-                found
+                _openblas
                 or "not found: float32 products are ~40x slower; install libopenblas0-pthread",
             )
         )

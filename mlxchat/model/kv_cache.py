@@ -214,8 +214,8 @@ class RowCache:
         return n
 
     def can_rewind(self, pos: int) -> bool:
-        """Say whether every row that a token at `pos` needs is still held."""
-        return 0 <= pos <= self.offset and self._first_needed(pos) >= self.origin
+        """Say whether every row that a token at `pos` needs is still held; at 0 none is."""
+        return pos == 0 or (0 < pos <= self.offset and self._first_needed(pos) >= self.origin)
 
     def rewind(self, pos: int) -> None:
         """Forget positions from `pos` on; at 0 the memory is given back.
@@ -230,6 +230,7 @@ class RowCache:
         if pos == 0:
             self.keys = self.values = None
             self.origin = 0
+            self._pin = None
 
     def pin(self, pos: int) -> None:
         """Keep the rows that positions from `pos` on need, until the next pin."""

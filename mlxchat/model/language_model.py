@@ -31,5 +31,8 @@ class LanguageModel(Protocol):
     def make_cache(self) -> SequenceCache:
         """Returns an empty cache for one sequence (or a batch in step)."""
 
+    def prefill(self, token_ids: mx.array, cache: SequenceCache) -> None:
+        """Feeds ids (B, T) whose logits nobody wants; evaluate `cache.arrays()` afterwards."""
+
     def forward(self, token_ids: mx.array, cache: SequenceCache) -> mx.array:
         """Feeds ids (B, T), extends the cache, returns last logits (B, V), lazily."""

@@ -80,7 +80,9 @@ def load_model(folder: Path, on_progress: OnProgress | None = None) -> LoadedMod
     else:
         from mlxchat.model.zoo import load_zoo_model
 
-        model = load_zoo_model(folder, config)
+        model = load_zoo_model(
+            folder, config, progress=lambda done, total: report("load", done, total)
+        )
     check_vocabulary(tokenizer, model.info.vocab_size)
     warm_up(model, report)
     return LoadedModel(
