@@ -312,7 +312,7 @@ class TurnRunner:
         else:
             if question is not None:
                 conversation.append(messages[-1])
-            answer.split, answer.text = split, stored.content
+            answer.split, answer.text = replace(split, reasoning=stored.reasoning), stored.content
             conversation.append(stored)
         for text in self.template_notices():
             if text not in self._notices_told:
