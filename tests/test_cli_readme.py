@@ -4,7 +4,6 @@ import re
 from pathlib import Path
 
 import click
-import pytest
 
 from mlxchat.cli.main import cli
 from mlxchat.cli.slash import COMMANDS
@@ -17,7 +16,7 @@ def table(header):
     """Returns the rows of the first table below a heading whose rows start with code."""
     section = README.split(f"\n{header}\n")[1].split("\n#")[0]
     rows = re.findall(r"^\| (`.*?) \| (.*?) \|$", section, re.MULTILINE)
-    return dict(rows)
+    return {name.replace("\\|", "|"): text for name, text in rows}
 
 
 def test_commands():
@@ -32,16 +31,27 @@ def test_commands():
     assert table("## Commands") == rows
 
 
-@pytest.mark.parametrize("name", ["chat", "generate"])
-def test_options(name):
-    """Every option of `chat` and `generate` is in the table with its help."""
+def options_of(name):
+    """Returns the rows that a command's options should have."""
     rows = {}
     for option in cli.commands[name].params:
         if isinstance(option, click.Option):
             metavar = "" if option.is_flag else f" {option.metavar}"
             names = [f"`{text}`" for text in (*option.opts, *option.secondary_opts)]
             rows[", ".join(names)[:-1] + f"{metavar}`"] = option.help
-    assert table("### Options of `chat` and `generate`") == rows
+    return rows
+
+
+def test_options():
+    """Every option that `chat` and `generate` share is in the table with its help."""
+    assert table("### Options of `chat` and `generate`") == options_of("generate")
+
+
+def test_options_of_chat():
+    """So are those that only `chat` has."""
+    own = table("### Options of `chat` alone")
+    assert options_of("generate") | own == options_of("chat")
+    assert not own.keys() & options_of("generate").keys()
 
 
 def test_slash_commands():

@@ -13,10 +13,13 @@ from prompt_toolkit.output import DummyOutput
 
 from mlxchat import paths
 from mlxchat.chat.session import ChatOptions
-from mlxchat.cli import repl
+from mlxchat.cli import keys, recall, repl
+from mlxchat.cli.completion import ChatCompleter
+from mlxchat.cli.options import Request
 from mlxchat.cli.screen import Screen
 from mlxchat.cli.turn import Answers
 from mlxchat.errors import ModelNotFoundError
+from mlxchat.settings import Settings
 
 ENTER, ALT_ENTER, CTRL_J, CTRL_C, CTRL_D = "\r", "\x1b\r", "\n", "\x03", "\x04"
 
@@ -24,12 +27,12 @@ ENTER, ALT_ENTER, CTRL_J, CTRL_C, CTRL_D = "\r", "\x1b\r", "\n", "\x03", "\x04"
 class Chat:
     """A REPL whose keyboard is a pipe and whose screen is a string."""
 
-    def __init__(self, pipe, model):
+    def __init__(self, pipe, model, settings):
         self._pipe, self._out = pipe, io.StringIO()
         self.session = FakeSession(model, ChatOptions())
         screen = Screen(self._out, self._out)
         answers = Answers(self.session, screen, turn_line=True)
-        self.repl = repl.Repl(lambda: answers, screen, model)
+        self.repl = repl.Repl(lambda: answers, screen, Request(model, {}, {}, settings))
 
     def run(self, keys):
         """Types, then Ctrl-D; returns what was printed."""
@@ -44,8 +47,8 @@ def make_chat():
     made = []
     with create_pipe_input() as pipe, create_app_session(pipe, DummyOutput()):
 
-        def make(model=None):
-            made.append(Chat(pipe, model))
+        def make(model=None, **settings):
+            made.append(Chat(pipe, model, Settings(**settings)))
             return made[-1]
 
         yield make
@@ -107,7 +110,7 @@ def test_ctrl_c_twice_leaves(chat):
 
 def test_ctrl_c_twice_but_slowly_stays(chat, monkeypatch):
     """Two presses that are far apart are two wishes to clear the line."""
-    monkeypatch.setattr(repl, "LEAVE_WITHIN_S", 0.0)
+    monkeypatch.setattr(keys, "LEAVE_WITHIN_S", 0.0)
     chat.run(f"{CTRL_C}{CTRL_C}hello{ENTER}")
     assert chat.session.sent == ["hello"]
 
@@ -222,7 +225,7 @@ def test_history_made_private(mlxchat_home):
     file = mlxchat_home / "data" / "input_history"
     file.parent.mkdir(parents=True)
     file.touch(0o644)
-    repl.open_history(file)
+    recall.open_history(file)
     assert file.stat().st_mode & 0o777 == 0o600
 
 
@@ -237,7 +240,7 @@ def test_history_that_cannot_be_kept(make_chat, mlxchat_home):
 @pytest.mark.parametrize(
     ("text", "names"),
     [
-        ("/s", ["/system", "/stats"]),
+        ("/s", ["/system", "/stats", "/set"]),
         ("/he", ["/help"]),
         ("he", []),
         ("/system t", []),
@@ -247,7 +250,7 @@ def test_history_that_cannot_be_kept(make_chat, mlxchat_home):
 )
 def test_completion(text, names):
     """Tab completes command names at the start of the line, from the registry."""
-    found = repl.SlashCompleter().get_completions(Document(text), CompleteEvent())
+    found = ChatCompleter(lambda: None).get_completions(Document(text), CompleteEvent())
     assert [completion.text for completion in found] == names
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mlxchat.cli.failures import explain
-from mlxchat.cli.options import chat_options, read_request
+from mlxchat.cli.options import Request, chat_options, make_attachments, read_request
 from mlxchat.cli.screen import Screen
 from mlxchat.errors import MlxchatError
 
@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
 @click.command()
 @chat_options
-def chat(as_json: bool, timing: bool, plain: bool, **params: Any) -> int:
+@click.option(
+    "--shell", is_flag=True, help="`!cmd` runs a command also where stdin is no terminal."
+)
+def chat(as_json: bool, timing: bool, plain: bool, shell: bool, **params: Any) -> int:
     """Talk with a model.
 
     In a terminal this opens the chat. Otherwise each line of stdin is one message, and each answer
@@ -37,34 +40,44 @@ def chat(as_json: bool, timing: bool, plain: bool, **params: Any) -> int:
             return Answers(session, screen, as_json=as_json, timing=timing, turn_line=is_repl)
 
         if not is_repl:
-            return run_lines(open_answers())
+            return run_lines(open_answers(), request, runs_shell=shell)
         from mlxchat.cli.repl import Repl
 
-        return Repl(open_answers, screen, request.model, plain=plain).run()
+        return Repl(open_answers, screen, request, plain=plain).run()
 
 
-def run_lines(answers: "Answers") -> int:
+def run_lines(answers: "Answers", request: Request, *, runs_shell: bool) -> int:
     """Takes one message or command per line of stdin; a line that fails does not end the chat.
+
+    Args:
+        answers: Gives the answers.
+        request: What was asked for.
+        runs_shell: `!` runs a command; else it is text, since lines may be data.
 
     Returns:
         The exit code: 1 when a line failed.
     """
     from mlxchat.cli import slash
 
-    context = slash.Context(answers.session, answers.screen.note)
+    screen, attached = answers.screen, make_attachments(request)
+    context = slash.Context(
+        answers.session, screen.note, attached, request.origins, runs_shell=runs_shell
+    )
     has_failed = False
     for line in _read_lines():
         try:
             start = slash.interpret(context, _decode(line))
-            if start is not None and answers.give(start).stop_reason == "user_cancelled":
-                raise KeyboardInterrupt
+            if start is not None:
+                if answers.give(start).stop_reason == "user_cancelled":
+                    raise KeyboardInterrupt
+                attached.sent()
         except slash.LeaveChat:
             break
         except BrokenPipeError:
             raise
         except Exception as error:
             has_failed = True
-            answers.screen.error(str(explain(error)))
+            screen.error(str(explain(error)))
     return int(has_failed)
 
 

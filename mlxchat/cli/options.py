@@ -3,11 +3,12 @@
 import contextlib
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from mlxchat.cli.attachments import Attachments
 from mlxchat.settings import LENGTH_BOUNDS, SAMPLING_BOUNDS, Settings, load_settings
 
 if TYPE_CHECKING:
@@ -103,11 +104,15 @@ class Request:
         model: None is the built-in one.
         sampling: Fields of `SamplingSettings`.
         options: Fields of `ChatOptions`, the sampling apart.
+        settings: What `config.toml` says.
+        origins: Who chose, by the names of fields.
     """
 
     model: str | None
     sampling: dict[str, Any]
     options: dict[str, Any]
+    settings: Settings = field(default_factory=Settings)
+    origins: dict[str, str] = field(default_factory=dict)
 
     def open(self) -> "Session":
         """Makes the session; nothing is loaded yet."""
@@ -129,7 +134,16 @@ def read_request(params: dict[str, Any]) -> Request:
     """
     settings = load_settings()
     given = {name: value for name, value in params.items() if value is not None}
+    origins = dict.fromkeys(settings.sampling, "config.toml") | dict.fromkeys(given, "command line")
     sampling = settings.sampling | {n: given.pop(n) for n in SAMPLING_BOUNDS if n in given}
     model = resolve_model(given.pop("model", None), settings)
     system = given.pop("system", settings.system) or None  # `--system ""` takes the default away
-    return Request(model, sampling, {"system": system, **given})
+    if settings.max_file_kib is not None:
+        origins["max-file-kib"] = "config.toml"
+    return Request(model, sampling, {"system": system, **given}, settings, origins)
+
+
+def make_attachments(request: Request) -> Attachments:
+    """Makes the place for what waits for the next message, with the limit of the settings."""
+    kib = request.settings.max_file_kib
+    return Attachments() if kib is None else Attachments(kib * 1024)
