@@ -81,7 +81,10 @@ class Session:
                 context.check()
                 context.emit(event)
 
-            self._runner, self.info = load_runner(self.model, self.options, report, context.check)
+            options = self.options
+            self._runner, self.info = load_runner(self.model, options, report, context.check)
+            if self.options is not options:  # a command changed them meanwhile
+                self._runner.set_options(self.options)
         return self.info
 
     # -- turns -------------------------------------------------------------------------------------

@@ -124,10 +124,12 @@ class TurnRunner:
         return PromptRenderer(template, self.tokenizer, keep_thinking=keep)
 
     def set_options(self, options: ChatOptions) -> list[str]:
-        """Takes other options from the next turn on; returns new notices of the template."""
+        """Takes other options from the next turn on; returns what the template says to them."""
         self.options = options
         self.renderer = self._make_renderer(self._template)
-        return [text for text in self.template_notices() if text not in self._notices_told]
+        notices = [text for text in self.template_notices() if text not in self._template.notices]
+        self._notices_told.update(notices)
+        return notices
 
     def count_rereads(self, conversation: Conversation) -> tuple[int, int]:
         """Counts the ids that are held in the conversation but would be read again, and all."""
@@ -354,7 +356,7 @@ class TurnRunner:
             weight_bytes=self.loaded.model.info.weight_bytes,
         )
         reason = f"reused {num_cached}, read {usage.prefill_tokens}"
-        why = self._settle_note or (plan.reason if plan.action != "continue" else "")
+        why = self._settle_note if plan.action == "continue" else plan.reason
         self._is_first, self._num_settled, self._settle_note = False, 0, ""
         return TurnResult(
             model=self.name,
