@@ -5,6 +5,7 @@ from tiny import REASONING, TinySession, biased, make_tiny_folder
 
 from mlxchat.chat.results import LoadProgress
 from mlxchat.chat.session import ChatOptions, Session
+from mlxchat.errors import ContextFullError
 
 NO_SWITCH = "this model's template has no switch to turn thinking off"
 
@@ -61,4 +62,31 @@ def test_thinking_switched_during_the_load_counts(tmp_path):
             session.set_thinking(False)
     job.result()
     assert session._runner.renderer.template.kwargs == {"enable_thinking": False}
+    session.close()
+
+
+def test_a_full_context_names_only_what_helps(folder):
+    """--max-context is named where more is to be had, and a larger one than the model's is told."""
+    question = "word " * 400
+    small = TinySession(folder, max_context=64)
+    with pytest.raises(ContextFullError, match="or raise --max-context"):
+        small.send(question).result()
+    small.close()
+    large = TinySession(folder, max_context=5000)
+    with pytest.raises(ContextFullError, match="start over with /reset"):
+        large.send(question * 3).result()
+    assert "--max-context 5000 is more than this model's 1024" in large.info.notices
+    large.close()
+
+
+def test_an_empty_conversation_uses_no_context(folder):
+    """After /reset, and after taking everything back, the meter shows nothing."""
+    session = TinySession(folder)
+    session.say("hello")
+    assert session.context_used > 0
+    session.undo()
+    assert session.context_used == 0
+    session.say("hello")
+    session.reset()
+    assert session.context_used == 0
     session.close()

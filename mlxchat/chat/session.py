@@ -242,8 +242,10 @@ class Session:
 
     @property
     def context_used(self) -> int:
-        """Tokens that the cache holds."""
-        return self._runner.num_cached if self._runner is not None else 0
+        """Tokens of the conversation that the cache holds."""
+        if self._runner is None or self.conversation.head is None:
+            return 0
+        return self._runner.num_cached
 
     def cache_report(self) -> "CacheReport | None":
         """Describes what the cache holds; None before the model is loaded."""

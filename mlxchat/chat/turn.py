@@ -35,6 +35,7 @@ from mlxchat.engine.worker import JobCancelledError, JobContext
 from mlxchat.errors import ContextFullError, TemplateError
 from mlxchat.model.device import format_backend, make_device_plan
 from mlxchat.model.hub import resolve_model
+from mlxchat.model.language_model import ModelInfo
 from mlxchat.model.loader import LoadedModel, load_model
 from mlxchat.model.tokenizer import Tokenizer
 
@@ -74,8 +75,14 @@ def load_runner(
         backend=format_backend(make_device_plan()),
         is_builtin=folder.is_builtin,
         load_s=loaded.load_s,
-        notices=(*info.notices, *runner.template_notices()),
+        notices=(*info.notices, *_context_notices(options, info), *runner.template_notices()),
     )
+
+
+def _context_notices(options: ChatOptions, info: ModelInfo) -> list[str]:
+    if (options.max_context or 0) <= info.max_context:
+        return []
+    return [f"--max-context {options.max_context} is more than this model's {info.max_context}"]
 
 
 @dataclass(slots=True)
@@ -209,9 +216,11 @@ class TurnRunner:
 
     def _check_room(self, num_prompt: int) -> None:
         if num_prompt >= self.context_limit:
+            could_be_more = self.context_limit < self.loaded.model.info.max_context
             raise ContextFullError(
                 f"the prompt has {num_prompt} tokens, but the context holds {self.context_limit};"
-                " shorten the message, start over with /reset, or raise --max-context"
+                " shorten the message, take turns back with /undo"
+                + (", or raise --max-context" if could_be_more else ", or start over with /reset")
             )
 
     def _plan(self, messages: list[Message], prompt: RenderedPrompt) -> Plan:
