@@ -44,7 +44,7 @@ def test_the_template_is_not_blamed_for_another_change(thinking):
 
 def test_a_switch_that_a_template_lacks_is_told_each_time_it_is_asked_for(folder):
     """Asking again gets the same answer, and the turn does not repeat it."""
-    session = TinySession(folder)
+    session = TinySession(folder, keep_thinking=True)  # what that finds is told at the load
     assert session.set_thinking(False) == [NO_SWITCH]
     assert session.set_thinking(False) == [NO_SWITCH]
     events = list(session.send("hello"))

@@ -131,12 +131,12 @@ class TurnRunner:
         return PromptRenderer(template, self.tokenizer, keep_thinking=keep)
 
     def set_options(self, options: ChatOptions) -> list[str]:
-        """Takes other options from the next turn on; returns what the template says to them."""
+        """Takes other options from the next turn on; returns what the template cannot do."""
         self.options = options
         self.renderer = self._make_renderer(self._template)
-        notices = [text for text in self.template_notices() if text not in self._template.notices]
+        notices = self.renderer.template.notices
         self._notices_told.update(notices)
-        return notices
+        return [text for text in notices if text not in self._template.notices]
 
     def count_rereads(self, conversation: Conversation) -> tuple[int, int]:
         """Counts the ids that are held in the conversation but would be read again, and all."""
