@@ -5,6 +5,7 @@ drawn before the session's code is imported; the model is loaded on the worker m
 """
 
 import contextlib
+import os
 import signal
 import sys
 import threading
@@ -37,6 +38,9 @@ if TYPE_CHECKING:
     from mlxchat.cli.turn import Answers, Start
     from mlxchat.engine.worker import Job
 
+# How often a message that waits for the model looks whether it is there.
+LOAD_POLL_S = 0.05
+_MARK_PASTES, _LEAVE_PASTES = "\x1b[?2004h", "\x1b[?2004l"
 _LEAVE_HINT = "Press Ctrl-C again to leave."
 
 
@@ -105,6 +109,7 @@ class Repl:
             with quiet_terminal() as is_terminal, listen(self._prompt.app.input, is_terminal):
                 start = self._understand(text, answers)
                 if start is not None:
+                    self._wait_for_load()
                     answers.tell_load()
                     answers.give(start)
                     self._attached.sent()
@@ -133,6 +138,24 @@ class Repl:
         if block is None:
             return slash.interpret(context, text)
         return slash.send(context, block, is_literal=True)
+
+    def _wait_for_load(self) -> None:
+        """Shows how the load goes on while a message waits for it.
+
+        Raises:
+            Stopped: Ctrl-C took the message back; the load goes on.
+        """
+        from mlxchat.cli.turn import StopOnCtrlC
+
+        with StopOnCtrlC() as ctrl_c:
+            while self._load is not None and not self._load.done:
+                if ctrl_c.pressed_at is not None:
+                    self._screen.clear_progress()
+                    raise Stopped
+                if self._load_text:
+                    self._screen.progress(self._load_text)
+                time.sleep(LOAD_POLL_S)
+        self._screen.clear_progress()
 
     def _begin(self, app: "Application[str]") -> None:
         """Opens the session and loads the model; runs once, after the first drawing."""
@@ -216,7 +239,10 @@ def chat_signals() -> Iterator[None]:
 def quiet_terminal() -> Iterator[bool]:
     """Keeps keys that are pressed during an answer from showing; Ctrl-C still interrupts.
 
-    What was typed is there when the next prompt opens. Yields whether there is a terminal.
+    What was typed is there when the next prompt opens. What was pasted is still one piece then: the
+    terminal goes on marking where a paste begins and ends.
+
+    Yields whether there is a terminal.
     """
     import termios
 
@@ -231,7 +257,14 @@ def quiet_terminal() -> Iterator[bool]:
     quiet[3] &= ~(termios.ECHO | termios.ICANON | termios.IEXTEN)
     quiet[3] |= termios.NOFLSH  # Ctrl-C does not throw away what was typed before it
     termios.tcsetattr(descriptor, termios.TCSADRAIN, quiet)
+    marks_pastes = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+    if marks_pastes:
+        sys.stdout.write(_MARK_PASTES)
+        sys.stdout.flush()
     try:
         yield True
     finally:
+        if marks_pastes:
+            sys.stdout.write(_LEAVE_PASTES)
+            sys.stdout.flush()
         termios.tcsetattr(descriptor, termios.TCSADRAIN, old)
