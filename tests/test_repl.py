@@ -1,59 +1,24 @@
 """The REPL through a pipe: keys, commands, completion, history, errors."""
 
-import io
 import signal
 
 import pytest
-from fakes import LONG_ANSWER_TOKENS, FakeSession, ctrl_c
-from prompt_toolkit.application import create_app_session
+from chats import ALT_ENTER, CTRL_C, CTRL_J, ENTER, chats
+from fakes import LONG_ANSWER_TOKENS, ctrl_c
 from prompt_toolkit.completion import CompleteEvent
 from prompt_toolkit.document import Document
-from prompt_toolkit.input import create_pipe_input
-from prompt_toolkit.output import DummyOutput
 
 from mlxchat import paths
-from mlxchat.chat.session import ChatOptions
-from mlxchat.cli import keys, recall, repl
+from mlxchat.cli import keys, recall
 from mlxchat.cli.completion import ChatCompleter
-from mlxchat.cli.options import Request
-from mlxchat.cli.screen import Screen
-from mlxchat.cli.turn import Answers
 from mlxchat.errors import ModelNotFoundError
-from mlxchat.settings import Settings
-
-ENTER, ALT_ENTER, CTRL_J, CTRL_C, CTRL_D = "\r", "\x1b\r", "\n", "\x03", "\x04"
-
-
-class Chat:
-    """A REPL whose keyboard is a pipe and whose screen is a string."""
-
-    def __init__(self, pipe, model, settings):
-        self._pipe, self._out = pipe, io.StringIO()
-        self.session = FakeSession(model, ChatOptions())
-        screen = Screen(self._out, self._out)
-        answers = Answers(self.session, screen, turn_line=True)
-        self.repl = repl.Repl(lambda: answers, screen, Request(model, {}, {}, settings))
-
-    def run(self, keys):
-        """Types, then Ctrl-D; returns what was printed."""
-        self._pipe.send_text(keys + CTRL_D)
-        assert self.repl.run() == 0
-        return self._out.getvalue()
 
 
 @pytest.fixture
 def make_chat():
     """Makes chats over a fake session."""
-    made = []
-    with create_pipe_input() as pipe, create_app_session(pipe, DummyOutput()):
-
-        def make(model=None, **settings):
-            made.append(Chat(pipe, model, Settings(**settings)))
-            return made[-1]
-
+    with chats() as make:
         yield make
-    for chat in made:
-        chat.session.close()
 
 
 @pytest.fixture

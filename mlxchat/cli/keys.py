@@ -3,10 +3,17 @@
 import time
 from collections.abc import Callable
 
-from prompt_toolkit.application import run_in_terminal
-from prompt_toolkit.filters import Condition, emacs_mode
-from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+from prompt_toolkit.application import get_app, run_in_terminal
+from prompt_toolkit.enums import DEFAULT_BUFFER
+from prompt_toolkit.filters import Condition, emacs_mode, has_focus
+from prompt_toolkit.key_binding import (
+    ConditionalKeyBindings,
+    KeyBindings,
+    KeyPressEvent,
+    merge_key_bindings,
+)
 from prompt_toolkit.keys import Keys
+from prompt_toolkit.search import stop_search
 
 from mlxchat.cli.editor import edit_text
 from mlxchat.cli.lines import continue_line
@@ -29,11 +36,17 @@ class PromptKeys:
         self._pastes, self._show_error = pastes, show_error
         self._ctrl_c_at = -LEAVE_WITHIN_S
         self._is_editing = False  # the editor has the terminal
-        self.bindings = KeyBindings()
+        own = KeyBindings()
+        self._own = own
         self._add_lines()
-        self._add_ctrl_c()
+        own.add("c-c")(self._clear_or_leave)
         self._add_pastes()
-        self.bindings.add("c-x", "c-e")(self._open_editor)
+        own.add("c-x", "c-e")(self._open_editor)
+        # In a Ctrl-R search the keys are prompt-toolkit's; Ctrl-C as a signal comes anywhere.
+        everywhere = KeyBindings()
+        everywhere.add("<sigint>")(self._clear_or_leave)
+        at_the_line = ConditionalKeyBindings(own, has_focus(DEFAULT_BUFFER))
+        self.bindings = merge_key_bindings([at_the_line, everywhere])
 
     @property
     def hints_at_leaving(self) -> bool:
@@ -41,7 +54,7 @@ class PromptKeys:
         return time.monotonic() - self._ctrl_c_at < LEAVE_WITHIN_S
 
     def _add_lines(self) -> None:
-        @self.bindings.add("enter")
+        @self._own.add("enter")
         def _send(event: KeyPressEvent) -> None:
             buffer = event.current_buffer
             longer = continue_line(buffer.text)
@@ -55,28 +68,26 @@ class PromptKeys:
                 buffer.cursor_position = len(longer)
 
         # In vi mode a lone Esc must act at once, so it cannot begin a longer key.
-        @self.bindings.add("escape", "enter", filter=emacs_mode)
-        @self.bindings.add("c-j")
+        @self._own.add("escape", "enter", filter=emacs_mode)
+        @self._own.add("c-j")
         def _new_line(event: KeyPressEvent) -> None:
             event.current_buffer.insert_text("\n")
 
-    def _add_ctrl_c(self) -> None:
-        @self.bindings.add("c-c")
-        @self.bindings.add("<sigint>")
-        def _clear_or_leave(event: KeyPressEvent) -> None:
-            if self._is_editing:  # it was meant for the editor
-                return
-            if not event.current_buffer.text and self.hints_at_leaving:
-                event.app.exit(exception=EOFError)
-                return
-            event.current_buffer.reset()
-            self._ctrl_c_at = time.monotonic()
-            if event.app.loop is not None:  # takes the hint away when it is no longer true
-                event.app.loop.call_later(LEAVE_WITHIN_S, event.app.invalidate)
+    def _clear_or_leave(self, event: KeyPressEvent) -> None:
+        if self._is_editing:  # it was meant for the editor
+            return
+        if event.app.layout.is_searching:
+            stop_search()
+            return
+        if not event.current_buffer.text and self.hints_at_leaving:
+            event.app.exit(exception=EOFError)
+            return
+        event.current_buffer.reset()
+        self._ctrl_c_at = time.monotonic()
+        if event.app.loop is not None:  # takes the hint away when it is no longer true
+            event.app.loop.call_later(LEAVE_WITHIN_S, event.app.invalidate)
 
     def _add_pastes(self) -> None:
-        from prompt_toolkit.application.current import get_app
-
         pastes = self._pastes
 
         @Condition
@@ -84,12 +95,12 @@ class PromptKeys:
             buffer = get_app().current_buffer
             return pastes.find(buffer.text, buffer.cursor_position) is not None
 
-        @self.bindings.add(Keys.BracketedPaste)
+        @self._own.add(Keys.BracketedPaste)
         def _paste(event: KeyPressEvent) -> None:
             event.current_buffer.insert_text(pastes.take(event.data))
 
-        @self.bindings.add("c-x", "c-p")
-        @self.bindings.add("tab", filter=is_at_chip)
+        @self._own.add("c-x", "c-p")
+        @self._own.add("tab", filter=is_at_chip)
         def _expand(event: KeyPressEvent) -> None:
             buffer = event.current_buffer
             place = pastes.find(buffer.text, buffer.cursor_position)
