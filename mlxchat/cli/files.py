@@ -160,19 +160,22 @@ def _read(name: str, path: Path, max_bytes: int, notices: list[str]) -> TextFile
 def _read_bytes(name: str, path: Path, max_bytes: int) -> bytes:
     # Without O_NONBLOCK a named pipe would be waited for.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
-    with open(descriptor, "rb") as stream:
+    try:
         status = os.fstat(descriptor)
         if stat.S_ISDIR(status.st_mode):
             raise AttachError(f"{name} is a folder; name a file, or a pattern such as {name}/*.py")
         if not stat.S_ISREG(status.st_mode):
             raise AttachError(f"{name} is no regular file; only files can be attached")
-        if any(map(stream.peek(8).startswith, _BINARY_STARTS)):
-            raise BinaryFileError(f"{name} is a binary file; only text can be attached")
-        data = stream.read(max_bytes + 1)
-        if len(data) > max_bytes:
-            size = max(status.st_size, len(data))
-            raise _TooLargeError(f"{name} has {format_bytes(size)}, more than {_limit(max_bytes)}")
-        return data
+        with open(descriptor, "rb", closefd=False) as stream:
+            if any(map(stream.peek(8).startswith, _BINARY_STARTS)):
+                raise BinaryFileError(f"{name} is a binary file; only text can be attached")
+            data = stream.read(max_bytes + 1)
+    finally:
+        os.close(descriptor)
+    if len(data) > max_bytes:
+        size = format_bytes(max(status.st_size, len(data)))
+        raise _TooLargeError(f"{name} has {size}, more than {_limit(max_bytes)}")
+    return data
 
 
 def _limit(max_bytes: int) -> str:

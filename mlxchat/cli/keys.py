@@ -22,6 +22,8 @@ from mlxchat.errors import MlxchatError
 
 # Two presses further apart than this are two wishes to clear the line.
 LEAVE_WITHIN_S = 2.0
+# A signal that comes this soon after the editor's end was meant for the editor.
+EDITOR_SIGNAL_S = 0.5
 
 
 class PromptKeys:
@@ -36,6 +38,7 @@ class PromptKeys:
         self._pastes, self._show_error = pastes, show_error
         self._ctrl_c_at = -LEAVE_WITHIN_S
         self._is_editing = False  # the editor has the terminal
+        self._edited_at = -LEAVE_WITHIN_S  # when it gave it back
         own = KeyBindings()
         self._own = own
         self._add_lines()
@@ -44,7 +47,7 @@ class PromptKeys:
         own.add("c-x", "c-e")(self._open_editor)
         # In a Ctrl-R search the keys are prompt-toolkit's; Ctrl-C as a signal comes anywhere.
         everywhere = KeyBindings()
-        everywhere.add("<sigint>")(self._clear_or_leave)
+        everywhere.add("<sigint>")(self._take_signal)
         at_the_line = ConditionalKeyBindings(own, has_focus(DEFAULT_BUFFER))
         self.bindings = merge_key_bindings([at_the_line, everywhere])
 
@@ -73,12 +76,17 @@ class PromptKeys:
         def _new_line(event: KeyPressEvent) -> None:
             event.current_buffer.insert_text("\n")
 
-    def _clear_or_leave(self, event: KeyPressEvent) -> None:
-        if self._is_editing:  # it was meant for the editor
+    def _take_signal(self, event: KeyPressEvent) -> None:
+        """Takes a Ctrl-C that came as a signal: while the terminal was not the prompt's."""
+        # It may be heard of only when the editor that it has ended is gone.
+        if self._is_editing or time.monotonic() - self._edited_at < EDITOR_SIGNAL_S:
             return
         if event.app.layout.is_searching:
             stop_search()
-            return
+        else:
+            self._clear_or_leave(event)
+
+    def _clear_or_leave(self, event: KeyPressEvent) -> None:
         if not event.current_buffer.text and self.hints_at_leaving:
             event.app.exit(exception=EOFError)
             return
@@ -129,7 +137,7 @@ class PromptKeys:
             try:
                 text = await run_in_terminal(edit, in_executor=True)
             finally:
-                self._is_editing = False
+                self._is_editing, self._edited_at = False, time.monotonic()
             if text != draft:
                 buffer.save_to_undo_stack()
                 buffer.text = text
