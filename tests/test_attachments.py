@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlxchat.cli.attachments import Attachment, Attachments, find_references
-from mlxchat.cli.files import AttachError, find_files
+from mlxchat.cli.files import find_files
+from mlxchat.errors import AttachError
 
 
 @pytest.fixture(autouse=True)

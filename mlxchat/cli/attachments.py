@@ -9,8 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from mlxchat.cli.files import MAX_KIB, AttachError, TextFile, exists, find_files
+from mlxchat.cli.files import MAX_KIB, TextFile, exists, find_files
 from mlxchat.cli.render import format_bytes, format_count, one_line
+from mlxchat.errors import AttachError
 
 # `@` at the start of a word: then `@` (a plain one), a quoted path, or a path to the next blank,
 # where a blank can be written `\ `.

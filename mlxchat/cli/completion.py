@@ -9,7 +9,6 @@ from prompt_toolkit.completion import CompleteEvent, Completer, Completion
 from prompt_toolkit.document import Document
 
 from mlxchat.cli import slash
-from mlxchat.cli.files import complete_path
 from mlxchat.cli.render import one_line
 
 if TYPE_CHECKING:
@@ -69,6 +68,8 @@ def complete_reference(quote: str, start: str) -> Iterator[Completion]:
         quote: The quotation mark that was typed, if any.
         start: What was typed of the path.
     """
+    from mlxchat.cli.files import complete_path
+
     for path in islice(complete_path(start.replace("\\ ", " ")), _MAX):
         mark = quote or ('"' if " " in path else "")
         end = mark if not path.endswith("/") else ""
@@ -83,11 +84,14 @@ def find_words(arguments: str) -> Candidates:
 
 def find_paths(session: "Session | None", text: str) -> Candidates:
     """Yields paths."""
+    from mlxchat.cli.files import complete_path
+
     return ((path, "") for path in complete_path(text))
 
 
 def find_models(session: "Session | None", text: str) -> Candidates:
     """Yields the models that the Hub cache holds, then folders."""
+    from mlxchat.cli.files import complete_path
     from mlxchat.model.hub import BUILTIN_NAME, list_cached_repos
 
     yield BUILTIN_NAME, "included"

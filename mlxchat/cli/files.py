@@ -15,7 +15,7 @@ from itertools import islice
 from pathlib import Path
 
 from mlxchat.cli.render import format_bytes, format_count
-from mlxchat.errors import MlxchatError
+from mlxchat.errors import AttachError
 
 MAX_KIB = 256  # about 65 000 tokens: more than most models can read at once
 MAX_FILES = 200
@@ -25,10 +25,6 @@ _UTF_16 = {b"\xff\xfe": "utf-16-le", b"\xfe\xff": "utf-16-be"}
 _UTF_8_MARK = b"\xef\xbb\xbf"
 _BINARY_STARTS = (b"%PDF-", b"PK\x03\x04", b"\x1f\x8b", b"GGUF", b"\x7fELF")
 _TEXT_CONTROLS = frozenset(b"\t\n\r\f\x1b\x08")
-
-
-class AttachError(MlxchatError):
-    """Something cannot be attached; the line stays so that the person can correct it."""
 
 
 class BinaryFileError(AttachError):

@@ -15,7 +15,6 @@ from prompt_toolkit.key_binding import (
 from prompt_toolkit.keys import Keys
 from prompt_toolkit.search import stop_search
 
-from mlxchat.cli.editor import edit_text
 from mlxchat.cli.lines import continue_line
 from mlxchat.cli.paste import Pastes
 from mlxchat.errors import MlxchatError
@@ -126,6 +125,8 @@ class PromptKeys:
         draft = self._pastes.expand(buffer.text)
 
         def edit() -> str:
+            from mlxchat.cli.editor import edit_text
+
             try:
                 return edit_text(draft)
             except MlxchatError as error:

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mlxchat.cli.attachments import Attachments
 from mlxchat.settings import LENGTH_BOUNDS, SAMPLING_BOUNDS, Settings, load_settings
 
 if TYPE_CHECKING:
     from mlxchat.chat.session import Session
+    from mlxchat.cli.attachments import Attachments
 
 BUILTIN = "builtin"
 
@@ -148,7 +148,9 @@ def read_request(params: dict[str, Any]) -> Request:
     return Request(model, sampling, {"system": system, **given}, settings, origins)
 
 
-def make_attachments(request: Request) -> Attachments:
+def make_attachments(request: Request) -> "Attachments":
     """Makes the place for what waits for the next message, with the limit of the settings."""
+    from mlxchat.cli.attachments import Attachments
+
     kib = request.settings.max_file_kib
     return Attachments() if kib is None else Attachments(kib * 1024)

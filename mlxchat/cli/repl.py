@@ -23,7 +23,6 @@ from mlxchat.cli import slash
 from mlxchat.cli.answer_keys import listen
 from mlxchat.cli.completion import ChatCompleter
 from mlxchat.cli.failures import Stopped, explain
-from mlxchat.cli.files import AttachError
 from mlxchat.cli.keys import PromptKeys
 from mlxchat.cli.lines import read_block
 from mlxchat.cli.options import Request, make_attachments
@@ -31,10 +30,12 @@ from mlxchat.cli.paste import ChipProcessor, Pastes
 from mlxchat.cli.recall import RecentSuggest, open_history
 from mlxchat.cli.render import format_banner, format_progress, format_toolbar
 from mlxchat.cli.screen import Screen
+from mlxchat.errors import AttachError
 
 if TYPE_CHECKING:
     from mlxchat.chat.results import SessionInfo
     from mlxchat.chat.session import Session
+    from mlxchat.cli.attachments import Attachments
     from mlxchat.cli.turn import Answers, Start
     from mlxchat.engine.worker import Job
 
@@ -63,12 +64,12 @@ class Repl:
         plain: bool = False,
     ) -> None:
         self._open_answers, self._screen, self._model = open_answers, screen, request.model
-        self._origins = request.origins
         self._answers: Answers | None = None
+        self._attached: Attachments  # made when the prompt has been drawn
         self._load: Job[SessionInfo] | None = None
         self._load_text = ""
         self._draft = ""  # what the next prompt begins with
-        self._attached, self._pastes = make_attachments(request), Pastes()
+        self._request, self._pastes = request, Pastes()
         self._keys = PromptKeys(self._pastes, screen.error)
         self._prompt: PromptSession[str] = PromptSession(
             self._sign,
@@ -130,7 +131,7 @@ class Repl:
             answers.session,
             self._screen.note,
             self._attached,
-            self._origins,
+            self._request.origins,
             self._screen.escape,
             self._pastes.expand,
         )
@@ -163,6 +164,7 @@ class Repl:
         from mlxchat.chat.results import LoadProgress
 
         try:
+            self._attached = make_attachments(self._request)
             self._answers = self._open_answers()
             self._load = job = self._answers.session.load()
         except Exception as error:
@@ -187,15 +189,15 @@ class Repl:
         return None if self._answers is None else self._answers.session
 
     def _sign(self) -> str:
-        count = len(self._attached.pending)
+        count = 0 if self._answers is None else len(self._attached.pending)
         return f"[{count} attached] > " if count else "> "
 
     def _toolbar(self) -> str:
         if self._keys.hints_at_leaving:
             return _LEAVE_HINT
         toolbar = format_toolbar(self._session(), self._model, self._load_text)
-        parts = [self._attached.describe(), toolbar]
-        return " · ".join(filter(None, parts))
+        attached = "" if self._answers is None else self._attached.describe()
+        return f"{attached} · {toolbar}" if attached else toolbar
 
 
 def leave_prompt(app: "Application[str]", error: Exception) -> None:

@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 
 from mlxchat.cli.attachments import Attachment
-from mlxchat.cli.files import AttachError
 from mlxchat.cli.render import format_count
+from mlxchat.errors import AttachError
 
 MAX_BYTES = 16 * 1024  # of output that the model gets; about 4 000 tokens
 MAX_SHOWN_LINES = 40

@@ -5,17 +5,16 @@ is a `/` with letters, digits or hyphens after it (`/stats`). So `/etc/hosts`, `
 are text. `//word ...` is sent as `/word ...`. A line that begins with `!` is a shell command.
 """
 
-import difflib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
-from mlxchat.cli.attachments import Attachments
 from mlxchat.cli.render import format_cache, format_stats, format_tree
 from mlxchat.errors import MlxchatError, UsageError
 
 if TYPE_CHECKING:
+    from mlxchat.cli.attachments import Attachments
     from mlxchat.chat.session import Session
     from mlxchat.cli.turn import Start
 
@@ -43,7 +42,7 @@ class Context:
 
     session: "Session"
     say: Callable[[str], None]
-    attached: Attachments = field(default_factory=Attachments)
+    attached: "Attachments" = field(default_factory=lambda: _nothing_attached())
     origins: dict[str, str] = field(default_factory=dict)
     send_escape: Callable[[str], bool] = lambda sequence: False
     expand: Callable[[str], str] = lambda text: text
@@ -53,6 +52,12 @@ class Context:
         """Returns a message with what is attached and what its `@` name; pastes have no `@`."""
         count, say = self.session.count_tokens, self.say
         return self.expand(self.attached.compose(text, count, say, is_literal=is_literal))
+
+
+def _nothing_attached() -> "Attachments":
+    from mlxchat.cli.attachments import Attachments  # only here: the prompt comes first
+
+    return Attachments()
 
 
 # A handler gets the text after the command's name; what it returns starts an answer.
@@ -149,6 +154,8 @@ def _find(name: str) -> Command:
     name = ALIASES.get(name, name)
     if name in COMMANDS:
         return COMMANDS[name]
+    import difflib
+
     near = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.5)
     hint = f"did you mean /{near[0]}?" if near else "/help lists the commands;"
     raise UsageError(f"there is no command /{name}; {hint} write //{name} to send it as text")
