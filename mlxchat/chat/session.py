@@ -8,15 +8,19 @@ Importing this module costs nothing; the engine side is imported by the first jo
 import os
 import time
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 from mlxchat.chat.conversation import Branch, Conversation
+from mlxchat.chat.history_writer import LiveTurn
 from mlxchat.chat.results import LoadProgress, SessionInfo, TurnResult
 from mlxchat.engine.options import SamplingSettings
 from mlxchat.engine.worker import Job, JobContext, Worker
 from mlxchat.errors import UsageError
 
 if TYPE_CHECKING:
+    from mlxchat.chat.history import Restored
+    from mlxchat.chat.recorder import Recorder
     from mlxchat.chat.turn import TurnRunner
     from mlxchat.engine.prefix_cache import CacheReport
 
@@ -32,6 +36,8 @@ class ChatOptions:
         keep_thinking: Earlier thinking stays in the prompt, where the template can.
         verify: Compare every turn with a from-scratch prefill.
         idle_work: After an answer, bring the cache to what the next turn will render.
+        keeps_history: Text and KV of the conversation go to disk.
+        now: The date that the template shows for the whole conversation; None is now.
     """
 
     system: str | None = None
@@ -43,6 +49,8 @@ class ChatOptions:
     keep_thinking: bool = False
     verify: bool = False
     idle_work: bool = True
+    keeps_history: bool = True
+    now: datetime | None = None
 
 
 class Session:
@@ -51,17 +59,24 @@ class Session:
     Args:
         model: A folder, a Hub id, or None for the built-in model.
         options: How to answer.
+        recorder: Keeps what is said; None keeps nothing.
     """
 
-    def __init__(self, model: str | None, options: ChatOptions) -> None:
+    def __init__(
+        self, model: str | None, options: ChatOptions, recorder: "Recorder | None" = None
+    ) -> None:
         self.model = model
-        self.options = options
+        self.options = replace(options, now=options.now or datetime.now())
         self.conversation = Conversation(options.system)
+        self.recorder = recorder
+        if recorder is not None:
+            recorder.begin(self.conversation)
         self.info: SessionInfo | None = None
         self.last: TurnResult | None = None
         self._worker = Worker()
         self._runner: TurnRunner | None = None
         self._keep_branch = False
+        self._made_by: dict[int, str | None] = {}
 
     # -- loading -----------------------------------------------------------------------------------
 
@@ -81,6 +96,9 @@ class Session:
                 context.emit(event)
 
             self._runner, self.info = load_runner(self.model, self.options, report, context.check)
+            if self.conversation.head is not None:
+                self._drop_foreign_ids()
+                self._settle_when_idle()
         return self.info
 
     # -- turns -------------------------------------------------------------------------------------
@@ -113,24 +131,44 @@ class Session:
         start = time.perf_counter()
         branch = self._keep_branch or keep_branch
         self._keep_branch = False
+        conversation = self.conversation
+        turn = LiveTurn(
+            question,
+            head,
+            conversation.system,
+            self.options,
+            self._model_name(),
+            self.info,
+        )
 
         def job(context: JobContext) -> TurnResult:
             loading = time.perf_counter()
             self._load(context)
             loaded_s = time.perf_counter() - loading
             assert self._runner is not None
-            self.conversation.head = head
+            turn.info = self.info
+            conversation.head = head
+            num_before = len(conversation.nodes)
             self.last = self._runner.run(
-                self.conversation,
+                conversation,
                 question,
                 context,
                 start=start + loaded_s,
                 keep_branch=branch,
             )
+            turn.nodes = tuple(range(num_before + 1, len(conversation.nodes) + 1))
             self._settle_when_idle()
             return self.last
 
-        return self._worker.submit(job)
+        submitted = self._worker.submit(job)
+        if self.recorder is None:
+            return submitted
+        # The worker reads the prompt while the question is written.
+        return self.recorder.start(turn, submitted)
+
+    def _model_name(self) -> str:
+        """Returns the name under which the model is opened again."""
+        return (self.info.source if self.info else None) or self.model or "builtin"
 
     def _settle_when_idle(self) -> None:
         """Has the cache brought to what the next turn will begin with, in the background."""
@@ -179,6 +217,8 @@ class Session:
         self._keep_branch = True
         self._worker.cancel_idle()
         self._settle_when_idle()
+        if self.recorder is not None:
+            self.recorder.note_move()
 
     def set_system(self, text: str | None) -> None:
         """Sets the system prompt; it takes effect with the next turn."""
@@ -214,10 +254,46 @@ class Session:
         return self.conversation.system
 
     def reset(self) -> None:
-        """Empties the conversation; the system prompt stays."""
+        """Begins another conversation with the same system prompt; the history keeps the old one."""
+        self._take(Conversation(self.system), {})
+
+    def restore(self, restored: "Restored") -> None:
+        """Goes on with a conversation of the history.
+
+        Its tree, system prompt, date and thinking switches come back, so that it renders to the
+        ids it had; generated ids are dropped where another model made them.
+        """
+        record = restored.record
+        self.options = replace(
+            self.options,
+            think=record.think,
+            keep_thinking=record.keep_thinking,
+            now=record.template_now or self.options.now,
+        )
+        self._take(restored.conversation, restored.fingerprints)
+        if self.recorder is not None:
+            self.recorder.adopt(restored)
+        if self._runner is not None:
+            runner, options = self._runner, self.options
+            self._drop_foreign_ids()
+            self._worker.run(lambda _: runner.set_options(options))
+            self._settle_when_idle()
+
+    def _take(self, conversation: Conversation, made_by: dict[int, str | None]) -> None:
         self._worker.cancel_idle()
-        self.conversation.reset()
-        self.last = None
+        self.conversation, self._made_by = conversation, made_by
+        self.last, self._keep_branch = None, False
+        if self.recorder is not None:
+            self.recorder.begin(conversation)
+
+    def _drop_foreign_ids(self) -> None:
+        """Forgets the ids of answers that another model gave: its text alone counts."""
+        fingerprint = self.info.fingerprint if self.info is not None else None
+        nodes = self.conversation.nodes
+        for number, made_by in self._made_by.items():
+            if number in nodes and (made_by is None or made_by != fingerprint):
+                message = replace(nodes[number].message, content_ids=None, reasoning_ids=None)
+                nodes[number] = replace(nodes[number], message=message)
 
     # -- what is shown -----------------------------------------------------------------------------
 
@@ -243,8 +319,10 @@ class Session:
         self._worker.submit(lambda _: None, idle=True).result(timeout_s)
 
     def close(self) -> None:
-        """Ends the worker."""
+        """Ends the worker, then writes what is not in the history yet."""
         self._worker.close()
+        if self.recorder is not None:
+            self.recorder.close()
 
 
 def pick_seed() -> int:
