@@ -1,6 +1,7 @@
 """The person's defaults: `config.toml` read and checked, and which numbers an option may have."""
 
 import math
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ class Bounds:
     def allow(self, value: float) -> bool:
         """Returns whether `value` is finite and inside."""
         is_above = value >= self.low if self.low_is_allowed else value > self.low
-        return is_above and value <= self.high and math.isfinite(value)
+        # Compared, not converted: a whole number may be too large for a float.
+        return is_above and value <= min(self.high, sys.float_info.max)
 
     def __str__(self) -> str:
         kind = "a whole number" if self.is_integer else "a number"

@@ -239,6 +239,9 @@ def _write_end(
         state = "done"
         answer = conversation.nodes[turn.nodes[-1]]
         _take_nodes(place, turn)
+        first = conversation.nodes[turn.nodes[0]]  # a queued turn learns late where it goes
+        values = (place.row(first.parent), place.row(first.id))
+        db.execute("UPDATE messages SET parent = ? WHERE id = ?", values)
         _update_answer(db, turn, answer.message, "kept")
         _set_head(db, place, place.row(answer.id))
     else:

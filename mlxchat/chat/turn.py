@@ -4,6 +4,7 @@ Runs where MLX runs. The conversation is changed only when an answer stands: an 
 Ctrl-C leaves it as it was.
 """
 
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -61,6 +62,8 @@ def load_runner(
         folder.path, lambda phase, done, total: report(LoadProgress(phase, done, total))
     )
     runner = TurnRunner("builtin" if folder.is_builtin else folder.name, loaded, options)
+    with contextlib.suppress(TemplateError):  # loads Jinja now; a real refusal shows in a turn
+        runner.renderer.render_ids([Message("user", "Hello")])
     info = loaded.model.info
     return runner, SessionInfo(
         model=runner.name,
@@ -117,6 +120,7 @@ class TurnRunner:
         self._reuses = True
         self._is_first = True
         self._num_settled = 0
+        self._pin = 0  # where the turn began: sliding windows keep their rows back to it
         self._settle_note = ""
         self._notices_told: set[str] = set(self.template_notices())
 
@@ -189,7 +193,8 @@ class TurnRunner:
         plan = self._plan(messages, prompt)
         now = watch.add("template", now)
         self.engine.prefix.apply(plan, keep_branch=keep_branch)
-        self.engine.prefix.cache.pin(self._pin(plan))
+        self._pin = min([plan.start, *plan.marks])
+        self.engine.prefix.cache.pin(self._pin)
         now = watch.add("restore", now)
         logits = self.engine.prefill(
             prompt.token_ids,
@@ -230,11 +235,6 @@ class TurnRunner:
                 self.renderer.probe_point(messages, prompt),
             )
         return prefix.plan(prompt.token_ids, marks=marks)
-
-    @staticmethod
-    def _pin(plan: Plan) -> int:
-        """Sliding windows keep their rows back to the start of the turn."""
-        return min([plan.start, *plan.marks])
 
     # -- the answer --------------------------------------------------------------------------------
 
@@ -322,7 +322,7 @@ class TurnRunner:
         else:
             if question is not None:
                 conversation.append(messages[-1])
-            answer.split, answer.text = split, stored.content
+            answer.split, answer.text = replace(split, reasoning=stored.reasoning), stored.content
             conversation.append(stored)
         for text in self.template_notices():
             if text not in self._notices_told:
@@ -410,7 +410,7 @@ class TurnRunner:
         try:
             context.check()
             prefix.apply(plan, keep_branch=keep_branch)
-            prefix.cache.pin(plan.start)
+            prefix.cache.pin(min(plan.start, self._pin))
             before = len(prefix.token_ids)
             try:
                 self.engine.prefill(target, plan, check=context.check)

@@ -148,7 +148,9 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _take_metadata(entries: dict[str, Any]) -> dict[str, str]:
-    metadata = entries.pop("__metadata__", {})
+    metadata = entries.pop("__metadata__", None)
+    if metadata is None:  # MLX writes null where it is given none
+        return {}
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise _BadHeaderError(f"its metadata is not a table of texts; {_FETCH_AGAIN}")
     return metadata
