@@ -197,10 +197,10 @@ class History:
 
     # -- lists -------------------------------------------------------------------------------------
 
-    def list(self, limit: int | None = None, kind: str | None = None) -> "list[Summary]":
+    def summaries(self, limit: int | None = None, kind: str | None = None) -> list[Summary]:
         """Returns the conversations, the one with the newest turn first."""
         where = "" if kind is None else "WHERE kind = ?"
-        sql = f"{_SUMMARY} {where} ORDER BY c.activity DESC LIMIT ?"  # noqa: S608
+        sql = f"{_SUMMARY} {where} ORDER BY c.activity DESC LIMIT ?"
         values = [*([] if kind is None else [kind]), -1 if limit is None else limit]
         return [_summary(row) for row in self._rows(sql, *values)]
 
@@ -224,7 +224,7 @@ class History:
         Raises:
             HistoryError: There is none.
         """
-        found = self.list(1, kind)
+        found = self.summaries(1, kind)
         if not found:
             raise HistoryError("there is no conversation yet; start one with `mlxchat chat`")
         return found[0].id
@@ -260,7 +260,7 @@ class History:
         names = (self.path, self.path.with_name(f"{self.path.name}-wal"))
         return sum(name.stat().st_size for name in names if name.exists())
 
-    def check(self) -> "list[str]":
+    def check(self) -> list[str]:
         """Returns what `PRAGMA integrity_check` finds wrong; nothing for a sound history."""
         found = [str(row[0]) for row in self._rows("PRAGMA integrity_check(10)")]
         return [] if found == ["ok"] else found
@@ -288,7 +288,7 @@ class History:
             tuple(self._turns(number, {message.id: message for message in messages})),
         )
 
-    def _messages(self, number: int) -> "list[MessageRecord]":
+    def _messages(self, number: int) -> list[MessageRecord]:
         said: dict[tuple[int, str], str] = {}
         for row in self._rows(
             "SELECT * FROM deltas WHERE message IN (SELECT id FROM messages WHERE conversation = ?)"
@@ -316,7 +316,7 @@ class History:
             )
         return found
 
-    def _turns(self, number: int, messages: dict[int, MessageRecord]) -> "list[TurnRecord]":
+    def _turns(self, number: int, messages: dict[int, MessageRecord]) -> list[TurnRecord]:
         return [
             TurnRecord(
                 row["id"],
@@ -382,14 +382,16 @@ class History:
                         )
                     self.db.execute("DELETE FROM conversations WHERE id = ?", (number,))
                 if self.has_index():  # deleted words stay in the index until it is merged
-                    self.db.execute("INSERT INTO message_search (message_search) VALUES ('optimize')")
+                    self.db.execute(
+                        "INSERT INTO message_search (message_search) VALUES ('optimize')"
+                    )
             self.db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
         self._do(work)
 
     def strip(self, numbers: Sequence[int] | None = None) -> None:
         """Keeps the text of conversations only (None: of all): generated ids are forgotten."""
-        for number in [s.id for s in self.list()] if numbers is None else numbers:
+        for number in [s.id for s in self.summaries()] if numbers is None else numbers:
             self._change(
                 "UPDATE messages SET content_ids = NULL, reasoning_ids = NULL"
                 " WHERE conversation = ?",

@@ -1,7 +1,7 @@
 """The database file of the history: where it lies, its tables, how it is opened and set aside.
 
 One SQLite file in WAL mode, readable by its owner only. What stands in the tables is `history.py`'s
-and `recorder.py`'s business. sqlite3 is imported on use: a chat opens its history behind the prompt.
+and `recorder.py`'s business. sqlite3 is imported on use: a chat opens it behind the prompt.
 """
 
 import contextlib

@@ -221,7 +221,9 @@ def _settings(options: "ChatOptions") -> dict[str, Any]:
     """Returns what was set of the sampling and the rest; what is not set follows the model."""
     names = ("max_tokens", "stop", "max_context", "think", "keep_thinking")
     given = {name: getattr(options, name) for name in names}
-    sampling = {name: value for name, value in asdict(options.sampling).items() if value is not None}
+    sampling = {
+        name: value for name, value in asdict(options.sampling).items() if value is not None
+    }
     return {"sampling": sampling} | {name: value for name, value in given.items() if value}
 
 
@@ -276,9 +278,7 @@ def _is_only_turn(db: "sqlite3.Connection", place: Place, turn: LiveTurn) -> boo
     return num_messages == 2
 
 
-def _update_answer(
-    db: "sqlite3.Connection", turn: LiveTurn, message: Message, state: str
-) -> None:
+def _update_answer(db: "sqlite3.Connection", turn: LiveTurn, message: Message, state: str) -> None:
     texts = _texts(message)
     changes = ", ".join(f"{name} = :{name}" for name in texts)
     db.execute(
@@ -314,4 +314,3 @@ def _update_turn(db: "sqlite3.Connection", turn: LiveTurn, state: str, now: floa
 
 def _join(deltas: Iterable[TextDelta], kind: str) -> str:
     return "".join(delta.text for delta in deltas if delta.kind == kind)
-

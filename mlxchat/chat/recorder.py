@@ -228,7 +228,7 @@ class Recorder:
             )
 
     def _leave_lost_file(self) -> None:
-        """Goes to the file that is in our file's place, where the person has moved or removed it."""
+        """Goes to the file that lies there now, where the person has moved or removed ours."""
         with self._lock:
             if self._db is not None and self._file_id != _file_id(self.path):
                 self._close_file()
@@ -317,4 +317,3 @@ def merge_text(events: list[Any]) -> list[Any]:
         else:
             merged.append(event)
     return merged
-

@@ -259,7 +259,7 @@ class Session:
         return self.conversation.system
 
     def reset(self) -> None:
-        """Begins another conversation with the same system prompt; the history keeps the old one."""
+        """Begins another conversation with the same system prompt; the old one is history."""
         self._take(Conversation(self.system), {})
 
     def restore(self, restored: "Restored") -> None:
