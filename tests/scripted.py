@@ -51,7 +51,9 @@ class ScriptedRunner:
             raise MlxchatError("this message fails; send another")
         if first == "crash":
             raise ValueError("a bug")
-        reasoning = self._say(context, "let me see ", "reasoning", first) if first == "think" else None
+        reasoning = (
+            self._say(context, "let me see ", "reasoning", first) if first == "think" else None
+        )
         answer = self._say(context, f"you said: {text}", "answer", first)
         is_stopped = context.cancelled
         if is_stopped and not answer:
@@ -93,8 +95,17 @@ class ScriptedSession(Session):
             self._runner.set_options(self.options)
             name = self.model or "builtin"
             self.info = SessionInfo(
-                name, "scripted", 1, 1, 512, "none", self.model is None, 0.0,
-                source=name, commit="c0ffee", fingerprint=self.fingerprint,
+                name,
+                "scripted",
+                1,
+                1,
+                512,
+                "none",
+                self.model is None,
+                0.0,
+                source=name,
+                commit="c0ffee",
+                fingerprint=self.fingerprint,
             )
             if self.conversation.head is not None:
                 self._drop_foreign_ids()

@@ -7,6 +7,7 @@ ids, the template's date and the switches are stored with it.
 
 import json
 import os
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -420,6 +421,31 @@ def open_history(path: Path | None = None) -> History | None:
     """
     place = path or history_file.history_path()
     return History(place) if os.path.exists(place) else None
+
+
+def describe(conversation: Conversation, model: str, now: datetime | None) -> Record:
+    """Returns the record of a conversation that is not stored; its number is 0."""
+    at = time.time()
+    messages = tuple(
+        MessageRecord(
+            node.id,
+            node.parent,
+            node.message.role,
+            "kept",
+            node.message.content,
+            node.message.reasoning,
+            node.message.inline,
+            node.message.content_ids,
+            node.message.reasoning_ids,
+            at,
+        )
+        for node in conversation.nodes.values()
+    )
+    questions = [message.content for message in messages if message.role == "user"]
+    title = questions[0][:200] if questions else ""
+    summary = Summary(0, "chat", title, False, model, at, at, len(questions), False)
+    head, system = conversation.head, conversation.system
+    return Record(summary, head, system, None, now, None, False, messages, ())
 
 
 def _summary(row: "sqlite3.Row") -> Summary:

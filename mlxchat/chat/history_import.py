@@ -34,6 +34,7 @@ def import_file(path: Path, into: Path | None = None) -> tuple[int, int]:
         with path.open("rb") as file:
             is_database = file.read(len(_SQLITE_HEADER)) == _SQLITE_HEADER
         found = list(read_llm(path) if is_database else read_json(path))
+        found.sort(key=lambda conversation: -conversation.created_at)
     except OSError as error:
         raise HistoryError(f"cannot read {path} ({error.strerror}); check the name") from None
     return history_file.guarded(target, lambda: _store(target, found))
@@ -62,7 +63,8 @@ def _store(target: Path, found: Iterable[Imported]) -> tuple[int, int]:
 def _insert(db: "sqlite3.Connection", found: Imported) -> None:
     number = db.execute(
         "INSERT INTO conversations (kind, title, model, source, activity, created_at, updated_at)"
-        " VALUES ('import', ?, ?, ?, (SELECT coalesce(max(activity), 0) + 1 FROM conversations),"
+        # Below all that was said here; the newest comes first.
+        " VALUES ('import', ?, ?, ?, (SELECT coalesce(min(activity), 1) - 1 FROM conversations),"
         " ?, ?)",
         (
             found.title and clean(found.title),

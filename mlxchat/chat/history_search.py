@@ -22,7 +22,8 @@ NUM_SNIPPET_WORDS, NUM_SNIPPET_CHARS = 16, 60
 
 # Thai to Khmer, kana, Chinese characters and their extensions: words stand without spaces.
 _SPACELESS = re.compile(
-    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[\U00020000-\U0003ffff]"
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
+    "\U00020000-\U0003ffff]"
 )
 
 
@@ -147,7 +148,7 @@ def _scan(history: "History", terms: Sequence[str], limit: int) -> list[Hit]:
                 SELECT group_concat(text, '') FROM deltas WHERE message = m.id), '') AS text
         FROM messages m JOIN conversations c ON c.id = m.conversation
         ORDER BY m.id DESC"""  # noqa: S608
-    hits = []
+    hits: list[Hit] = []
     for row in guarded(history.path, lambda: history.db.execute(sql).fetchall()):
         matches = [pattern.search(row["text"]) for pattern in patterns]
         if len(hits) < limit and matches and all(matches):

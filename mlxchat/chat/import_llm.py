@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mlxchat.chat.import_messages import Imported, Said, read_messages, read_time
 from mlxchat.errors import HistoryError
@@ -109,8 +109,8 @@ class _Reader:
                 (thread["id"],),
             ).fetchall()
             at = thread["tip_message_hash"] or (turns[-1]["tip_message_hash"] if turns else None)
-            items = []
-            while at in messages:
+            items: list[dict[str, str]] = []
+            while at in messages and len(items) <= len(messages):
                 message = messages[at]
                 said = {kind: texts.get((at, kind), "") for kind in ("text", "reasoning")}
                 items.append(
@@ -130,12 +130,12 @@ class _Reader:
                     _utc(thread["datetime_utc"]),
                 )
 
-    def _texts(self) -> dict[tuple[str, str], str]:
+    def _texts(self) -> dict[tuple[Any, str], str]:
         """Returns the text of each message by (hash, kind of part)."""
         fragments = {}
         if "fragments" in self.names:
             fragments = dict(self.db.execute("SELECT id, content FROM fragments").fetchall())
-        texts: dict[tuple[str, str], str] = {}
+        texts: dict[tuple[Any, str], str] = {}
         for part in self.db.execute("SELECT * FROM parts ORDER BY message_hash, position"):
             text = part["text"]
             if text is None:

@@ -5,6 +5,7 @@ job on the worker (`turn.py`), and the main thread only hands in text and takes 
 Importing this module costs nothing; the engine side is imported by the first job.
 """
 
+import contextlib
 import os
 import time
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from mlxchat.engine.worker import Job, JobContext, Worker
 from mlxchat.errors import UsageError
 
 if TYPE_CHECKING:
-    from mlxchat.chat.history import Restored
+    from mlxchat.chat.history import Record, Restored
     from mlxchat.chat.recorder import Recorder
     from mlxchat.chat.turn import TurnRunner
     from mlxchat.engine.prefix_cache import CacheReport
@@ -257,6 +258,59 @@ class Session:
     def system(self) -> str | None:
         """The system prompt."""
         return self.conversation.system
+
+    def prepare_history(self) -> None:
+        """Opens the history in the background, so that the first turn finds it open."""
+        if self.recorder is not None:
+            self.recorder.prepare()
+
+    @property
+    def title(self) -> str | None:
+        """What the person called the conversation."""
+        return self.recorder.title if self.recorder is not None else None
+
+    def set_title(self, title: str | None) -> None:
+        """Names the conversation in the history.
+
+        Raises:
+            UsageError: It is not kept.
+            HistoryError: It cannot be written.
+        """
+        if self.recorder is None:
+            raise UsageError("this conversation is not kept; /save TITLE keeps it from now on")
+        self.recorder.set_title(title)
+
+    def save(self, title: str) -> int:
+        """Names the conversation and keeps it from now on; returns its number in the history.
+
+        Raises:
+            UsageError: Nothing was said yet.
+            HistoryError: It cannot be written.
+        """
+        if not self.conversation.nodes:
+            raise UsageError("nothing was said yet; say something first")
+        recorder = self.recorder
+        if recorder is None:
+            from mlxchat.chat.recorder import Recorder
+
+            recorder = Recorder("chat")
+            recorder.begin(self.conversation)
+        recorder.set_title(title)
+        if recorder.conversation_id is None:
+            recorder.save(self.options, self._model_name())
+        self.recorder, self.options = recorder, replace(self.options, keeps_history=True)
+        assert recorder.conversation_id is not None
+        return recorder.conversation_id
+
+    def record(self) -> "Record":
+        """Returns the conversation as the history holds it, or would hold it."""
+        from mlxchat.chat.history import History, describe
+
+        number = self.recorder.conversation_id if self.recorder is not None else None
+        if self.recorder is None or number is None:
+            return describe(self.conversation, self._model_name(), self.options.now)
+        with contextlib.closing(History(self.recorder.path)) as history:
+            return history.record(number)
 
     def reset(self) -> None:
         """Begins another conversation with the same system prompt; the old one is history."""

@@ -13,6 +13,7 @@ from mlxchat.cli.chat import chat
 from mlxchat.cli.doctor import doctor
 from mlxchat.cli.failures import report
 from mlxchat.cli.generate import generate
+from mlxchat.cli.history import history
 
 
 class Program(click.Group):
@@ -51,7 +52,7 @@ def cli() -> None:
     """
 
 
-for _command in (chat, generate, doctor):
+for _command in (chat, generate, history, doctor):
     cli.add_command(_command)
 
 
