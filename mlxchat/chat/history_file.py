@@ -139,7 +139,9 @@ def open_for_reading(path: Path) -> "sqlite3.Connection":
     try:
         return open_history_file(path)
     except (sqlite3.Error, OSError) as error:
-        if is_damage(error) or not path.exists():
+        codes = (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_FULL)
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        if not path.exists() or (isinstance(error, sqlite3.Error) and code not in codes):
             raise explain(error, path) from None
     # In a folder that cannot be written SQLite can make no index for the write-ahead log; without
     # a log there is nothing to index.

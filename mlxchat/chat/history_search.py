@@ -25,6 +25,7 @@ _SPACELESS = re.compile(
     "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
     "\U00020000-\U0003ffff]"
 )
+_WORD = re.compile(r"[^\W_]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +63,9 @@ def search(history: "History", words: Sequence[str], limit: int = 20) -> Found:
     Raises:
         HistoryError: The history cannot be read.
     """
-    terms = [clean(word) for word in words if word.strip()]
-    if any(_SPACELESS.search(term) for term in terms):
+    terms = [clean(word).replace("\0", " ") for word in words if word.strip("\0 \t\n")]
+    is_indexable = all(_WORD.search(term) and not _SPACELESS.search(term) for term in terms)
+    if not terms or not is_indexable:
         return Found(_scan(history, terms, limit))
     if not guarded(history.path, lambda: _has_fts5(history.db)):
         notice = "This SQLite has no FTS5: the texts are looked through, which is slow."

@@ -30,6 +30,7 @@ class LiveTurn:
     Attributes:
         question: Its text; None where a question of the tree is answered again.
         head: The node that it follows (or, answered again, the question).
+        num_before: Nodes that the tree had; the worker adds others while this thread writes.
         system: The system prompt in force.
         options: The settings in force.
         info: The model, once it is loaded.
@@ -42,6 +43,7 @@ class LiveTurn:
 
     question: str | None
     head: int | None
+    num_before: int
     system: str | None
     options: "ChatOptions"
     model: str
@@ -92,12 +94,23 @@ class Place:
 
 
 def write_turn(
-    db: "sqlite3.Connection", place: Place, conversation: Conversation, turn: LiveTurn
+    db: "sqlite3.Connection",
+    place: Place,
+    conversation: Conversation,
+    turn: LiveTurn,
+    num_earlier: int,
 ) -> None:
-    """Writes what the database does not have of a turn yet."""
+    """Writes what the database does not have of a turn yet.
+
+    Args:
+        db: The history, in a transaction.
+        place: Where the conversation lies; it is brought up to date.
+        conversation: The tree.
+        turn: What is to be written.
+        num_earlier: Nodes of the tree that belong to no turn that is being written.
+    """
     if turn.row is None:
-        others = set(turn.nodes)
-        write_tree(db, place, conversation, turn.options, turn.model, leave_out=others)
+        write_tree(db, place, conversation, turn.options, turn.model, num_earlier)
         _write_start(db, place, turn)
     if turn.is_over:
         _write_end(db, place, conversation, turn)
@@ -114,10 +127,9 @@ def write_tree(
     conversation: Conversation,
     options: "ChatOptions",
     model: str,
-    *,
-    leave_out: Iterable[int] = (),
+    num_nodes: int,
 ) -> None:
-    """Makes sure that the conversation, its settings and its earlier messages are stored."""
+    """Makes sure that the conversation, its settings and its first `num_nodes` are stored."""
     now = time.time()
     if place.number is not None:
         sql = "SELECT 1 FROM conversations WHERE id = ?"
@@ -131,7 +143,7 @@ def write_tree(
             (place.kind, place.title and clean(place.title), now, now),
         ).lastrowid
     for node in list(conversation.nodes.values()):
-        if node.id not in place.rows and node.id not in leave_out:
+        if node.id <= num_nodes and node.id not in place.rows:
             place.rows[node.id] = _insert_message(
                 db, place, place.row(node.parent), node.message, "kept"
             )

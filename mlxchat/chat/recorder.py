@@ -100,7 +100,12 @@ class Recorder:
             self.path,
             lambda: self._transact(
                 lambda db: history_writer.write_tree(
-                    db, self._place, self._conversation, options, model
+                    db,
+                    self._place,
+                    self._conversation,
+                    options,
+                    model,
+                    len(self._conversation.nodes),
                 ),
                 durable=True,
             ),
@@ -189,8 +194,11 @@ class Recorder:
 
     def _write(self, turn: LiveTurn, *, durable: bool) -> bool:
         """Writes what is unwritten of a turn; says so when that begins or ceases to fail."""
+        num_earlier = min(live.num_before for live, _ in self._live)
         trouble = self._try(
-            lambda db: history_writer.write_turn(db, self._place, self._conversation, turn),
+            lambda db: history_writer.write_turn(
+                db, self._place, self._conversation, turn, num_earlier
+            ),
             durable=durable,
         )
         if trouble and trouble != self._trouble:

@@ -140,7 +140,8 @@ class Session:
         self._keep_branch = False
         conversation = self.conversation
         model, system = self._model_name(), conversation.system
-        turn = LiveTurn(question, find_head(), system, self.options, model, self.info)
+        num_before = len(conversation.nodes)
+        turn = LiveTurn(question, find_head(), num_before, system, self.options, model, self.info)
 
         def job(context: JobContext) -> TurnResult:
             loading = time.perf_counter()

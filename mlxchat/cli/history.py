@@ -67,9 +67,12 @@ _one_id = click.argument(
 _ids = click.argument("numbers", metavar="ID...", nargs=-1, shell_complete=complete_conversation)
 
 
-@click.group()
-def history() -> None:
+@click.group(invoke_without_command=True)
+@click.pass_context
+def history(context: click.Context) -> None:
     """List, search, show, export and delete conversations."""
+    if context.invoked_subcommand is None:
+        context.invoke(list_)
 
 
 @history.command("list")
