@@ -128,13 +128,18 @@ class Request:
         stored = resolve_model(restored.record.summary.model, Settings())
         return replace(self, model=self.model if has_model else stored, restored=restored)
 
-    def open(self) -> "Session":
-        """Makes the session; nothing is loaded yet."""
+    def open(self, *, idle_work: bool = True) -> "Session":
+        """Makes the session; nothing is loaded yet.
+
+        Args:
+            idle_work: Prepare the next turn after each; a waste of time where there is none.
+        """
         from mlxchat.chat.recorder import Recorder
         from mlxchat.chat.session import ChatOptions, Session
         from mlxchat.engine.options import SamplingSettings
 
-        options = ChatOptions(sampling=SamplingSettings(**self.sampling), **self.options)
+        sampling = SamplingSettings(**self.sampling)
+        options = ChatOptions(sampling=sampling, idle_work=idle_work, **self.options)
         recorder = Recorder(self.kind) if options.keeps_history else None
         session = Session(self.model, options, recorder)
         if self.restored is not None:
