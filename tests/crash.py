@@ -101,6 +101,7 @@ class CrashTest:
             until = time.monotonic() + self.random.uniform(0, 1.0)
             while time.monotonic() < until and terminal.read(0.01):
                 pass
+            self.tally.num_runs += 1
             self.tally.num_killed += terminal.process.isalive()
             terminal.process.kill(9)
             while terminal.read():

@@ -35,6 +35,10 @@ BATCH_S = 0.03
 # Syncs of partial text take at most this share of the time, and come no oftener than this: what a
 # power cut can take is what was shown since the last one.
 SYNC_SHARE, SYNC_INTERVAL_S = 0.05, 0.25
+# Text that cannot be written because another program holds the file is shown after this long.
+PATIENCE_S = 2.0
+# While an answer streams, what failed is tried again this often.
+RETRY_S = 1.0
 
 
 class Recorder:
@@ -54,7 +58,7 @@ class Recorder:
         self._live: list[tuple[LiveTurn, Job[TurnResult]]] = []
         self._trouble = ""
         self._notices: list[str] = []
-        self._synced_at = self._sync_s = 0.0
+        self._synced_at = self._sync_s = self._retry_at = 0.0
         self._file_id: tuple[int, int] | None = None
 
     @property
@@ -139,7 +143,7 @@ class Recorder:
         self._end_live()
         self._live.append((turn, job))
         self._leave_lost_file()
-        self._write(turn, durable=True)
+        self._write(durable=True)
         return RecordedJob(job, self, turn)
 
     def keep(self, turn: LiveTurn, deltas: list[TextDelta]) -> None:
@@ -148,8 +152,10 @@ class Recorder:
             return
         turn.shown += deltas
         since = time.monotonic()
+        if self._trouble and since < self._retry_at:
+            return
         is_due = since - self._synced_at > max(SYNC_INTERVAL_S, self._sync_s / SYNC_SHARE)
-        self._write(turn, durable=is_due)
+        self._write(durable=is_due, wait_s=0.0 if self._trouble else PATIENCE_S)
         if is_due:
             self._synced_at = time.monotonic()
             self._sync_s = self._synced_at - since
@@ -166,8 +172,7 @@ class Recorder:
             is_known = isinstance(error, MlxchatError)
             turn.error = str(error) if is_known else f"{type(error).__name__}: {error}"
         turn.is_over = True
-        if self._write(turn, durable=True):
-            self._live = [pair for pair in self._live if pair[0] is not turn]
+        self._write(durable=True)
 
     def take_notices(self) -> list[Notice]:
         """Returns what the person should know, once."""
@@ -183,38 +188,40 @@ class Recorder:
     def _end_live(self) -> None:
         """Ends turns that nobody followed to their end, and tries again what failed."""
         for turn, job in list(self._live):
-            if turn.is_over:
-                if not self._write(turn, durable=True):
-                    break
-                self._live.remove((turn, job))
-            else:
-                self.end(turn, job)
+            self.end(turn, job)
+        if self._trouble and self._live:
+            self._write(durable=True)
 
     # -- the database ------------------------------------------------------------------------------
 
-    def _write(self, turn: LiveTurn, *, durable: bool) -> bool:
-        """Writes what is unwritten of a turn; says so when that begins or ceases to fail."""
-        num_earlier = min(live.num_before for live, _ in self._live)
-        trouble = self._try(
-            lambda db: history_writer.write_turn(
-                db, self._place, self._conversation, turn, num_earlier
-            ),
-            durable=durable,
-        )
+    def _write(self, *, durable: bool, wait_s: float = history_file.BUSY_S) -> None:
+        """Writes what is unwritten of all turns; says so when that begins or ceases to fail."""
+        trouble = self._try(self._write_turns, durable=durable, wait_s=wait_s)
+        if not trouble:
+            self._live = [(turn, job) for turn, job in self._live if not turn.is_over]
         if trouble and trouble != self._trouble:
             self._notices.append(f"The chat goes on, but is not kept for now: {trouble}.")
         elif self._trouble and not trouble:
             self._notices.append("The history is kept again; nothing is missing.")
-        self._trouble = trouble
-        return not trouble
+        self._trouble, self._retry_at = trouble, time.monotonic() + RETRY_S
 
-    def _try(self, work: "Work", *, durable: bool = False) -> str:
+    def _write_turns(self, db: "sqlite3.Connection") -> None:
+        num_earlier = len(self._conversation.nodes)
+        for turn, _ in self._live:
+            num_known = min(num_earlier, turn.num_before)
+            history_writer.write_turn(db, self._place, self._conversation, turn, num_known)
+            if not turn.is_over:  # the nodes that it adds are its own to write
+                num_earlier = num_known
+
+    def _try(
+        self, work: "Work", *, durable: bool = False, wait_s: float = history_file.BUSY_S
+    ) -> str:
         """Does some work in a transaction; returns what went wrong, nothing if all is well."""
         import sqlite3
 
         try:
             try:
-                self._transact(work, durable=durable)
+                self._transact(work, durable=durable, wait_s=wait_s)
             except sqlite3.Error as error:
                 if not history_file.is_damage(error):
                     raise
@@ -253,11 +260,14 @@ class Recorder:
         for turn, _ in self._live:
             turn.forget()
 
-    def _transact(self, work: "Work", *, durable: bool) -> None:
+    def _transact(
+        self, work: "Work", *, durable: bool, wait_s: float = history_file.BUSY_S
+    ) -> None:
         with self._lock:
             if self._db is None:
                 self._db = history_file.open_history_file(self.path)
                 self._file_id = _file_id(self.path)
+            self._db.execute(f"PRAGMA busy_timeout = {int(wait_s * 1000)}")
             place = self._place.copy()
             marks = [(t, t.row, t.question_row, t.answer_row, t.num_written) for t, _ in self._live]
             try:
