@@ -80,7 +80,8 @@ class ScriptedRunner:
                 break
             context.emit(TextDelta(piece, kind))
             said += piece
-            time.sleep(0.05 if first == "slow" else self.pause_s)
+            if pause_s := 0.05 if first == "slow" else self.pause_s:
+                time.sleep(pause_s)
         return said
 
 

@@ -59,7 +59,10 @@ def read_json(path: Path) -> Iterator[Imported]:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError:
         raise HistoryError(f"{path} is neither JSON nor a logs.db; give one of these") from None
-    for number, value in enumerate(_values(text, path), start=1):
+    values = _values(text, path)
+    if not values:
+        raise HistoryError(f"there is no conversation in {path}; nothing was imported")
+    for number, value in enumerate(values, start=1):
         yield _conversation(value, f"{path}, conversation {number}")
 
 
