@@ -164,8 +164,7 @@ class TurnRunner:
         plan = self._plan(messages, prompt)
         now = watch.add("template", now)
         self.engine.prefix.apply(plan, keep_branch=keep_branch)
-        if plan.action == "continue":
-            self.engine.prefix.mark()  # the end of the last answer: this question may be edited
+        self.engine.prefix.mark()  # mostly the end of the last answer: this question may be edited
         self.engine.prefix.cache.pin(self._pin(plan))
         now = watch.add("restore", now)
         logits = self.engine.prefill(
