@@ -192,6 +192,7 @@ class TurnRunner:
         plan = self._plan(messages, prompt)
         now = watch.add("template", now)
         self.engine.prefix.apply(plan, keep_branch=keep_branch)
+        self.engine.prefix.mark()  # mostly the end of the last answer: this question may be edited
         self._pin = min([plan.start, *plan.marks])
         self.engine.prefix.cache.pin(self._pin)
         now = watch.add("restore", now)
