@@ -243,6 +243,8 @@ class PrefixCache:
         if keep_branch and len(self.token_ids) - target >= MIN_STASH_TOKENS:
             left = self._copy_branch(target)
         self._go_to(target)
+        if left is not None:
+            self._take_mark()  # the branch that is left is resumed from here
         if stash is not None:
             self._resume(stash)
             self._go_to(plan.start)
@@ -263,10 +265,13 @@ class PrefixCache:
 
     def mark(self) -> None:
         """Takes a mark at the current position and thins old ones to the budget."""
+        self._take_mark()
+        self._thin()
+
+    def _take_mark(self) -> None:
         position = len(self.token_ids)
         if position and not self.is_trimmable and position not in self.marks:
             self.marks[position] = self.cache.snapshot()
-            self._thin()
 
     def report(self) -> CacheReport:
         """Describes what is held."""
