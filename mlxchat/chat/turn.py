@@ -188,6 +188,8 @@ class TurnRunner:
             messages = [*messages, Message("user", question)]
         now = time.perf_counter()
         prompt = self.renderer.render_ids(messages)
+        if not prompt.token_ids:
+            raise TemplateError("the chat template renders an empty prompt; fix or replace it")
         self._check_room(len(prompt.token_ids))
         plan = self._plan(messages, prompt)
         now = watch.add("template", now)
