@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import bounded
 
-from mlxchat.chat.conversation import Conversation
+from mlxchat.chat.conversation import Conversation, Node
 from mlxchat.chat.template import Message
 from mlxchat.errors import UsageError
 
@@ -15,6 +15,20 @@ def say(conversation: Conversation, *texts: str) -> None:
     for text in texts:
         conversation.append(Message("user", text))
         conversation.append(Message("assistant", text.upper()))
+
+
+def to_question(conversation: Conversation, turn: int | None = None) -> Node:
+    """Moves to a question, as `/retry` does."""
+    node = conversation.question(turn)
+    conversation.head = node.id
+    return node
+
+
+def before_question(conversation: Conversation, turn: int | None = None) -> Node:
+    """Moves before a question, as `/edit` does."""
+    node = conversation.question(turn)
+    conversation.head = node.parent
+    return node
 
 
 def texts(conversation: Conversation) -> list[str]:
@@ -59,7 +73,8 @@ def test_nodes_are_numbered_as_they_come(conversation: Conversation) -> None:
 
 
 @pytest.mark.parametrize(
-    ("count", "undone", "left"), [(1, 1, "aAbB"), (2, 2, "aA"), (3, 3, ""), (9, 3, ""), (0, 0, "aAbBcC")]
+    ("count", "undone", "left"),
+    [(1, 1, "aAbB"), (2, 2, "aA"), (3, 3, ""), (9, 3, ""), (0, 0, "aAbBcC")],
 )
 def test_undo(conversation: Conversation, count: int, undone: int, left: str) -> None:
     """Takes back whole turns, at most all of them; everything stays in the tree."""
@@ -84,21 +99,21 @@ def test_undo_of_a_question_without_answer(conversation: Conversation) -> None:
 
 def test_answering_again(conversation: Conversation) -> None:
     """Back at a question, the next answer stands beside the old one."""
-    assert conversation.move_to_question().id == 5
+    assert to_question(conversation).id == 5
     conversation.append(Message("assistant", "C2"))
     assert texts(conversation)[-2:] == ["c", "C2"]
     assert [n.message.content for n in conversation.children(5)] == ["C", "C2"]
-    assert conversation.move_to_question(1).id == 1
+    assert to_question(conversation, 1).id == 1
     assert texts(conversation) == ["a"]
 
 
 def test_asking_otherwise(conversation: Conversation) -> None:
     """Before a question, another takes its place; the old branch stays."""
-    assert conversation.move_before_question(2).id == 3
+    assert before_question(conversation, 2).id == 3
     say(conversation, "x")
     assert texts(conversation) == ["a", "A", "x", "X"]
     assert [n.message.content for n in conversation.children(2)] == ["b", "x"]
-    conversation.move_before_question(1)
+    before_question(conversation, 1)
     assert conversation.head is None
     say(conversation, "y")
     assert texts(conversation) == ["y", "Y"]
@@ -107,9 +122,8 @@ def test_asking_otherwise(conversation: Conversation) -> None:
 @pytest.mark.parametrize("turn", [0, -1, 4, 99])
 def test_turns_that_are_not_there(conversation: Conversation, turn: int) -> None:
     """The message says which turns this branch has, and nothing moves."""
-    for move in (conversation.move_to_question, conversation.move_before_question):
-        with pytest.raises(UsageError, match=f"no turn {turn}; this branch has turns 1 to 3"):
-            move(turn)
+    with pytest.raises(UsageError, match=f"no turn {turn}; this branch has turns 1 to 3"):
+        conversation.question(turn)
     assert conversation.head == 6
 
 
@@ -117,12 +131,12 @@ def test_turns_of_an_empty_conversation() -> None:
     """Before the first message there is nothing to go back to."""
     for turn in (None, 1):
         with pytest.raises(UsageError, match="nothing was said yet"):
-            Conversation().move_to_question(turn)
+            Conversation().question(turn)
 
 
 def test_goto(conversation: Conversation) -> None:
     """Any message of any branch; a question is taken with its last answer."""
-    conversation.move_to_question(2)
+    to_question(conversation, 2)
     conversation.append(Message("assistant", "B2"))
     assert conversation.goto(6).id == 6
     assert texts(conversation) == ["a", "A", "b", "B", "c", "C"]
@@ -158,14 +172,14 @@ def test_forks_are_indented(conversation: Conversation) -> None:
     assert drawn(conversation) == [
         "a*", "A*", "  b", "  B", "  c", "  C", "  x*", "  X*", "  y*", "  Y*<",
     ]  # fmt: skip
-    conversation.move_to_question(2)
+    to_question(conversation, 2)
     conversation.append(Message("assistant", "X2"))
     assert drawn(conversation)[6:] == ["  x*", "    X", "    y", "    Y", "    X2*<"]
 
 
 def test_two_beginnings(conversation: Conversation) -> None:
     """An edit of the first question makes two roots, both indented."""
-    conversation.move_before_question(1)
+    before_question(conversation, 1)
     say(conversation, "z")
     assert drawn(conversation) == ["  a", "  A", "  b", "  B", "  c", "  C", "  z*", "  Z*<"]
 
@@ -180,14 +194,14 @@ def test_any_moves_keep_a_tree(moves: list[tuple[str, int]]) -> None:
             if move == "s":
                 say(conversation, str(number))
             elif move == "a":
-                conversation.move_to_question(number)
+                to_question(conversation, number)
                 conversation.append(Message("assistant", "again"))
             elif move == "u":
                 conversation.undo(number % 3)
             elif move == "g":
                 conversation.goto(number)
             elif move == "r":
-                conversation.move_before_question(number)
+                before_question(conversation, number)
             else:
                 conversation.append(Message("user", "open"))
         except UsageError:

@@ -1,7 +1,8 @@
 """The planner against brute force, and marks, stashes and budgets on real caches."""
 
+import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pytest
@@ -163,7 +164,7 @@ def test_thinned_marks_are_spaced_exponentially() -> None:
         marks.append(position)
         if len(marks) > 12:
             marks.remove(choose_mark_to_drop(marks))
-    gaps = [b - a for a, b in zip(marks, marks[1:], strict=False)]
+    gaps = [b - a for a, b in itertools.pairwise(marks)]
     assert gaps[-1] == 10
     assert gaps[0] > 500
     for place in range(10, 4000, 7):
@@ -231,8 +232,8 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def feeder(kind: str, models: dict[str, CountingModel]) -> Iterator[Feeder]:
-    yield Feeder(Engine(models[kind], PrefillChunker(size=16, largest=16)))
+def feeder(kind: str, models: dict[str, CountingModel]) -> Feeder:
+    return Feeder(Engine(models[kind], PrefillChunker(size=16, largest=16)))
 
 
 def test_marks_are_for_what_cannot_be_trimmed(feeder: Feeder, kind: str) -> None:
@@ -403,11 +404,14 @@ def test_report(feeder: Feeder, kind: str) -> None:
     feeder.go(LONG[:40] + OTHER[:10], marks=(45,), keep_branch=True)
     report = feeder.prefix.report()
     assert report.num_tokens == 50
-    assert report.kinds == {
-        "full": ("full",),
-        "window": ("full", "window"),
-        "recurrent": ("recurrent",),
-    }[kind]
+    assert (
+        report.kinds
+        == {
+            "full": ("full",),
+            "window": ("full", "window"),
+            "recurrent": ("recurrent",),
+        }[kind]
+    )
     assert report.live_bytes == feeder.prefix.cache.nbytes > 0
     assert [p for p, _ in report.marks] == ([] if kind == "full" else [40, 45])
     assert all(size > 0 for _, size in report.marks)

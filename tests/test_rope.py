@@ -95,9 +95,7 @@ def test_llama3_never_turns_faster(
 
 @bounded(max_examples=60)
 @given(factor=st.floats(1.0, 64.0), original=st.integers(64, 8192), theta=st.floats(100.0, 1e7))
-def test_yarn_blends_between_kept_and_stretched(
-    factor: float, original: int, theta: float
-) -> None:
+def test_yarn_blends_between_kept_and_stretched(factor: float, original: int, theta: float) -> None:
     """Fast pairs keep their period, slow ones take the stretched one, others lie between."""
     plain = make_rope(32, theta, None, original, None)
     rope = make_rope(32, theta, {"type": "yarn", "factor": factor}, original, original)
@@ -155,5 +153,5 @@ def test_broken_schemes_are_refused(scheme: dict[str, Any]) -> None:
 
 def test_unknown_schemes_are_named() -> None:
     """The message says which schemes there are."""
-    with pytest.raises(UnsupportedModelError, match="'warp' is unknown; known are .*yarn"):
+    with pytest.raises(UnsupportedModelError, match=r"'warp' is unknown; known are .*yarn"):
         make_rope(16, 1e4, {"rope_type": "warp"}, 512, None)

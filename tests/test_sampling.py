@@ -99,9 +99,7 @@ def test_truncation_keeps_exactly_the_right_set(
 
 @bounded(max_examples=60)
 @given(logits=LOGITS, top_k=st.integers(0, 5), top_p=st.sampled_from([0.2, 0.8, 1.0]))
-def test_truncation_keeps_the_proportions(
-    logits: list[float], top_k: int, top_p: float
-) -> None:
+def test_truncation_keeps_the_proportions(logits: list[float], top_k: int, top_p: float) -> None:
     """What is kept has the tempered logits it had, under its own id."""
     logprobs, ids = truncated_logprobs(
         mx.array([logits]), temperature=0.5, top_k=top_k, top_p=top_p, min_p=0.0

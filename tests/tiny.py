@@ -47,10 +47,11 @@ WINDOW = 16
 END_OF_TEXT, IM_END, IM_START, PAD, THINK, END_THINK = range(6)
 EOS_IDS = frozenset({END_OF_TEXT, IM_END})
 VOCAB_SIZE = 300
-_MERGES = (
+_PIECES = (
     "th he in er an re on at en nd ti es or te of ed is it al ar st to nt ng se ha as ou io le "
     "Ġt Ġa the ing and"
-).split()
+)
+_MERGES = _PIECES.split()
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
@@ -115,8 +116,9 @@ def printable_ids() -> list[int]:
     """The ids whose text is printable ASCII."""
     vocab = make_tokenizer_json()["model"]["vocab"]
     return [
-        i for token, i in vocab.items() if i > END_THINK and token.replace("Ġ", " ").isascii()
-        and "unused" not in token
+        i
+        for token, i in vocab.items()
+        if i > END_THINK and token.replace("Ġ", " ").isascii() and "unused" not in token
     ]
 
 
@@ -191,6 +193,9 @@ class RecurrentModel:
         raw.cache = [state]
         return mx.tanh(state) @ self.head * 3.0
 
+    def prefill(self, token_ids: Any, cache: SequenceCache) -> None:
+        self.forward(token_ids, cache)
+
 
 class _State:
     """What mlx-lm's recurrent caches look like from outside."""
@@ -217,10 +222,17 @@ class CountingModel:
         return self.model.make_cache()
 
     def forward(self, token_ids: Any, cache: SequenceCache) -> Any:
+        self._count(token_ids)
+        return self.model.forward(token_ids, cache)
+
+    def prefill(self, token_ids: Any, cache: SequenceCache) -> None:
+        self._count(token_ids)
+        self.model.prefill(token_ids, cache)
+
+    def _count(self, token_ids: Any) -> None:
         self.calls.append(token_ids.shape[1])
         if self.hook is not None:
             self.hook()
-        return self.model.forward(token_ids, cache)
 
     def after(self, num_calls: int, action: Callable[[], None]) -> None:
         """Calls `action` once, before the forward pass that follows `num_calls` more."""

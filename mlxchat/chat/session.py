@@ -7,6 +7,7 @@ Importing this module costs nothing; the engine side is imported by the first jo
 
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -87,7 +88,7 @@ class Session:
 
     def send(self, text: str) -> Job[TurnResult]:
         """Answers a message."""
-        return self._turn(text, self.conversation.head)
+        return self._turn(text, lambda: self.conversation.head)
 
     def retry(self) -> Job[TurnResult]:
         """Answers the last question again; the old answer stays in the tree.
@@ -95,8 +96,8 @@ class Session:
         Raises:
             UsageError: Nothing was said yet.
         """
-        question = self.conversation.move_to_question()
-        return self._turn(None, question.id, keep_branch=True)
+        question = self.conversation.question()
+        return self._turn(None, lambda: question.id, keep_branch=True)
 
     def edit(self, turn: int | None, text: str) -> Job[TurnResult]:
         """Puts another question in the place of a turn's (None: the last) and answers it.
@@ -104,12 +105,17 @@ class Session:
         Raises:
             UsageError: There is no such turn.
         """
-        self.conversation.move_before_question(turn)
-        return self._turn(text, self.conversation.head, keep_branch=True)
+        place = self.conversation.question(turn).parent
+        return self._turn(text, lambda: place, keep_branch=True)
 
     def _turn(
-        self, question: str | None, head: int | None, *, keep_branch: bool = False
+        self,
+        question: str | None,
+        find_head: Callable[[], int | None],
+        *,
+        keep_branch: bool = False,
     ) -> Job[TurnResult]:
+        """Queues a turn; where it goes is asked when it runs, after the turns before it."""
         start = time.perf_counter()
         branch = self._keep_branch or keep_branch
         self._keep_branch = False
@@ -119,14 +125,19 @@ class Session:
             self._load(context)
             loaded_s = time.perf_counter() - loading
             assert self._runner is not None
+            before, head = self.conversation.head, find_head()
             self.conversation.head = head
-            self.last = self._runner.run(
-                self.conversation,
-                question,
-                context,
-                start=start + loaded_s,
-                keep_branch=branch,
-            )
+            try:
+                self.last = self._runner.run(
+                    self.conversation,
+                    question,
+                    context,
+                    start=start + loaded_s,
+                    keep_branch=branch,
+                )
+            finally:
+                if self.conversation.head == head:  # the turn was not kept
+                    self.conversation.head = before
             self._settle_when_idle()
             return self.last
 

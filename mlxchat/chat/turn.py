@@ -112,6 +112,7 @@ class TurnRunner:
         self._reuses = True
         self._is_first = True
         self._num_settled = 0
+        self._pin = 0  # where the turn began: sliding windows keep their rows back to it
         self._settle_note = ""
         self._notices_told: set[str] = set(self.template_notices())
 
@@ -182,7 +183,8 @@ class TurnRunner:
         plan = self._plan(messages, prompt)
         now = watch.add("template", now)
         self.engine.prefix.apply(plan, keep_branch=keep_branch)
-        self.engine.prefix.cache.pin(self._pin(plan))
+        self._pin = min([plan.start, *plan.marks])
+        self.engine.prefix.cache.pin(self._pin)
         now = watch.add("restore", now)
         logits = self.engine.prefill(
             prompt.token_ids,
@@ -223,11 +225,6 @@ class TurnRunner:
                 self.renderer.probe_point(messages, prompt),
             )
         return prefix.plan(prompt.token_ids, marks=marks)
-
-    @staticmethod
-    def _pin(plan: Plan) -> int:
-        """Sliding windows keep their rows back to the start of the turn."""
-        return min([plan.start, *plan.marks])
 
     # -- the answer --------------------------------------------------------------------------------
 
@@ -315,7 +312,7 @@ class TurnRunner:
         else:
             if question is not None:
                 conversation.append(messages[-1])
-            answer.split, answer.text = split, stored.content
+            answer.split, answer.text = replace(split, reasoning=stored.reasoning), stored.content
             conversation.append(stored)
         for text in self.template_notices():
             if text not in self._notices_told:
@@ -403,7 +400,7 @@ class TurnRunner:
         try:
             context.check()
             prefix.apply(plan, keep_branch=keep_branch)
-            prefix.cache.pin(plan.start)
+            prefix.cache.pin(min(plan.start, self._pin))
             before = len(prefix.token_ids)
             try:
                 self.engine.prefill(target, plan, check=context.check)

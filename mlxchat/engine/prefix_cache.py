@@ -301,8 +301,10 @@ class PrefixCache:
         rows: list[Rows | None] = []
         for layer in self.cache.layers:
             # A window that moved on no longer holds all rows; its snapshot brings it back.
-            has_all = isinstance(layer, RowCache) and layer.origin <= base
-            rows.append(_copy_rows(layer, base) if has_all else None)
+            if isinstance(layer, RowCache) and layer.origin <= base:
+                rows.append(_copy_rows(layer, base))
+            else:
+                rows.append(None)
         marks = {p: m for p, m in self.marks.items() if p > base}
         if not self.is_trimmable:
             marks[len(self.token_ids)] = self.cache.snapshot()

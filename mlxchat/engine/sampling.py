@@ -60,8 +60,9 @@ def resolve_sampling(
     else:
         for name in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty"):
             value = generation_config.get(name)
-            is_number = isinstance(value, int | float) and not isinstance(value, bool)
-            if is_number and SAMPLING_BOUNDS[name].allow(value):
+            if not isinstance(value, int | float) or isinstance(value, bool):
+                continue
+            if SAMPLING_BOUNDS[name].allow(value):
                 chosen[name] = int(value) if name == "top_k" else float(value)
         if chosen and "top_p" not in chosen:
             chosen["top_p"] = 1.0  # the checkpoint names its own truncation

@@ -92,10 +92,10 @@ class _Reader:
         """Every number of a config is a scale, a base or a bound: above 0."""
         value = self.config.get(key)
         value = default if value is None else value
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not is_number or not 0 < value <= sys.float_info.max:
-            raise CheckpointError(f"config.json has {key} = {value!r}; it must be a number above 0")
-        return float(value)
+        is_bool = isinstance(value, bool)
+        if isinstance(value, int | float) and not is_bool and 0 < value <= sys.float_info.max:
+            return float(value)
+        raise CheckpointError(f"config.json has {key} = {value!r}; it must be a number above 0")
 
     def cap(self, key: str, default: float) -> float | None:
         """A soft-cap: null switches it off."""
