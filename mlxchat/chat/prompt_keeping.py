@@ -1,19 +1,18 @@
 """When prefixes are loaded from disk and stored there: before a turn, in idle time, on leaving.
 
 Decides what is worth it and what a conversation allows; how it is done is `engine/`'s business.
-Runs on the worker thread, but for `KeepAfterPause`.
+Runs on the worker thread.
 """
 
-import contextlib
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from mlxchat.chat.template import Message
-from mlxchat.engine.prefix_cache import Plan
-from mlxchat.engine.prompt_store import MIN_IDS, What
-from mlxchat.engine.stored_prefix import StoredPrefixes
+from mlxchat.engine.prefix_cache import Plan, PrefixCache
+from mlxchat.engine.prompt_store import MIN_IDS, PromptStore, What
+from mlxchat.engine.stored_prefix import StoredPrefixes, make_key
 from mlxchat.engine.token_ids import count_common
+from mlxchat.model.loader import LoadedModel
 
 Check = Callable[[], None]
 LABEL_CHARS = 60
@@ -26,6 +25,22 @@ class _Saving:
     what: What
     end: int
     steps: Iterator[None]
+
+
+def open_keeping(
+    name: str, loaded: LoadedModel, prefix: PrefixCache, *, keeps_conversation: bool
+) -> "PromptKeeping":
+    """Opens the store for a loaded model.
+
+    Args:
+        name: The model's, for people.
+        loaded: What was loaded.
+        prefix: Its live sequence.
+        keeps_conversation: Whether more than the system prompt is read and written.
+    """
+    key = make_key(loaded.fingerprint, loaded.model)
+    prefixes = StoredPrefixes(PromptStore(), key, name, prefix)
+    return PromptKeeping(prefixes, keeps_conversation=keeps_conversation)
 
 
 class PromptKeeping:
@@ -70,9 +85,7 @@ class PromptKeeping:
         marks = tuple(m for m in plan.marks if m > start)
         return Plan("load", start, start, start, marks=marks)
 
-    def note(
-        self, messages: Sequence[Message], token_ids: Sequence[int], system_end: int
-    ) -> None:
+    def note(self, messages: Sequence[Message], token_ids: Sequence[int], system_end: int) -> None:
         """Takes in what a turn has read: from now on its system prompt can be stored.
 
         Args:
@@ -133,32 +146,6 @@ class PromptKeeping:
         self.prefixes.store.notices.clear()
         return notices
 
-
-class KeepAfterPause:
-    """Calls a function when nothing has happened for a while; belongs to the main thread.
-
-    Args:
-        pause_s: How long, in seconds.
-        function: Called on a thread of its own.
-    """
-
-    def __init__(self, pause_s: float, function: Callable[[], object]) -> None:
-        self._pause_s, self._function = pause_s, function
-        self._timer: threading.Timer | None = None
-
-    def restart(self) -> None:
-        """Something has happened: the pause begins anew."""
-        self.stop()
-        self._timer = threading.Timer(self._pause_s, self._call)
-        self._timer.daemon = True
-        self._timer.start()
-
-    def stop(self) -> None:
-        """Waits no longer."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def _call(self) -> None:
-        with contextlib.suppress(RuntimeError):  # the worker has just been closed
-            self._function()
+    def finish(self, timeout_s: float) -> None:
+        """Waits until what was stored is on the disk; on the main thread."""
+        self.prefixes.wait(timeout_s)

@@ -361,6 +361,7 @@ class PromptStore:
         status = os.lstat(self.folder)
         if status.st_mode & 0o077:
             self.folder.chmod(0o700)
+        self._remove_temporary(ABANDONED_S)
 
     def path_of(self, key: str, token_ids: Sequence[int], what: What) -> Path:
         """Returns where a prefix is stored."""

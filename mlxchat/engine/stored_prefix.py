@@ -104,6 +104,7 @@ class StoredPrefixes:
     model_name: str
     prefix: PrefixCache
     unstorable: str = ""
+    _loaded: list[Entry] = field(default_factory=list)
     _finishing: list[threading.Thread] = field(default_factory=list)
 
     # -- loading -----------------------------------------------------------------------------------
@@ -140,6 +141,7 @@ class StoredPrefixes:
             else:
                 self.prefix.adopt(cache, token_ids[: match.num_common])
                 self.store.touch(chain[::-1])
+                self._loaded = chain
                 return match.num_common
         return 0
 
@@ -185,6 +187,11 @@ class StoredPrefixes:
             cache.rewind(wanted)
         return cache
 
+    def remove_loaded(self) -> None:
+        """Removes the files that were loaded last."""
+        self.store.remove(self._loaded)
+        self._loaded = []
+
     # -- storing -----------------------------------------------------------------------------------
 
     def reachable(self, wanted: int) -> int:
@@ -209,7 +216,7 @@ class StoredPrefixes:
         """
         prefix, store = self.prefix, self.store
         token_ids = prefix.token_ids[:end]
-        if end < MIN_IDS or not store.is_writable or self.unstorable:
+        if end < MIN_IDS or not store.is_writable or self.unstorable or self.reachable(end) != end:
             return
         path = store.path_of(self.key, token_ids, what)
         parent = self._find_parent(token_ids, what)
