@@ -21,6 +21,7 @@ from mlxchat.errors import UsageError
 
 if TYPE_CHECKING:
     from mlxchat.chat.turn import TurnRunner
+    from mlxchat.chat.warming import Warmed
     from mlxchat.engine.prefix_cache import CacheReport
 
 
@@ -182,6 +183,18 @@ class Session:
                 self._runner.keep_prompts(self.conversation, context, whole=whole)
 
         return self._worker.submit(job, idle=idle)
+
+    def warm(self, system: str) -> "Job[Warmed]":
+        """Reads a system prompt and stores it for later chats with this model."""
+
+        def job(context: JobContext) -> "Warmed":
+            self._load(context)
+            from mlxchat.chat.warming import warm
+
+            assert self._runner is not None
+            return warm(self._runner, system, context)
+
+        return self._worker.submit(job)
 
     # -- moves in the tree -------------------------------------------------------------------------
 

@@ -93,6 +93,15 @@ class Entry:
     used: float
 
 
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Bytes that stored prefixes take and may take, and bytes free on their disk."""
+
+    used: int
+    allowed: int
+    free: int
+
+
 class BrokenChainError(Exception):
     """A stored prefix cannot be used, for itself or for a file that it builds on.
 
@@ -324,13 +333,8 @@ class PromptStore:
         Returns:
             Whether they fit. If they would not fit even then, nothing is given up.
         """
-        try:
-            free = shutil.disk_usage(_existing(self.folder)).free
-        except OSError:
-            return False
-        entries, needed = self.entries(), set(keep)
-        used = sum(e.num_bytes for e in entries)
-        excess = used + num_bytes - self.budget.allowed(used, free)
+        entries, needed, usage = self.entries(), set(keep), self.usage()
+        excess = usage.used + num_bytes - usage.allowed
         victims = []
         for entry in sorted(entries, key=lambda e: e.used):
             if excess <= 0:
@@ -350,6 +354,29 @@ class PromptStore:
             self._given_up.discard(name)
             with contextlib.suppress(OSError):
                 self.touch([_make_entry(match, os.lstat(self.folder / name)), *used])
+
+    def usage(self) -> Usage:
+        """Returns what is taken and what may be taken."""
+        used = sum(e.num_bytes for e in self.entries())
+        try:
+            free = shutil.disk_usage(_existing(self.folder)).free
+        except OSError:
+            free = 0
+        return Usage(used, self.budget.allowed(used, free), free)
+
+    def explain_refusal(self) -> str:
+        """Returns why something was not stored though nothing failed."""
+        usage = self.usage()
+        floor, mib = self.budget.min_free_bytes / _GIB, 1 << 20
+        if usage.free < self.budget.min_free_bytes:
+            return (
+                f"nothing is stored while less than {floor:.0f} GiB of the disk are free"
+                f" ({usage.free / _GIB:.1f} GiB are); free some space"
+            )
+        return (
+            f"it is larger than stored prompt caches may be together"
+            f" ({usage.allowed / mib:.0f} MiB); free some space"
+        )
 
     def prepare(self) -> None:
         """Makes the folder, for its owner only.

@@ -124,8 +124,15 @@ class FileWriter:
 
         Args:
             data: Anything with a contiguous buffer of bytes.
+
+        Raises:
+            OSError: It could not be written; nothing is left behind.
         """
-        self._put(data)
+        try:
+            self._put(data)
+        except OSError:
+            self.abandon()
+            raise
         self._tensor.update(data)
         self._left[0] -= len(data)
         while self._left and self._left[0] == 0:

@@ -265,6 +265,10 @@ class StoredPrefixes:
             if writer is not None:
                 writer.abandon()
 
+    def is_stored(self, token_ids: Sequence[int], what: What) -> bool:
+        """Says whether there is a file of exactly these ids."""
+        return self.store.path_of(self.key, token_ids, what).exists()
+
     def _find_parent(self, token_ids: Sequence[int], what: What) -> list[Entry] | None:
         """The stored beginning of the ids with its ancestors, if it can be trusted that far."""
         kinds: tuple[What, ...] = ("system",) if what == "system" else ("system", "conversation")
