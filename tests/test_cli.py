@@ -158,13 +158,14 @@ def test_options_reach_the_session(run, sessions):
 
 
 def test_nothing_given_is_nothing_set(run, sessions):
-    """Without options the session decides by itself; only `chat` keeps the conversation's KV."""
+    """Without options the session decides by itself; one answer is not followed by idle work."""
     run("generate", "hi")
     run("chat", text=b"hi\n")
     from mlxchat.chat.session import ChatOptions
 
-    assert [session.model for session in sessions] == [None, None]
-    assert [s.options for s in sessions] == [ChatOptions(keeps_kv=False), ChatOptions()]
+    assert sessions[0].model is None
+    assert sessions[0].options == ChatOptions(idle_work=False)
+    assert sessions[1].options == ChatOptions()
 
 
 @pytest.mark.parametrize(

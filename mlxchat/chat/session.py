@@ -41,9 +41,8 @@ class ChatOptions:
         think: Thinking on or off, where the template has a switch.
         keep_thinking: Earlier thinking stays in the prompt, where the template can.
         verify: Compare every turn with a from-scratch prefill.
-        idle_work: After an answer, bring the cache to what the next turn will render.
+        idle_work: After an answer, bring the cache to what the next turn will render, and store it.
         keeps_history: The conversation may be on disk, its keys and values too.
-        keeps_kv: The conversation's keys and values are worth keeping for another day.
     """
 
     system: str | None = None
@@ -56,12 +55,11 @@ class ChatOptions:
     verify: bool = False
     idle_work: bool = True
     keeps_history: bool = True
-    keeps_kv: bool = True
 
     @property
     def stores_conversation(self) -> bool:
         """Whether the conversation's keys and values are read from disk and written to it."""
-        return self.keeps_history and self.keeps_kv
+        return self.keeps_history and self.idle_work
 
 
 class Session:
@@ -101,7 +99,10 @@ class Session:
                 context.check()
                 context.emit(event)
 
-            self._runner, self.info = load_runner(self.model, self.options, report, context.check)
+            options = self.options
+            self._runner, self.info = load_runner(self.model, options, report, context.check)
+            if self.options is not options:  # a command changed them meanwhile
+                self._runner.set_options(self.options)
         return self.info
 
     # -- turns -------------------------------------------------------------------------------------
@@ -283,8 +284,10 @@ class Session:
 
     @property
     def context_used(self) -> int:
-        """Tokens that the cache holds."""
-        return self._runner.num_cached if self._runner is not None else 0
+        """Tokens of the conversation that the cache holds."""
+        if self._runner is None or self.conversation.head is None:
+            return 0
+        return self._runner.num_cached
 
     def cache_report(self) -> "CacheReport | None":
         """Describes what the cache holds; None before the model is loaded."""

@@ -72,7 +72,9 @@ class Plan:
 
     @property
     def reason(self) -> str:
-        """Why as many ids are reused as are, in words."""
+        """Why as many ids are reused as are, in words; nothing where that needs no words."""
+        if self.action == "load":
+            return ""
         if self.num_held == 0:
             return "nothing was cached"
         if self.action == "fresh":

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import mlx.core as mx
 
@@ -216,22 +217,23 @@ class StoredPrefixes:
         """
         prefix, store = self.prefix, self.store
         token_ids = prefix.token_ids[:end]
-        if end < MIN_IDS or not store.is_writable or self.unstorable or self.reachable(end) != end:
+        while self._is_finishing():  # what comes to the disk now may be what this builds on
+            yield
+        is_held = prefix.token_ids[:end] == token_ids and self.reachable(end) == end
+        if end < MIN_IDS or not is_held or not store.is_writable or self.unstorable:
             return
         path = store.path_of(self.key, token_ids, what)
         parent = self._find_parent(token_ids, what)
-        if parent is not None and parent[-1].num_ids == end:
+        if parent and parent[-1].num_ids == end:
             store.touch(parent[::-1])
             return
         replaced: list[Entry] = []
-        if parent is not None and len(parent) > MAX_DEPTH:
+        if len(parent) > MAX_DEPTH:
             parent, replaced = parent[:1], parent[1:]
-        start = parent[-1].num_ids if parent else 0
-        source = _Source(prefix, end, start)
-        problem = source.find_problem()
-        if problem:
-            self.unstorable = problem
-            store.notices.append(f"this model's cache is not stored: {problem}")
+        source = _Source(prefix, end, parent[-1].num_ids if parent else 0)
+        if source.problem:
+            self.unstorable = source.problem
+            store.notices.append(f"this model's cache is not stored: {source.problem}")
             return
         description = Description(
             key=self.key,
@@ -239,28 +241,40 @@ class StoredPrefixes:
             label=label,
             what=what,
             num_ids=end,
-            start=start,
+            start=source.start,
             parent=parent[-1].name if parent else "",
-            depth=len(parent or ()),
+            depth=len(parent),
             created=time.time(),
             cache=json.dumps(source.meta),
         )
-        writer = None
         try:
-            store.prepare()
-            keep = [e.name for e in parent or ()]
-            if not store.make_room(source.num_bytes, keep):
-                return
-            writer = FileWriter(path, description, token_ids, source.shapes)
+            yield from self._write(path, description, token_ids, source, parent, replaced)
+        except OSError as error:
+            store.note_failure(error)
+
+    def _write(
+        self,
+        path: Path,
+        description: Description,
+        token_ids: list[int],
+        source: "_Source",
+        parent: list[Entry],
+        replaced: list[Entry],
+    ) -> Iterator[None]:
+        """Writes a file, a piece per step, as long as the live sequence begins with its ids."""
+        self.store.prepare()
+        if not self.store.make_room(source.num_bytes, [e.name for e in parent]):
+            return
+        writer: FileWriter | None = FileWriter(path, description, token_ids, source.shapes)
+        assert writer is not None
+        try:
             for piece in source.pieces():
                 writer.write(piece)
                 yield
-                if prefix.token_ids[:end] != token_ids:
+                if self.prefix.token_ids[: len(token_ids)] != token_ids:
                     return
-            self._finish(writer, (parent or [])[::-1], replaced)
+            self._finish(writer, parent[::-1], replaced)
             writer = None
-        except OSError as error:
-            store.note_failure(error)
         finally:
             if writer is not None:
                 writer.abandon()
@@ -269,17 +283,17 @@ class StoredPrefixes:
         """Says whether there is a file of exactly these ids."""
         return self.store.path_of(self.key, token_ids, what).exists()
 
-    def _find_parent(self, token_ids: Sequence[int], what: What) -> list[Entry] | None:
-        """The stored beginning of the ids with its ancestors, if it can be trusted that far."""
+    def _find_parent(self, token_ids: Sequence[int], what: What) -> list[Entry]:
+        """The files of the longest stored beginning of the ids, if there is one."""
         kinds: tuple[What, ...] = ("system",) if what == "system" else ("system", "conversation")
         match = self.store.find(self.key, token_ids, kinds=kinds)
         if match is None:
-            return None
+            return []
         try:
             return self.store.chain(match.entry)
         except BrokenChainError as broken:
             self.store.give_up(match.entry, broken)
-            return None
+            return []
 
     def _finish(self, writer: FileWriter, used: list[Entry], replaced: list[Entry]) -> None:
         """Brings a file to the disk while the worker goes on: that may take seconds."""
@@ -297,7 +311,13 @@ class StoredPrefixes:
 
         thread = threading.Thread(target=finish, name="prompt-store")
         thread.start()
-        self._finishing = [t for t in self._finishing if t.is_alive()] + [thread]
+        self._finishing.append(thread)
+
+    def _is_finishing(self, patience_s: float = 0.01) -> bool:
+        self._finishing = [thread for thread in self._finishing if thread.is_alive()]
+        for thread in self._finishing:
+            thread.join(patience_s)
+        return bool(self._finishing)
 
     def wait(self, timeout_s: float | None = None) -> None:
         """Waits until everything that was stored is on the disk."""
@@ -308,6 +328,8 @@ class StoredPrefixes:
 class _Source:
     """What will be stored of a live sequence: shapes first, then bytes.
 
+    `problem` says why it has no stored form, or nothing.
+
     Args:
         prefix: The live sequence.
         end: Length of the prefix.
@@ -315,31 +337,31 @@ class _Source:
     """
 
     def __init__(self, prefix: PrefixCache, end: int, start: int) -> None:
-        self._prefix, self._end, self._start = prefix, end, start
+        self._prefix, self._end, self.start = prefix, end, start
         self.meta: Meta = {"layers": len(prefix.cache.layers)}
         self.shapes: list[TensorShape] = []
         self._held: dict[int, Arrays] = {}
-        self._problem = ""
+        self.problem = ""
         self._num_layers = len(prefix.cache.layers)
         self._collect()
 
     def _collect(self) -> None:
         """Learns all shapes, and copies what is not rows: it changes with every token."""
         if self._prefix.cache.offsets() - {len(self._prefix.token_ids)}:
-            self._problem = "its layers count positions in ways of their own"
+            self.problem = "its layers count positions in ways of their own"
             return
         marks = self._prefix.marks.get(self._end)
         for i, layer in enumerate(self._prefix.cache.layers):
             mark = marks[i] if marks and self._end < len(self._prefix.token_ids) else None
-            exported = layer.export(self._end, mark, self._start)
+            exported = layer.export(self._end, mark, self.start)
             if exported is None:
-                self._problem = f"a layer of kind {layer.kind} has no stored form"
+                self.problem = f"a layer of kind {layer.kind} has no stored form"
                 return
             meta, arrays = exported
             self.meta.update({f"{i}.{name}": value for name, value in meta.items()})
             for name, array in arrays.items():
                 if array.dtype not in _NAMES:
-                    self._problem = f"{array.dtype} has no stored form"
+                    self.problem = f"{array.dtype} has no stored form"
                     return
                 self.shapes.append(
                     TensorShape(f"{i}.{name}", _NAMES[array.dtype], array.shape, array.nbytes)
@@ -347,10 +369,6 @@ class _Source:
             if layer.kind != "full":
                 self._held[i] = arrays
         mx.eval([list(arrays.values()) for arrays in self._held.values()])
-
-    def find_problem(self) -> str:
-        """Returns why the sequence has no stored form, or nothing."""
-        return self._problem
 
     @property
     def num_bytes(self) -> int:
@@ -362,7 +380,7 @@ class _Source:
         for i in range(self._num_layers):
             arrays = self._held.pop(i, None)
             if arrays is None:
-                exported = self._prefix.cache.layers[i].export(self._end, None, self._start)
+                exported = self._prefix.cache.layers[i].export(self._end, None, self.start)
                 assert exported is not None
                 arrays = exported[1]
             # A lazy slice that is kept across a write of the buffer would have it copied.
