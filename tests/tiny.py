@@ -22,6 +22,7 @@ from mlxchat.model.device import load_mlx
 
 mx = load_mlx()
 
+from mlxchat.chat.prompt_keeping import open_keeping  # noqa: E402
 from mlxchat.chat.results import TurnResult  # noqa: E402
 from mlxchat.chat.session import ChatOptions, Session  # noqa: E402
 from mlxchat.engine.chunking import PrefillChunker  # noqa: E402
@@ -292,6 +293,12 @@ class TinySession(Session):
         self.model_ = CountingModel(RecurrentModel() if kind == "recurrent" else loaded.model)
         runner.loaded = replace(loaded, model=self.model_)
         runner.engine = Engine(self.model_)
+        runner.keeping = open_keeping(
+            runner.name,
+            runner.loaded,
+            runner.engine.prefix,
+            keeps_conversation=self.options.stores_conversation,
+        )
         if chunk is not None:
             runner.engine.chunker = PrefillChunker(size=chunk, largest=chunk)
 

@@ -5,6 +5,7 @@ job on the worker (`turn.py`), and the main thread only hands in text and takes 
 Importing this module costs nothing; the engine side is imported by the first job.
 """
 
+import contextlib
 import os
 import time
 from collections.abc import Callable
@@ -12,14 +13,22 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from mlxchat.chat.conversation import Branch, Conversation
+from mlxchat.chat.pause import AfterPause
 from mlxchat.chat.results import LoadProgress, SessionInfo, TurnResult
 from mlxchat.engine.options import SamplingSettings
-from mlxchat.engine.worker import Job, JobContext, Worker
+from mlxchat.engine.worker import Job, JobCancelledError, JobContext, Worker
 from mlxchat.errors import UsageError
 
 if TYPE_CHECKING:
     from mlxchat.chat.turn import TurnRunner
+    from mlxchat.chat.warming import Warmed
     from mlxchat.engine.prefix_cache import CacheReport
+
+
+# The conversation is stored when nothing was said for so long: seldom enough for the disk.
+STORE_AFTER_S = 20.0
+# Leaving waits so long for what is being stored.
+LEAVE_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +41,8 @@ class ChatOptions:
         think: Thinking on or off, where the template has a switch.
         keep_thinking: Earlier thinking stays in the prompt, where the template can.
         verify: Compare every turn with a from-scratch prefill.
-        idle_work: After an answer, bring the cache to what the next turn will render.
+        idle_work: After an answer, bring the cache to what the next turn will render, and store it.
+        keeps_history: The conversation may be on disk, its keys and values too.
     """
 
     system: str | None = None
@@ -44,6 +54,12 @@ class ChatOptions:
     keep_thinking: bool = False
     verify: bool = False
     idle_work: bool = True
+    keeps_history: bool = True
+
+    @property
+    def stores_conversation(self) -> bool:
+        """Whether the conversation's keys and values are read from disk and written to it."""
+        return self.keeps_history and self.idle_work
 
 
 class Session:
@@ -63,6 +79,8 @@ class Session:
         self._worker = Worker()
         self._runner: TurnRunner | None = None
         self._keep_branch = False
+        self._turn_job: Job[TurnResult] | None = None
+        self._pause = AfterPause(STORE_AFTER_S, lambda: self._keep_prompts(whole=True, idle=True))
 
     # -- loading -----------------------------------------------------------------------------------
 
@@ -144,7 +162,8 @@ class Session:
             self._settle_when_idle()
             return self.last
 
-        return self._worker.submit(job)
+        self._turn_job = self._worker.submit(job)
+        return self._turn_job
 
     def _settle_when_idle(self) -> None:
         """Has the cache brought to what the next turn will begin with, in the background."""
@@ -154,6 +173,29 @@ class Session:
                 lambda context: runner.settle(self.conversation, context, keep_branch=branch),
                 idle=True,
             )
+            self._keep_prompts(whole=False, idle=True)
+            self._pause.restart()
+
+    def _keep_prompts(self, *, whole: bool, idle: bool) -> Job[None]:
+        """Has what was computed stored: the system prompt, or the whole conversation too."""
+
+        def job(context: JobContext) -> None:
+            if self._runner is not None:
+                self._runner.keep_prompts(self.conversation, context, whole=whole)
+
+        return self._worker.submit(job, idle=idle)
+
+    def warm(self, system: str) -> "Job[Warmed]":
+        """Reads a system prompt and stores it for later chats with this model."""
+
+        def job(context: JobContext) -> "Warmed":
+            self._load(context)
+            from mlxchat.chat.warming import warm
+
+            assert self._runner is not None
+            return warm(self._runner, system, context)
+
+        return self._worker.submit(job)
 
     # -- moves in the tree -------------------------------------------------------------------------
 
@@ -259,8 +301,16 @@ class Session:
         self._worker.submit(lambda _: None, idle=True).result(timeout_s)
 
     def close(self) -> None:
-        """Ends the worker."""
-        self._worker.close()
+        """Stores what the next start can use, and ends the worker."""
+        self._pause.stop()
+        try:
+            if self._runner is not None and self._turn_job is not None and self._turn_job.done:
+                job = self._keep_prompts(whole=True, idle=False)
+                with contextlib.suppress(TimeoutError, JobCancelledError):
+                    job.result(LEAVE_S)
+                    self._runner.keeping.finish(LEAVE_S)
+        finally:
+            self._worker.close()
 
 
 def pick_seed() -> int:
