@@ -35,7 +35,7 @@ from mlxchat.engine.timing import Stopwatch
 from mlxchat.engine.worker import JobCancelledError, JobContext
 from mlxchat.errors import ContextFullError, TemplateError
 from mlxchat.model.device import format_backend, make_device_plan
-from mlxchat.model.hub import resolve_model
+from mlxchat.model.hub import ModelFolder, resolve_model
 from mlxchat.model.language_model import ModelInfo
 from mlxchat.model.loader import LoadedModel, load_model
 from mlxchat.model.tokenizer import Tokenizer
@@ -77,7 +77,15 @@ def load_runner(
         is_builtin=folder.is_builtin,
         load_s=loaded.load_s,
         notices=(*info.notices, *_context_notices(options, info), *runner.template_notices()),
+        source=_name_to_reopen(folder),
+        commit=folder.commit,
+        fingerprint=loaded.fingerprint,
     )
+
+
+def _name_to_reopen(folder: ModelFolder) -> str:
+    is_local = folder.commit is None and not folder.is_builtin
+    return str(folder.path) if is_local else folder.name
 
 
 def _context_notices(options: ChatOptions, info: ModelInfo) -> list[str]:
@@ -117,7 +125,7 @@ class TurnRunner:
         self.context_limit = min(
             options.max_context or loaded.model.info.max_context, loaded.model.info.max_context
         )
-        self._template = ChatTemplate.for_tokenizer(loaded.tokenizer)
+        self._template = ChatTemplate.for_tokenizer(loaded.tokenizer, now=options.now)
         self.renderer = self._make_renderer(self._template)
         self._seed = pick_seed() if options.sampling.seed is None else options.sampling.seed
         self._reuses = True
@@ -136,6 +144,8 @@ class TurnRunner:
 
     def set_options(self, options: ChatOptions) -> list[str]:
         """Takes other options from the next turn on; returns what the template cannot do."""
+        if options.now != self.options.now:  # another conversation
+            self._template = ChatTemplate.for_tokenizer(self.tokenizer, now=options.now)
         self.options = options
         self.renderer = self._make_renderer(self._template)
         notices = self.renderer.template.notices
