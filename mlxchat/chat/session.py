@@ -90,7 +90,7 @@ class Session:
         self.last: TurnResult | None = None
         self._worker = Worker()
         self._runner: TurnRunner | None = None
-        self._keep_branch = False
+        self._keep_branch = self._is_closed = False
         self._turn_job: Job[TurnResult] | None = None
         self._pause = AfterPause(STORE_AFTER_S, lambda: self._keep_prompts(whole=True, idle=True))
         self._made_by: dict[int, str | None] = {}
@@ -423,6 +423,9 @@ class Session:
 
     def close(self) -> None:
         """Stores what the next start can use, ends the worker, and completes the history."""
+        if self._is_closed:
+            return
+        self._is_closed = True
         self._pause.stop()
         try:
             if self._runner is not None and self._turn_job is not None and self._turn_job.done:
