@@ -1,7 +1,7 @@
 """mlxchat against mlx-lm: the same checkpoints, one machine, one run, ratios.
 
-Every measurement is a process of its own, since a BLAS cannot be unloaded; peers alternate (A B A
-B) and the median of the rounds counts. Prints a Markdown table and, as the last line, JSON.
+Every measurement is a process of its own, since a BLAS cannot be unloaded; peers alternate (ABAB)
+and the median of the rounds counts. Prints a Markdown table and, as the last line, JSON.
 """
 
 import argparse

@@ -9,8 +9,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, ClassVar
 
+from mlxchat.chat.conversation import Branch, Node
 from mlxchat.chat.results import (
     CacheUse,
     LoadProgress,
@@ -23,9 +25,11 @@ from mlxchat.chat.results import (
     Verify,
 )
 from mlxchat.chat.session import ChatOptions
+from mlxchat.chat.template import Message
+from mlxchat.engine.prefix_cache import CacheReport
 from mlxchat.engine.timing import Timing
 from mlxchat.engine.worker import Job, JobContext, Worker
-from mlxchat.errors import MlxchatError, ModelNotFoundError
+from mlxchat.errors import MlxchatError, ModelNotFoundError, UsageError
 
 LONG_ANSWER_TOKENS = 2_000
 
@@ -81,8 +85,10 @@ class FakeSession:
 
     made: "ClassVar[list[FakeSession]]" = []  # noqa: RUF012  # the annotation is a string
 
-    def __init__(self, model: str | None, options: ChatOptions) -> None:
-        self.model, self.options = model, options
+    title: str | None = None
+
+    def __init__(self, model: str | None, options: ChatOptions, recorder: object = None) -> None:
+        self.model, self.options, self.recorder = model, options, recorder
         self.info: SessionInfo | None = None
         self.last: TurnResult | None = None
         self.system = options.system
@@ -144,11 +150,49 @@ class FakeSession:
         self.sent = self.sent[: len(self.sent) - taken]
         return taken
 
+    def prepare_history(self) -> None:
+        pass
+
+    def set_title(self, title: str | None) -> None:
+        self.title = title
+
+    def save(self, title: str) -> int:
+        self.title = title
+        return 7
+
+    def restore(self, restored: Any) -> None:
+        self.sent = [node.message.content for node in restored.conversation.questions()]
+
     def set_system(self, text: str | None) -> None:
         self.system = text
 
     def reset(self) -> None:
         self.sent = []
+
+    def fork(self) -> int:
+        return len(self.sent)
+
+    def goto(self, node_id: int) -> int:
+        if node_id > len(self.sent):
+            raise UsageError(f"there is no message {node_id}; /tree shows the numbers")
+        self.sent = self.sent[:node_id]
+        return node_id
+
+    def tree(self) -> list[Branch]:
+        nodes = [Node(i, None, Message("user", t)) for i, t in enumerate(self.sent, 1)]
+        return [Branch(node, node.id % 2, node.id == len(nodes), True) for node in nodes]
+
+    def set_thinking(self, think: bool | None) -> list[str]:
+        self.options = replace(self.options, think=think)
+        return ["this template has no switch"] if think is False else []
+
+    def count_rereads(self) -> tuple[int, int] | None:
+        return (700, 1000) if self.sent else None
+
+    def cache_report(self) -> CacheReport | None:
+        if not self.sent:
+            return None
+        return CacheReport(120, ("full", "recurrent"), 2048, ((100, 512),), ((80, 110, 256),), 4096)
 
     def close(self) -> None:
         self.is_closed = True

@@ -170,3 +170,46 @@ def test_registry_is_well_formed():
     for name, command in COMMANDS.items():
         assert slash._COMMAND.fullmatch(f"/{name}").group(2) == name == name.lower()
         assert command.summary.endswith(".")
+
+
+def test_moves_in_the_tree(talk):
+    """/fork names a place, /tree draws the branches, /goto goes back to it."""
+    for text in ("one", "two\x1b[31m", "three " * 30):
+        talk.do(text)
+    talk.do("/fork")
+    assert "/goto 3 comes back" in talk.said[-1]
+    talk.do("/tree")
+    lines = talk.said[-1].split("\n")
+    assert lines[0] == "*   1    you: one"
+    assert lines[2].startswith(">   3    you: three three")
+    assert max(map(len, lines)) <= 80
+    assert "\x1b" not in talk.said[-1]
+    talk.do("/goto 1")
+    assert talk.said[-1] == "At message 1, after 1 turn."
+    with pytest.raises(UsageError, match="no message 9; /tree"):
+        talk.do("/goto 9")
+
+
+def test_thinking_says_what_it_costs(talk):
+    """/think passes the choice on, shows the template's notice and the cost of the change."""
+    talk.do("hello")
+    talk.do("/think on")
+    assert talk.session.options.think is True
+    assert talk.said == ["Thinking: on.", "The next turn reads 700 of 1000 tokens again."]
+    talk.do("/think off")
+    assert talk.said[2] == "this template has no switch"
+    talk.do("/think default")
+    assert talk.session.options.think is None
+    with pytest.raises(UsageError, match="on, off or default"):
+        talk.do("/think maybe")
+
+
+def test_cache(talk):
+    """/cache shows live tokens, checkpoints, branches and the budget."""
+    talk.do("/cache")
+    assert talk.said == ["The model is not loaded yet."]
+    talk.do("hello")
+    talk.do("/cache")
+    shown = talk.said[-1]
+    for part in ("120 tokens, 2.0 KiB", "full, recurrent", "at 100", "tokens 80 to 110", "768 B"):
+        assert part in shown

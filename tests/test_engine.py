@@ -23,7 +23,7 @@ GREEDY = Sampling(temperature=0.0)
 SEEDED = Sampling(temperature=1.0, top_p=0.9, repetition_penalty=1.1, seed=4)
 
 
-class Stop(Exception):
+class StopError(Exception):
     """Ctrl-C, as `check` raises it."""
 
 
@@ -81,7 +81,7 @@ def raise_after(num: int) -> Callable[..., None]:
 
     def call(*_: object) -> None:
         if left[0] == 0:
-            raise Stop
+            raise StopError
         left[0] -= 1
 
     return call
@@ -147,7 +147,7 @@ def test_only_new_ids_are_fed(model: CountingModel) -> None:
 def test_a_stop_between_chunks_keeps_a_valid_prefix(model: CountingModel, num_checks: int) -> None:
     """What was fed before the stop stays; the next prefill goes on from there, exactly."""
     engine = make_engine(model)
-    with pytest.raises(Stop):
+    with pytest.raises(StopError):
         feed(engine, IDS[:50], check=raise_after(num_checks))
     assert engine.prefix.token_ids == IDS[: 8 * num_checks]
     model.calls.clear()
@@ -173,12 +173,12 @@ def test_a_forward_pass_that_breaks_off_resets(
     def fail(self: RowCache, *rows: Any) -> Any:
         left[0] -= 1
         if left[0] == 0:
-            raise Stop
+            raise StopError
         return update(self, *rows)
 
     with monkeypatch.context() as patch:
         patch.setattr(RowCache, "update_and_fetch", fail)
-        with pytest.raises(Stop):
+        with pytest.raises(StopError):
             feed(engine, IDS[:50])
     assert engine.prefix.token_ids == []
     assert engine.prefix.cache.offsets() <= {0}
@@ -191,7 +191,7 @@ def test_an_exception_of_the_model_resets(model: CountingModel) -> None:
     engine = make_engine(model)
     for ids in (IDS[:30], IDS[:40]):
         model.hook = raise_after(1)
-        with pytest.raises(Stop):
+        with pytest.raises(StopError):
             feed(engine, ids)
         assert engine.prefix.token_ids == []
     model.hook = None
@@ -200,7 +200,7 @@ def test_an_exception_of_the_model_resets(model: CountingModel) -> None:
     next(decoding)
     model.hook = raise_after(1)
     next(decoding)
-    with pytest.raises(Stop):
+    with pytest.raises(StopError):
         next(decoding)
     assert engine.prefix.token_ids == []
     model.hook = None
@@ -212,9 +212,7 @@ def test_an_exception_of_the_model_resets(model: CountingModel) -> None:
 
 @pytest.mark.parametrize("sampling", [GREEDY, SEEDED], ids=["greedy", "seeded"])
 @pytest.mark.parametrize("length", [1, 45])
-def test_decode_equals_the_slow_loop(
-    model: CountingModel, sampling: Sampling, length: int
-) -> None:
+def test_decode_equals_the_slow_loop(model: CountingModel, sampling: Sampling, length: int) -> None:
     """Token by token, one step ahead, gives what reading everything again gives."""
     ids = IDS[:length]
     engine = make_engine(model)
@@ -254,9 +252,7 @@ def test_decode_is_one_step_ahead(model: CountingModel) -> None:
 def test_closing_decode_leaves_what_was_yielded(model: CountingModel, num: int) -> None:
     """After a stop token the consumer leaves; the cache holds prompt and tokens, no more."""
     engine = make_engine(model)
-    decoding = engine.decode(
-        feed(engine, IDS[:30]), Sampler(SEEDED, VOCAB_SIZE), max_tokens=50
-    )
+    decoding = engine.decode(feed(engine, IDS[:30]), Sampler(SEEDED, VOCAB_SIZE), max_tokens=50)
     tokens = [next(decoding) for _ in range(num)]
     decoding.close()
     assert engine.prefix.token_ids == IDS[:30] + tokens
@@ -274,7 +270,7 @@ def test_a_stop_between_tokens_keeps_what_was_yielded(
     """The stop comes out of the generator; what was yielded is in the cache, and goes on."""
     engine, tokens = make_engine(model), []
     logits = feed(engine, IDS[:30])
-    with pytest.raises(Stop):
+    with pytest.raises(StopError):
         tokens.extend(
             engine.decode(
                 logits, Sampler(SEEDED, VOCAB_SIZE), max_tokens=9, check=raise_after(num_checks)

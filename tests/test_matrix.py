@@ -144,7 +144,7 @@ def test_dynamic_ntk_ends_at_its_limit() -> None:
         try:
             player.send("And then?", label=f"turn {turn}", settles=False)
         except ContextFullError as error:
-            assert "the context holds 96" in str(error)
+            assert "the context holds 96" in str(error)  # noqa: PT017  # any turn may be the last
             break
     else:
         pytest.fail("the limit was passed")

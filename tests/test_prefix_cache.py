@@ -1,7 +1,8 @@
 """The planner against brute force, and marks, stashes and budgets on real caches."""
 
+import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pytest
@@ -24,7 +25,7 @@ from mlxchat.engine.prefix_cache import (  # noqa: E402
     count_common,
     make_plan,
 )
-from mlxchat.model.kv_cache import RowCache, SequenceCache  # noqa: E402
+from mlxchat.model.kv_cache import RowCache  # noqa: E402
 
 # -- the planner -----------------------------------------------------------------------------------
 
@@ -163,7 +164,7 @@ def test_thinned_marks_are_spaced_exponentially() -> None:
         marks.append(position)
         if len(marks) > 12:
             marks.remove(choose_mark_to_drop(marks))
-    gaps = [b - a for a, b in zip(marks, marks[1:], strict=False)]
+    gaps = [b - a for a, b in itertools.pairwise(marks)]
     assert gaps[-1] == 10
     assert gaps[0] > 500
     for place in range(10, 4000, 7):
@@ -183,17 +184,6 @@ def test_the_last_marks_go_in_the_end() -> None:
 # No id in common: where one takes over from the other, the common prefix ends.
 LONG = mx.random.randint(0, VOCAB_SIZE // 2, (400,), key=mx.random.key(2)).tolist()
 OTHER = mx.random.randint(VOCAB_SIZE // 2, VOCAB_SIZE, (400,), key=mx.random.key(3)).tolist()
-
-
-class SmallSteps(CountingModel):
-    """Buffers grow by 8 rows instead of 256, so that windows drop rows within a short test."""
-
-    def make_cache(self) -> SequenceCache:
-        cache = super().make_cache()
-        for layer in cache.layers:
-            if isinstance(layer, RowCache):
-                layer.step = 8
-        return cache
 
 
 @dataclass
@@ -222,7 +212,7 @@ class Feeder:
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, CountingModel]:
-    return {k: SmallSteps(make_model(k, tmp_path_factory.mktemp(k)).model) for k in KINDS}
+    return {k: make_model(k, tmp_path_factory.mktemp(k)) for k in KINDS}
 
 
 @pytest.fixture(params=KINDS)
@@ -231,8 +221,8 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def feeder(kind: str, models: dict[str, CountingModel]) -> Iterator[Feeder]:
-    yield Feeder(Engine(models[kind], PrefillChunker(size=16, largest=16)))
+def feeder(kind: str, models: dict[str, CountingModel]) -> Feeder:
+    return Feeder(Engine(models[kind], PrefillChunker(size=16, largest=16)))
 
 
 def test_marks_are_for_what_cannot_be_trimmed(feeder: Feeder, kind: str) -> None:
@@ -403,11 +393,14 @@ def test_report(feeder: Feeder, kind: str) -> None:
     feeder.go(LONG[:40] + OTHER[:10], marks=(45,), keep_branch=True)
     report = feeder.prefix.report()
     assert report.num_tokens == 50
-    assert report.kinds == {
-        "full": ("full",),
-        "window": ("full", "window"),
-        "recurrent": ("recurrent",),
-    }[kind]
+    assert (
+        report.kinds
+        == {
+            "full": ("full",),
+            "window": ("full", "window"),
+            "recurrent": ("recurrent",),
+        }[kind]
+    )
     assert report.live_bytes == feeder.prefix.cache.nbytes > 0
     assert [p for p, _ in report.marks] == ([] if kind == "full" else [40, 45])
     assert all(size > 0 for _, size in report.marks)

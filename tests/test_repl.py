@@ -170,6 +170,14 @@ def test_a_model_that_cannot_be_loaded_while_a_message_waits(make_chat):
         chat.run(f"hello{ENTER}")
 
 
+def test_a_wrong_command_while_loading(make_chat):
+    """A command that fails before the model is there does not end the chat."""
+    chat = make_chat("slow")
+    out = chat.run(f"/hepl{ENTER}hello{ENTER}")
+    assert "did you mean /help?" in out
+    assert chat.session.sent == ["hello"]
+
+
 def test_what_the_load_says_is_said_once(make_chat):
     """Notices of the load come with the first answer and not again."""
     out = make_chat("noticed").run(f"hello{ENTER}bye{ENTER}")
@@ -218,10 +226,18 @@ def test_history_made_private(mlxchat_home):
     assert file.stat().st_mode & 0o777 == 0o600
 
 
+def test_history_that_cannot_be_kept(make_chat, mlxchat_home):
+    """A data folder that cannot be made is no reason not to talk."""
+    mlxchat_home.write_text("a file in the way")
+    chat = make_chat()
+    chat.run(f"hello{ENTER}")
+    assert chat.session.sent == ["hello"]
+
+
 @pytest.mark.parametrize(
     ("text", "names"),
     [
-        ("/s", ["/system", "/stats"]),
+        ("/s", ["/system", "/stats", "/save"]),
         ("/he", ["/help"]),
         ("he", []),
         ("/system t", []),

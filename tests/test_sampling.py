@@ -99,9 +99,7 @@ def test_truncation_keeps_exactly_the_right_set(
 
 @bounded(max_examples=60)
 @given(logits=LOGITS, top_k=st.integers(0, 5), top_p=st.sampled_from([0.2, 0.8, 1.0]))
-def test_truncation_keeps_the_proportions(
-    logits: list[float], top_k: int, top_p: float
-) -> None:
+def test_truncation_keeps_the_proportions(logits: list[float], top_k: int, top_p: float) -> None:
     """What is kept has the tempered logits it had, under its own id."""
     logprobs, ids = truncated_logprobs(
         mx.array([logits]), temperature=0.5, top_k=top_k, top_p=top_p, min_p=0.0
@@ -277,6 +275,13 @@ class TestResolve:
         """A checkpoint that does not sample is greedy, whatever else it names."""
         assert self.resolve({"do_sample": False, "temperature": 0.6}).temperature == 0.0
         assert self.resolve({"do_sample": False}, temperature=0.9).temperature == 0.9
+
+    def test_a_penalty_alone(self) -> None:
+        """A checkpoint's penalty counts when it is greedy too, and leaves our truncation alone."""
+        got = self.resolve({"do_sample": False, "repetition_penalty": 1.1})
+        assert (got.temperature, got.repetition_penalty) == (0.0, 1.1)
+        got = self.resolve({"repetition_penalty": 1.1})
+        assert (got.temperature, got.top_p, got.repetition_penalty) == (0.7, 0.95, 1.1)
 
     def test_the_person_wins(self) -> None:
         """What was asked for wins over the checkpoint, 0 included."""

@@ -1,5 +1,6 @@
 """Times of a turn: what is counted, what is left out, and the rates that follow."""
 
+import itertools
 from typing import Any
 
 import pytest
@@ -116,7 +117,7 @@ def test_gap_summary(gaps: list[float]) -> None:
         times.append(times[-1] + gap)
     got = summarise_gaps(times)
     assert got is not None
-    exact = sorted((b - a) * 1e3 for a, b in zip(times, times[1:], strict=False))
+    exact = sorted((b - a) * 1e3 for a, b in itertools.pairwise(times))
     assert exact[0] - 1e-6 <= got["p50"] <= got["p95"] + 1e-6 <= got["max"] + 2e-6
     assert got["max"] == exact[-1]
     below = sum(gap <= got["p50"] + 1e-6 for gap in exact)

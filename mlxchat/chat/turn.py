@@ -4,12 +4,14 @@ Runs where MLX runs. The conversation is changed only when an answer stands: an 
 Ctrl-C leaves it as it was.
 """
 
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from mlxchat.chat.conversation import Conversation
 from mlxchat.chat.prompt import PromptRenderer, RenderedPrompt
+from mlxchat.chat.prompt_keeping import PromptKeeping, open_keeping
 from mlxchat.chat.reasoning import Delta, Split
 from mlxchat.chat.results import (
     CacheUse,
@@ -33,7 +35,8 @@ from mlxchat.engine.timing import Stopwatch
 from mlxchat.engine.worker import JobCancelledError, JobContext
 from mlxchat.errors import ContextFullError, TemplateError
 from mlxchat.model.device import format_backend, make_device_plan
-from mlxchat.model.hub import resolve_model
+from mlxchat.model.hub import ModelFolder, resolve_model
+from mlxchat.model.language_model import ModelInfo
 from mlxchat.model.loader import LoadedModel, load_model
 from mlxchat.model.tokenizer import Tokenizer
 
@@ -61,6 +64,8 @@ def load_runner(
         folder.path, lambda phase, done, total: report(LoadProgress(phase, done, total))
     )
     runner = TurnRunner("builtin" if folder.is_builtin else folder.name, loaded, options)
+    with contextlib.suppress(TemplateError):  # loads Jinja now; a real refusal shows in a turn
+        runner.renderer.render_ids([Message("user", "Hello")])
     info = loaded.model.info
     return runner, SessionInfo(
         model=runner.name,
@@ -71,8 +76,22 @@ def load_runner(
         backend=format_backend(make_device_plan()),
         is_builtin=folder.is_builtin,
         load_s=loaded.load_s,
-        notices=(*info.notices, *runner.template_notices()),
+        notices=(*info.notices, *_context_notices(options, info), *runner.template_notices()),
+        source=_name_to_reopen(folder),
+        commit=folder.commit,
+        fingerprint=loaded.fingerprint,
     )
+
+
+def _name_to_reopen(folder: ModelFolder) -> str:
+    is_local = folder.commit is None and not folder.is_builtin
+    return str(folder.path) if is_local else folder.name
+
+
+def _context_notices(options: ChatOptions, info: ModelInfo) -> list[str]:
+    if (options.max_context or 0) <= info.max_context:
+        return []
+    return [f"--max-context {options.max_context} is more than this model's {info.max_context}"]
 
 
 @dataclass(slots=True)
@@ -100,21 +119,44 @@ class TurnRunner:
         self.loaded = loaded
         self.options = options
         self.engine = Engine(loaded.model)
+        self.keeping: PromptKeeping = open_keeping(
+            name, loaded, self.engine.prefix, keeps_conversation=options.stores_conversation
+        )
         self.context_limit = min(
             options.max_context or loaded.model.info.max_context, loaded.model.info.max_context
         )
-        template = ChatTemplate.for_tokenizer(
-            loaded.tokenizer, think=options.think, keep_thinking=options.keep_thinking
-        )
-        self.renderer = PromptRenderer(
-            template, loaded.tokenizer, keep_thinking=options.keep_thinking
-        )
+        self._template = ChatTemplate.for_tokenizer(loaded.tokenizer, now=options.now)
+        self.renderer = self._make_renderer(self._template)
         self._seed = pick_seed() if options.sampling.seed is None else options.sampling.seed
         self._reuses = True
         self._is_first = True
         self._num_settled = 0
+        self._pin = 0  # where the turn began: sliding windows keep their rows back to it
         self._settle_note = ""
         self._notices_told: set[str] = set(self.template_notices())
+
+    def _make_renderer(self, template: ChatTemplate) -> PromptRenderer:
+        """Makes the renderer of a template with the options' switches; its date stays."""
+        think, keep = self.options.think, self.options.keep_thinking
+        if think is not None or keep:
+            template = template.with_thinking(think, keep)
+        return PromptRenderer(template, self.tokenizer, keep_thinking=keep)
+
+    def set_options(self, options: ChatOptions) -> list[str]:
+        """Takes other options from the next turn on; returns what the template cannot do."""
+        if options.now != self.options.now:  # another conversation
+            self._template = ChatTemplate.for_tokenizer(self.tokenizer, now=options.now)
+        self.options = options
+        self.renderer = self._make_renderer(self._template)
+        notices = self.renderer.template.notices
+        self._notices_told.update(notices)
+        return [text for text in notices if text not in self._template.notices]
+
+    def count_rereads(self, conversation: Conversation) -> tuple[int, int]:
+        """Counts the ids that are held in the conversation but would be read again, and all."""
+        target = self.renderer.settle_target(conversation.messages())
+        plan = self.engine.prefix.plan(target, leave=0)
+        return len(target) - plan.start, len(target)
 
     def template_notices(self) -> list[str]:
         """Returns what the template and its renderer had to say so far."""
@@ -160,12 +202,19 @@ class TurnRunner:
             messages = [*messages, Message("user", question)]
         now = time.perf_counter()
         prompt = self.renderer.render_ids(messages)
+        if not prompt.token_ids:
+            raise TemplateError("the chat template renders an empty prompt; fix or replace it")
         self._check_room(len(prompt.token_ids))
         plan = self._plan(messages, prompt)
         now = watch.add("template", now)
+        if self._reuses:
+            plan = self.keeping.restore(prompt.token_ids, plan, context.check)
+        for text in self.keeping.take_notices():
+            context.emit(Notice(text))
         self.engine.prefix.apply(plan, keep_branch=keep_branch)
         self.engine.prefix.mark()  # mostly the end of the last answer: this question may be edited
-        self.engine.prefix.cache.pin(self._pin(plan))
+        self._pin = min([plan.start, *plan.marks])
+        self.engine.prefix.cache.pin(self._pin)
         now = watch.add("restore", now)
         logits = self.engine.prefill(
             prompt.token_ids,
@@ -175,6 +224,7 @@ class TurnRunner:
         )
         assert logits is not None
         watch.add("prefill", now)
+        self.keeping.note(messages, prompt.token_ids, prompt.message_ends[0])
         attempt = len(conversation.children(conversation.head)) if question is None else 0
         answer = self._decode(prompt, logits, watch, context, self._seed + attempt)
         for text in self._record(conversation, question, messages, prompt, answer):
@@ -188,9 +238,11 @@ class TurnRunner:
 
     def _check_room(self, num_prompt: int) -> None:
         if num_prompt >= self.context_limit:
+            could_be_more = self.context_limit < self.loaded.model.info.max_context
             raise ContextFullError(
                 f"the prompt has {num_prompt} tokens, but the context holds {self.context_limit};"
-                " shorten the message, start over with /reset, or raise --max-context"
+                " shorten the message, take turns back with /undo"
+                + (", or raise --max-context" if could_be_more else ", or start over with /reset")
             )
 
     def _plan(self, messages: list[Message], prompt: RenderedPrompt) -> Plan:
@@ -206,11 +258,6 @@ class TurnRunner:
                 self.renderer.probe_point(messages, prompt),
             )
         return prefix.plan(prompt.token_ids, marks=marks)
-
-    @staticmethod
-    def _pin(plan: Plan) -> int:
-        """Sliding windows keep their rows back to the start of the turn."""
-        return min([plan.start, *plan.marks])
 
     # -- the answer --------------------------------------------------------------------------------
 
@@ -298,7 +345,7 @@ class TurnRunner:
         else:
             if question is not None:
                 conversation.append(messages[-1])
-            answer.split, answer.text = split, stored.content
+            answer.split, answer.text = replace(split, reasoning=stored.reasoning), stored.content
             conversation.append(stored)
         for text in self.template_notices():
             if text not in self._notices_told:
@@ -339,8 +386,9 @@ class TurnRunner:
             kv_bytes=self.engine.prefix.cache.nbytes,
             weight_bytes=self.loaded.model.info.weight_bytes,
         )
-        reason = f"reused {num_cached}, read {usage.prefill_tokens}"
-        why = self._settle_note or (plan.reason if plan.action != "continue" else "")
+        where = " from disk" if plan.action == "load" else ""
+        reason = f"reused {num_cached}{where}, read {usage.prefill_tokens}"
+        why = self._settle_note if plan.action == "continue" else plan.reason
         self._is_first, self._num_settled, self._settle_note = False, 0, ""
         return TurnResult(
             model=self.name,
@@ -366,12 +414,15 @@ class TurnRunner:
         )
         if not verify.holds and self._reuses:
             self._reuses = False
+            self.keeping.distrust()
             context.emit(
                 Notice("the cached prompt was not exact; reuse is off for this conversation")
             )
         return verify
 
-    def settle(self, conversation: Conversation, context: JobContext) -> None:
+    def settle(
+        self, conversation: Conversation, context: JobContext, *, keep_branch: bool = False
+    ) -> None:
         """Brings the cache to what the next turn will begin with; gives way within one chunk."""
         if not self._reuses or conversation.head is None:
             return
@@ -383,8 +434,8 @@ class TurnRunner:
         lost = plan.num_held - plan.start
         try:
             context.check()
-            prefix.apply(plan)
-            prefix.cache.pin(plan.start)
+            prefix.apply(plan, keep_branch=keep_branch)
+            prefix.cache.pin(min(plan.start, self._pin))
             before = len(prefix.token_ids)
             try:
                 self.engine.prefill(target, plan, check=context.check)
@@ -392,5 +443,23 @@ class TurnRunner:
                 self._num_settled += max(len(prefix.token_ids) - before, 0)
         except JobCancelledError:
             return
-        if lost > 1:
+        if lost > 1 and not keep_branch:
             self._settle_note = f"the template dropped or moved {lost} ids of the last turn"
+
+    def keep_prompts(self, conversation: Conversation, context: JobContext, *, whole: bool) -> None:
+        """Stores what was computed, as far as the context lets it; the rest waits for another call.
+
+        Args:
+            conversation: Where the person is.
+            context: The job's.
+            whole: More than the system prompt.
+        """
+        if not self._reuses:
+            return
+        try:
+            self.keeping.keep_system(context.check)
+            if whole and conversation.head is not None:
+                target = self.renderer.settle_target(conversation.messages())
+                self.keeping.keep_conversation(target, context.check)
+        except JobCancelledError:
+            return

@@ -6,6 +6,7 @@ Text that a model or a file produced is untrusted: `sanitize` takes away what a 
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from mlxchat.chat.conversation import Branch
     from mlxchat.chat.results import (
         LoadProgress,
         PrefillProgress,
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
         Verify,
     )
     from mlxchat.chat.session import Session
+    from mlxchat.engine.prefix_cache import CacheReport
 
 
 def _make_safe_table() -> dict[int, str]:
@@ -75,6 +77,14 @@ def format_seconds(seconds: float) -> str:
     return f"{minutes} min {rest:02d} s"
 
 
+def format_age(seconds: float) -> str:
+    """Returns how long ago something was, in the unit that suits it: `3 h ago`."""
+    for limit, unit, name in ((60, 1, "s"), (3600, 60, "min"), (86400, 3600, "h")):
+        if seconds < limit:
+            return f"{int(seconds / unit)} {name} ago"
+    return f"{int(seconds / 86400)} d ago"
+
+
 def format_rate(tok_per_s: float | None) -> str:
     """Returns a rate in tokens per second without its unit, `-` where there is none."""
     if tok_per_s is None:
@@ -86,6 +96,15 @@ def format_table(rows: list[tuple[str, str]]) -> str:
     """Returns names and values in two columns."""
     width = max((len(name) for name, _ in rows), default=0)
     return "\n".join(f"{name:<{width}}  {sanitize(value)}".rstrip() for name, value in rows)
+
+
+def format_columns(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    """Returns a table with a header; every column is as wide as its widest cell."""
+    lines = [header, *rows]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    return "\n".join(
+        "  ".join(f"{c:<{w}}" for c, w in zip(line, widths, strict=True)).rstrip() for line in lines
+    )
 
 
 def wrap_parts(line: str, width: int) -> str:
@@ -270,3 +289,40 @@ def format_stats(session: "Session") -> str:
     ]
     report = format_table(rows)
     return report if session.last is None else f"{report}\n\n{format_timing(session.last)}"
+
+
+def format_tree(branches: "list[Branch]", width: int = 60) -> str:
+    """Returns the messages of all branches, one a line; `>` is where the person is.
+
+    Args:
+        branches: In the order in which they are drawn.
+        width: Characters of each message that are shown.
+    """
+    lines = []
+    for branch in branches:
+        message = branch.node.message
+        sign = ">" if branch.is_head else "*" if branch.is_on_path else " "
+        text = one_line(message.content)
+        text = text if len(text) <= width else text[: width - 1] + "…"
+        who = "you" if message.role == "user" else "model"
+        lines.append(f"{sign} {branch.node.id:>3}  {'  ' * branch.depth}{who}: {text}")
+    return "\n".join(lines)
+
+
+def format_cache(report: "CacheReport") -> str:
+    """Returns what the KV cache holds: the live sequence, checkpoints and branches left behind."""
+    rows = [
+        ("live", f"{format_count(report.num_tokens)} tokens, {format_bytes(report.live_bytes)}"),
+        ("layers", ", ".join(report.kinds)),
+    ]
+    rows += [
+        ("checkpoint", f"at {format_count(position)}, {format_bytes(size)}")
+        for position, size in report.marks
+    ]
+    rows += [
+        ("branch", f"tokens {format_count(base)} to {format_count(end)}, {format_bytes(size)}")
+        for base, end, size in report.stashes
+    ]
+    used = sum(size for *_, size in (*report.marks, *report.stashes))
+    rows.append(("budget", f"{format_bytes(used)} of {format_bytes(report.budget_bytes)}"))
+    return format_table(rows)

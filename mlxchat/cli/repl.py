@@ -19,7 +19,7 @@ from prompt_toolkit import PromptSession
 from prompt_toolkit.application import Application
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion
 from prompt_toolkit.document import Document
-from prompt_toolkit.history import FileHistory
+from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.shortcuts import CompleteStyle
 
@@ -30,25 +30,37 @@ from mlxchat.cli.render import format_banner, format_progress, format_toolbar
 from mlxchat.cli.screen import Screen
 
 if TYPE_CHECKING:
+    from mlxchat.chat.results import SessionInfo
     from mlxchat.cli.turn import Answers
+    from mlxchat.engine.worker import Job
 
 # Two presses further apart than this are two wishes to clear the line.
 LEAVE_WITHIN_S = 2.0
+# How often a message that waits for the model looks whether it is there.
+LOAD_POLL_S = 0.05
+_MARK_PASTES, _LEAVE_PASTES = "\x1b[?2004h", "\x1b[?2004l"
 _LEAVE_HINT = "Press Ctrl-C again to leave."
 
 
 class SlashCompleter(Completer):
-    """Completes the names of slash commands from their registry."""
+    """Completes slash commands and their arguments from their registry."""
 
     def get_completions(
         self, document: Document, complete_event: CompleteEvent
     ) -> Iterable[Completion]:
         """Yields the commands that begin with what stands before the cursor."""
         text = document.text_before_cursor
-        if text.startswith("/") and not text[1:].startswith("/"):
-            for name, command in slash.COMMANDS.items():
-                if name.startswith(text[1:]):
-                    yield Completion(f"/{name}", -len(text), display_meta=command.summary)
+        if not text.startswith("/") or text[1:].startswith("/"):
+            return
+        name, space, argument = text[1:].partition(" ")
+        if space:
+            known = slash.COMMANDS.get(name)
+            for value, meaning in known.complete(argument) if known and known.complete else ():
+                yield Completion(value, -len(argument), display_meta=meaning)
+            return
+        for name, command in slash.COMMANDS.items():
+            if name.startswith(text[1:]):
+                yield Completion(f"/{name}", -len(text), display_meta=command.summary)
 
 
 class Repl:
@@ -59,6 +71,7 @@ class Repl:
         screen: Where to.
         model: The name that was asked for; None is the built-in one.
         plain: No toolbar.
+        keeps_history: What is typed goes to disk, to be recalled another day.
     """
 
     def __init__(
@@ -68,16 +81,18 @@ class Repl:
         model: str | None,
         *,
         plain: bool = False,
+        keeps_history: bool = True,
     ) -> None:
         self._open_answers, self._screen, self._model = open_answers, screen, model
         self._answers: Answers | None = None
+        self._load: Job[SessionInfo] | None = None
         self._load_text = ""
         self._ctrl_c_at = -LEAVE_WITHIN_S
         self._prompt: PromptSession[str] = PromptSession(
             "> ",
             multiline=True,
             prompt_continuation="  ",
-            history=open_history(paths.data_dir() / "input_history"),
+            history=open_history(paths.data_dir() / "input_history", is_kept=keeps_history),
             completer=SlashCompleter(),
             complete_style=CompleteStyle.READLINE_LIKE,
             complete_while_typing=False,
@@ -85,8 +100,11 @@ class Repl:
             bottom_toolbar=None if plain else self._toolbar,
         )
 
-    def run(self) -> int:
+    def run(self, greeting: str = "") -> int:
         """Talks until the person leaves.
+
+        Args:
+            greeting: What is said before the first prompt, besides the banner.
 
         Returns:
             The exit code.
@@ -95,6 +113,8 @@ class Repl:
             MlxchatError: The model could not be loaded.
         """
         self._screen.note(format_banner(__version__, self._model))
+        if greeting:
+            self._screen.note(greeting, dim=False)
         self._prompt.app.after_render += self._begin
         with chat_signals(), contextlib.suppress(EOFError, slash.LeaveChat):
             while True:
@@ -108,6 +128,7 @@ class Repl:
             with quiet_terminal():
                 start = slash.interpret(slash.Context(answers.session, self._screen.note), text)
                 if start is not None:
+                    self._wait_for_load()
                     answers.tell_load()
                     answers.give(start)
         except Stopped:
@@ -115,9 +136,27 @@ class Repl:
         except slash.LeaveChat:
             raise
         except Exception as error:
-            if answers.session.info is None:
+            if answers.session.info is None and self._load is not None and self._load.done:
                 raise  # without a model there is nothing to go on with
             self._screen.error(str(explain(error)))
+
+    def _wait_for_load(self) -> None:
+        """Shows how the load goes on while a message waits for it.
+
+        Raises:
+            Stopped: Ctrl-C took the message back; the load goes on.
+        """
+        from mlxchat.cli.turn import StopOnCtrlC
+
+        with StopOnCtrlC() as ctrl_c:
+            while self._load is not None and not self._load.done:
+                if ctrl_c.pressed_at is not None:
+                    self._screen.clear_progress()
+                    raise Stopped
+                if self._load_text:
+                    self._screen.progress(self._load_text)
+                time.sleep(LOAD_POLL_S)
+        self._screen.clear_progress()
 
     def _begin(self, app: "Application[str]") -> None:
         """Opens the session and loads the model; runs once, after the first drawing."""
@@ -126,7 +165,8 @@ class Repl:
 
         try:
             self._answers = self._open_answers()
-            job = self._answers.session.load()
+            self._load = job = self._answers.session.load()
+            self._answers.session.prepare_history()
         except Exception as error:
             leave_prompt(app, error)
             return
@@ -173,16 +213,32 @@ class Repl:
                 return
             event.current_buffer.reset()
             self._ctrl_c_at = now
+            if event.app.loop is not None:  # takes the hint away when it is no longer true
+                event.app.loop.call_later(LEAVE_WITHIN_S, event.app.invalidate)
 
         return keys
 
 
-def open_history(path: Path) -> FileHistory:
-    """Returns the input history kept in `path`, which only its owner can read."""
-    paths.make_private_dir(path.parent)
-    os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
-    path.chmod(0o600)
-    return FileHistory(str(path))
+class _ForgetfulHistory(FileHistory):
+    """Recalls what the file holds; what is typed now lasts as long as the chat."""
+
+    def store_string(self, string: str) -> None:
+        pass
+
+
+def open_history(path: Path, *, is_kept: bool = True) -> History:
+    """Returns the input history kept in `path`, which only its owner can read.
+
+    Where the file cannot be written, or nothing shall be kept, what is typed lasts as long as the
+    chat.
+    """
+    try:
+        paths.make_private_dir(path.parent)
+        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+        path.chmod(0o600)
+    except OSError:
+        return InMemoryHistory()
+    return FileHistory(str(path)) if is_kept else _ForgetfulHistory(str(path))
 
 
 def leave_prompt(app: "Application[str]", error: Exception) -> None:
@@ -226,7 +282,8 @@ def chat_signals() -> Iterator[None]:
 def quiet_terminal() -> Iterator[None]:
     """Keeps keys that are pressed during an answer from showing; Ctrl-C still interrupts.
 
-    What was typed is there when the next prompt opens.
+    What was typed is there when the next prompt opens. What was pasted is still one piece then: the
+    terminal goes on marking where a paste begins and ends.
     """
     import termios
 
@@ -241,7 +298,14 @@ def quiet_terminal() -> Iterator[None]:
     quiet[3] &= ~(termios.ECHO | termios.ICANON)
     quiet[3] |= termios.NOFLSH  # Ctrl-C does not throw away what was typed before it
     termios.tcsetattr(descriptor, termios.TCSADRAIN, quiet)
+    marks_pastes = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+    if marks_pastes:
+        sys.stdout.write(_MARK_PASTES)
+        sys.stdout.flush()
     try:
         yield
     finally:
+        if marks_pastes:
+            sys.stdout.write(_LEAVE_PASTES)
+            sys.stdout.flush()
         termios.tcsetattr(descriptor, termios.TCSADRAIN, old)

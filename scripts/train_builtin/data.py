@@ -1,0 +1,188 @@
+# ruff: noqa: E501, SIM905 - tables of phrases are kept compact, as one text per table
+"""Dialogues for training: system prompts, the choice of turns, and the mix of lengths.
+
+Every turn has one right answer, given what was said before, except those of `fun`, which are there
+so that sampling has something to choose from.
+"""
+
+from __future__ import annotations
+
+from random import Random
+
+from facts import FACTS, fill, pick_fact_value, pick_kind
+from knowledge import statement, talk, term, unknown
+from personal import (
+    ask,
+    ask_many,
+    ask_missing,
+    correct,
+    greet,
+    name_me,
+    summary,
+    tell,
+    tell_many,
+    who_are_you,
+    who_is,
+    yes_no,
+    your_name,
+)
+from skills import (
+    capital,
+    chain,
+    fun,
+    is_a,
+    minus,
+    opposite,
+    plus,
+    repeat,
+    say_hello,
+    times,
+    too_big,
+    translate,
+    translate_back,
+)
+from words import pick_value, pick_word
+from world import MOODS, Turn, World
+
+SUFFIXES = (
+    "Over.;Meow!;Arrr!;my friend.;Sir.;Amen.;Woof!;Cheers!;OK?;Beep.;Captain!;You know.;"
+    "That is all.;End.;Stop.;Have a nice day!;Madam.;Done.;boss;Peace.;Bingo!;over and out"
+).split(";")
+
+
+def make_style(w: World) -> str:
+    """Give the world a style; return the system prompt that asks for it."""
+    r, s, asked = w.rng, w.style, []
+    if r.random() < 0.5:
+        s.bot = pick_value(r, "name", w.strict)
+        asked.append(r.choice((
+            "You are {}.", "Your name is {}.", "You are called {}.", "You are {}, a helpful assistant.",
+            "You are a helpful assistant called {}.", "Call yourself {}.", "You are an assistant named {}.",
+        )).format(s.bot))  # fmt: skip
+    if r.random() < 0.35:
+        kind = "name" if r.random() < 0.7 else pick_kind(r, {"name"})
+        w.facts[kind] = pick_fact_value(r, kind, w.strict)
+        asked.append(fill(r.choice(FACTS[kind].system.split(";")), w.facts[kind]))
+    if r.random() < 0.22:
+        ask_suffix(w, asked)
+    if r.random() < 0.2:
+        ask_mood(w, asked)
+    if r.random() < 0.1:
+        ask_caps(w, asked)
+    if r.random() < 0.12:
+        s.short = True
+        asked.append(r.choice((
+            "Be brief.", "Keep answers short.", "Answer in few words.", "Short answers only.",
+            "Be very short.", "Answer as briefly as you can.",
+        )))  # fmt: skip
+    if not asked or r.random() < 0.1:
+        asked.append(r.choice((
+            "You are a helpful assistant.", "Be nice.", "Answer in English.", "Help the user.",
+            "You are a friendly assistant.", "Answer the questions of the user.",
+        )))  # fmt: skip
+    r.shuffle(asked)
+    return " ".join(asked)
+
+
+def ask_suffix(w: World, asked: list[str]) -> None:
+    r = w.rng
+    w.style.suffix = r.choice(SUFFIXES)
+    if w.strict or r.random() < 0.5:
+        w.style.suffix = pick_word(r, w.strict) + r.choice(("", ".", "!"))
+    asked.append(r.choice((
+        'End every answer with "{}".', "End every answer with {}", "Finish each reply with {}",
+        'Always end with "{}"', "Put {} at the end of each answer.", 'Say "{}" at the end of every answer.',
+        "Close every message with {}",
+    )).format(w.style.suffix))  # fmt: skip
+
+
+def ask_mood(w: World, asked: list[str]) -> None:
+    w.style.mood = w.rng.choice(list(MOODS))
+    adverb = "" if w.style.mood.startswith("a ") else w.rng.choice(("", "always ", "very "))
+    asked.append(w.rng.choice((
+        "You are {}.", "Be {}.", "Sound {}.", "Answer as if you were {}.", "Your mood: {}.",
+        "You feel {} today.",
+    )).format(adverb + w.style.mood))  # fmt: skip
+
+
+def ask_caps(w: World, asked: list[str]) -> None:
+    w.style.caps = True
+    asked.append(w.rng.choice((
+        "Answer in capital letters.", "Write everything in capitals.", "USE CAPITALS ONLY.",
+        "Always answer in capital letters.", "Shout: only capital letters.", "Answer in upper case.",
+    )))  # fmt: skip
+
+
+BASE: dict[Turn, float] = {
+    term: 3.6, talk: 3.6, unknown: 1.8, statement: 0.5, plus: 1.5, minus: 0.35, times: 0.35,
+    too_big: 0.2, repeat: 1.3, say_hello: 0.2, opposite: 0.8, translate: 1.4, translate_back: 0.4,
+    is_a: 0.6, capital: 0.8, fun: 0.6, who_are_you: 0.5, your_name: 0.45, name_me: 0.12,
+    tell: 2.2, tell_many: 0.9, ask_missing: 0.45, greet: 0.3, summary: 0.25, who_is: 0.15,
+}  # fmt: skip
+
+
+def next_turn(w: World, last: bool) -> Turn:
+    """Pick the next kind of turn, given what has happened."""
+    weights = dict(BASE)
+    if not w.messages or len(w.messages) == 1:
+        weights[greet] += 3
+        weights[tell] += 2
+    if w.number is not None:
+        weights[chain] = 9.0
+    if w.facts:
+        weights |= {ask: 3.6, correct: 1.2, yes_no: 0.35, who_is: 0.3}
+        weights[ask_missing] = 0.6
+        if w.last_kind:
+            weights[correct] = 2.2
+        if last:
+            weights[ask] = 9.0
+    if len(w.facts) > 1:
+        weights |= {ask_many: 0.6, summary: 0.5}
+    if len(w.facts) > 5:
+        weights |= {tell: 0.4, tell_many: 0.1, summary: 0.05}
+    if w.style.bot:
+        weights[your_name] = 1.2
+    return w.rng.choices(list(weights), list(weights.values()))[0]
+
+
+def start(w: World, system: float = 0.35) -> None:
+    """Open the dialogue, perhaps with a system prompt."""
+    if w.rng.random() < system:
+        w.messages.append({"role": "system", "content": make_style(w)})
+
+
+def dialogue(rng: Random, turns: int, system: float = 0.35) -> list[dict]:
+    """Make one training dialogue."""
+    w = World(rng)
+    start(w, system)
+    for i in range(turns):
+        next_turn(w, i == turns - 1)(w)
+    return w.messages
+
+
+def recall_dialogue(rng: Random) -> list[dict]:
+    """Make a short dialogue of telling, asking and repeating (the first lessons)."""
+    w = World(rng, typos=0.05)
+    start(w, 0.15)
+    for _ in range(rng.randint(1, 4)):
+        turn = rng.choice((tell, tell, tell_many, repeat, repeat, say_hello, name_me))
+        if w.facts:
+            turn = rng.choice((turn, ask, ask, ask, correct))
+        turn(w)
+    if w.facts:
+        ask(w)
+    return w.messages
+
+
+def training_dialogue(rng: Random) -> list[dict]:
+    """Draw a dialogue of the main course; a few are as long as the context."""
+    roll = rng.random()
+    if roll < 0.20:
+        return recall_dialogue(rng)
+    if roll < 0.78:
+        return dialogue(rng, rng.randint(1, 7))
+    if roll < 0.98:
+        return dialogue(rng, rng.randint(8, 13))
+    if roll < 0.997:
+        return dialogue(rng, rng.randint(14, 32))
+    return dialogue(rng, rng.randint(33, 75))
