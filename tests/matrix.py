@@ -232,7 +232,9 @@ def in_answer(done: int, total: int, checks: int) -> bool:
 class SayingSampler(Sampler):
     """Says `SAID` first: the middle of an answer is then where a test wants it."""
 
-    def __init__(self, sampling: Sampling, vocab_size: int, context_ids: Iterable[int] = ()) -> None:
+    def __init__(
+        self, sampling: Sampling, vocab_size: int, context_ids: Iterable[int] = ()
+    ) -> None:
         super().__init__(sampling, vocab_size, context_ids)
         self._left = make_tokenizer("exact").encode(SAID)
 
@@ -293,7 +295,14 @@ class InlineSession(Session):
         self.runner = self._runner = TurnRunner("matrix", loaded, options)
         info = loaded.model.info
         self.info = SessionInfo(
-            "matrix", info.family, info.n_params, info.weight_bytes, info.max_context, "", False, 0.0
+            "matrix",
+            info.family,
+            info.n_params,
+            info.weight_bytes,
+            info.max_context,
+            "",
+            False,
+            0.0,
         )
         if chunk is not None:
             self.runner.engine.chunker = FixedChunker(chunk, chunk)
@@ -308,7 +317,9 @@ class InlineSession(Session):
 
 def count_common(a: Sequence[int], b: Sequence[int]) -> int:
     """The length of the longest common prefix, in the plainest way."""
-    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    return next(
+        (i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b))
+    )
 
 
 @dataclass
@@ -462,7 +473,9 @@ class Player:
         assert generated[: len(result.tokens)] == result.tokens[: len(generated)], label
         self._check_layers(label)
         assert usage.prompt_tokens == num_prompt == usage.cached_tokens + usage.prefill_tokens
-        really_fed = self._model.num_fed - fed - num_prompt - len(generated)  # less verify's, answer's
+        really_fed = (
+            self._model.num_fed - fed - num_prompt - len(generated)
+        )  # less verify's, answer's
         assert really_fed == usage.prefill_tokens, f"{label}: fed {really_fed} ids of the prompt"
 
     def _check_layers(self, label: str) -> None:
@@ -497,7 +510,10 @@ class Player:
         tally.num_prompt += len(prompt)
         tally.num_read += result.usage.prefill_tokens
         tally.num_new += max(len(prompt) - shared, 1)
-        for counts, key in ((tally.sources, result.cache.source), (tally.stops, result.stop_reason)):
+        for counts, key in (
+            (tally.sources, result.cache.source),
+            (tally.stops, result.stop_reason),
+        ):
             counts[key] = counts.get(key, 0) + 1
 
 
