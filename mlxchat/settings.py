@@ -50,11 +50,16 @@ LENGTH_BOUNDS = {
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What `config.toml` says; None and the empty mapping where it says nothing."""
+    """What `config.toml` says; None and the empty mapping where it says nothing.
+
+    Attributes:
+        history: Whether conversations are kept on disk.
+    """
 
     model: str | None = None
     system: str | None = None
     sampling: dict[str, float] = field(default_factory=dict)
+    history: bool = True
 
 
 def settings_path() -> Path:
@@ -86,10 +91,13 @@ def load_settings() -> Settings:
 
 
 def _parse(table: dict[str, Any], path: Path) -> Settings:
-    _refuse_unknown(table, ("model", "system", "sampling"), path, "")
+    _refuse_unknown(table, ("model", "system", "history", "sampling"), path, "")
     for name in ("model", "system"):
         if name in table and not isinstance(table[name], str):
             raise SettingsError(f"{path}: {name} = {table[name]!r} is not allowed; give a string")
+    history = table.get("history", True)
+    if not isinstance(history, bool):
+        raise SettingsError(f"{path}: history = {history!r} is not allowed; give true or false")
     sampling = table.get("sampling", {})
     if not isinstance(sampling, dict):
         raise SettingsError(
@@ -101,7 +109,7 @@ def _parse(table: dict[str, Any], path: Path) -> Settings:
         types = int if bounds.is_integer else (int, float)
         if isinstance(value, bool) or not isinstance(value, types) or not bounds.allow(value):
             raise SettingsError(f"{path}: sampling.{name} = {value} is not allowed; give {bounds}")
-    return Settings(table.get("model"), table.get("system"), sampling)
+    return Settings(table.get("model"), table.get("system"), sampling, history)
 
 
 def _refuse_unknown(table: dict[str, Any], known: tuple[str, ...], path: Path, prefix: str) -> None:

@@ -238,7 +238,7 @@ def test_history_that_cannot_be_kept(make_chat, mlxchat_home):
 @pytest.mark.parametrize(
     ("text", "names"),
     [
-        ("/s", ["/system", "/stats"]),
+        ("/s", ["/system", "/stats", "/save"]),
         ("/he", ["/help"]),
         ("he", []),
         ("/system t", []),

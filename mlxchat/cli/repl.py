@@ -43,17 +43,24 @@ _LEAVE_HINT = "Press Ctrl-C again to leave."
 
 
 class SlashCompleter(Completer):
-    """Completes the names of slash commands from their registry."""
+    """Completes slash commands and their arguments from their registry."""
 
     def get_completions(
         self, document: Document, complete_event: CompleteEvent
     ) -> Iterable[Completion]:
         """Yields the commands that begin with what stands before the cursor."""
         text = document.text_before_cursor
-        if text.startswith("/") and not text[1:].startswith("/"):
-            for name, command in slash.COMMANDS.items():
-                if name.startswith(text[1:]):
-                    yield Completion(f"/{name}", -len(text), display_meta=command.summary)
+        if not text.startswith("/") or text[1:].startswith("/"):
+            return
+        name, space, argument = text[1:].partition(" ")
+        if space:
+            known = slash.COMMANDS.get(name)
+            for value, meaning in known.complete(argument) if known and known.complete else ():
+                yield Completion(value, -len(argument), display_meta=meaning)
+            return
+        for name, command in slash.COMMANDS.items():
+            if name.startswith(text[1:]):
+                yield Completion(f"/{name}", -len(text), display_meta=command.summary)
 
 
 class Repl:
@@ -64,6 +71,7 @@ class Repl:
         screen: Where to.
         model: The name that was asked for; None is the built-in one.
         plain: No toolbar.
+        keeps_history: What is typed goes to disk, to be recalled another day.
     """
 
     def __init__(
@@ -73,6 +81,7 @@ class Repl:
         model: str | None,
         *,
         plain: bool = False,
+        keeps_history: bool = True,
     ) -> None:
         self._open_answers, self._screen, self._model = open_answers, screen, model
         self._answers: Answers | None = None
@@ -83,7 +92,7 @@ class Repl:
             "> ",
             multiline=True,
             prompt_continuation="  ",
-            history=open_history(paths.data_dir() / "input_history"),
+            history=open_history(paths.data_dir() / "input_history", is_kept=keeps_history),
             completer=SlashCompleter(),
             complete_style=CompleteStyle.READLINE_LIKE,
             complete_while_typing=False,
@@ -91,8 +100,11 @@ class Repl:
             bottom_toolbar=None if plain else self._toolbar,
         )
 
-    def run(self) -> int:
+    def run(self, greeting: str = "") -> int:
         """Talks until the person leaves.
+
+        Args:
+            greeting: What is said before the first prompt, besides the banner.
 
         Returns:
             The exit code.
@@ -101,6 +113,8 @@ class Repl:
             MlxchatError: The model could not be loaded.
         """
         self._screen.note(format_banner(__version__, self._model))
+        if greeting:
+            self._screen.note(greeting, dim=False)
         self._prompt.app.after_render += self._begin
         with chat_signals(), quiet_terminal(), contextlib.suppress(EOFError, slash.LeaveChat):
             while True:
@@ -158,6 +172,7 @@ class Repl:
 
         self._answers = answers = self._open_answers()
         self._load = job = answers.session.load()
+        answers.session.prepare_history()
 
         def redraw() -> None:
             with contextlib.suppress(RuntimeError):  # the prompt's loop has just ended
@@ -212,10 +227,18 @@ class Repl:
         return keys
 
 
-def open_history(path: Path) -> History:
+class _ForgetfulHistory(FileHistory):
+    """Recalls what the file holds; what is typed now lasts as long as the chat."""
+
+    def store_string(self, string: str) -> None:
+        pass
+
+
+def open_history(path: Path, *, is_kept: bool = True) -> History:
     """Returns the input history kept in `path`, which only its owner can read.
 
-    Where the file cannot be written the history lasts as long as the chat.
+    Where the file cannot be written, or nothing shall be kept, what is typed lasts as long as the
+    chat.
     """
     try:
         paths.make_private_dir(path.parent)
@@ -223,7 +246,7 @@ def open_history(path: Path) -> History:
         path.chmod(0o600)
     except OSError:
         return InMemoryHistory()
-    return FileHistory(str(path))
+    return FileHistory(str(path)) if is_kept else _ForgetfulHistory(str(path))
 
 
 def leave_prompt(app: "Application[str]", error: Exception) -> None:
