@@ -5,6 +5,7 @@
 
 import os
 import time
+from types import SimpleNamespace
 
 from mlxchat.chat import session as session_module
 from mlxchat.chat.results import PrefillProgress, SessionInfo, TextDelta, TurnResult
@@ -26,6 +27,7 @@ class ScriptedRunner:
     num_cached = 0
 
     def __init__(self):
+        self.keeping = SimpleNamespace(finish=lambda timeout_s: None)
         self.pause_s = float(os.environ.get("MLXCHAT_PAUSE_S", "0"))
         self.options = None
         self.prompts = []
@@ -33,6 +35,9 @@ class ScriptedRunner:
     def set_options(self, options):
         self.options = options
         return []
+
+    def keep_prompts(self, conversation, context, *, whole):
+        pass
 
     def settle(self, conversation, context, *, keep_branch=False):
         pass

@@ -56,6 +56,13 @@ def test_options(name):
     assert shared | own == rows
 
 
+def test_cache_commands():
+    """Every command of `mlxchat cache` is in the table with its summary."""
+    commands = cli.commands["cache"].commands
+    rows = {f"`mlxchat cache {n}`": c.get_short_help_str(200) for n, c in commands.items()}
+    assert table("## Stored prompts") == rows
+
+
 def test_slash_commands():
     """Every slash command is in the table with its usage and summary, in the order of /help."""
     rows = table("## In the chat")

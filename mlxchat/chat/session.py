@@ -15,16 +15,24 @@ from typing import TYPE_CHECKING
 
 from mlxchat.chat.conversation import Branch, Conversation
 from mlxchat.chat.history_writer import LiveTurn
+from mlxchat.chat.pause import AfterPause
 from mlxchat.chat.results import LoadProgress, SessionInfo, TurnResult
 from mlxchat.engine.options import SamplingSettings
-from mlxchat.engine.worker import Job, JobContext, Worker
+from mlxchat.engine.worker import Job, JobCancelledError, JobContext, Worker
 from mlxchat.errors import UsageError
 
 if TYPE_CHECKING:
     from mlxchat.chat.history import Record, Restored
     from mlxchat.chat.recorder import Recorder
     from mlxchat.chat.turn import TurnRunner
+    from mlxchat.chat.warming import Warmed
     from mlxchat.engine.prefix_cache import CacheReport
+
+
+# The conversation is stored when nothing was said for so long: seldom enough for the disk.
+STORE_AFTER_S = 20.0
+# Leaving waits so long for what is being stored.
+LEAVE_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +45,8 @@ class ChatOptions:
         think: Thinking on or off, where the template has a switch.
         keep_thinking: Earlier thinking stays in the prompt, where the template can.
         verify: Compare every turn with a from-scratch prefill.
-        idle_work: After an answer, bring the cache to what the next turn will render.
-        keeps_history: Text and KV of the conversation go to disk.
+        idle_work: After an answer, bring the cache to what the next turn will render, and store it.
+        keeps_history: The conversation may be on disk, its keys and values too.
         now: The date that the template shows for the whole conversation; None is now.
     """
 
@@ -53,6 +61,11 @@ class ChatOptions:
     idle_work: bool = True
     keeps_history: bool = True
     now: datetime | None = None
+
+    @property
+    def stores_conversation(self) -> bool:
+        """Whether the conversation's keys and values are read from disk and written to it."""
+        return self.keeps_history and self.idle_work
 
 
 class Session:
@@ -77,7 +90,9 @@ class Session:
         self.last: TurnResult | None = None
         self._worker = Worker()
         self._runner: TurnRunner | None = None
-        self._keep_branch = False
+        self._keep_branch = self._is_closed = False
+        self._turn_job: Job[TurnResult] | None = None
+        self._pause = AfterPause(STORE_AFTER_S, lambda: self._keep_prompts(whole=True, idle=True))
         self._made_by: dict[int, str | None] = {}
 
     # -- loading -----------------------------------------------------------------------------------
@@ -170,7 +185,7 @@ class Session:
             self._settle_when_idle()
             return self.last
 
-        submitted = self._worker.submit(job)
+        self._turn_job = submitted = self._worker.submit(job)
         if self.recorder is None:
             return submitted
         # The worker reads the prompt while the question is written.
@@ -188,6 +203,29 @@ class Session:
                 lambda context: runner.settle(self.conversation, context, keep_branch=branch),
                 idle=True,
             )
+            self._keep_prompts(whole=False, idle=True)
+            self._pause.restart()
+
+    def _keep_prompts(self, *, whole: bool, idle: bool) -> Job[None]:
+        """Has what was computed stored: the system prompt, or the whole conversation too."""
+
+        def job(context: JobContext) -> None:
+            if self._runner is not None:
+                self._runner.keep_prompts(self.conversation, context, whole=whole)
+
+        return self._worker.submit(job, idle=idle)
+
+    def warm(self, system: str) -> "Job[Warmed]":
+        """Reads a system prompt and stores it for later chats with this model."""
+
+        def job(context: JobContext) -> "Warmed":
+            self._load(context)
+            from mlxchat.chat.warming import warm
+
+            assert self._runner is not None
+            return warm(self._runner, system, context)
+
+        return self._worker.submit(job)
 
     # -- moves in the tree -------------------------------------------------------------------------
 
@@ -384,10 +422,21 @@ class Session:
         self._worker.submit(lambda _: None, idle=True).result(timeout_s)
 
     def close(self) -> None:
-        """Ends the worker, then writes what is not in the history yet."""
-        self._worker.close()
-        if self.recorder is not None:
-            self.recorder.close()
+        """Stores what the next start can use, ends the worker, and completes the history."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        self._pause.stop()
+        try:
+            if self._runner is not None and self._turn_job is not None and self._turn_job.done:
+                job = self._keep_prompts(whole=True, idle=False)
+                with contextlib.suppress(TimeoutError, JobCancelledError):
+                    job.result(LEAVE_S)
+                    self._runner.keeping.finish(LEAVE_S)
+        finally:
+            self._worker.close()
+            if self.recorder is not None:
+                self.recorder.close()
 
 
 def pick_seed() -> int:

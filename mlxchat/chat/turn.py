@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from mlxchat.chat.conversation import Conversation
 from mlxchat.chat.prompt import PromptRenderer, RenderedPrompt
+from mlxchat.chat.prompt_keeping import PromptKeeping, open_keeping
 from mlxchat.chat.reasoning import Delta, Split
 from mlxchat.chat.results import (
     CacheUse,
@@ -118,6 +119,9 @@ class TurnRunner:
         self.loaded = loaded
         self.options = options
         self.engine = Engine(loaded.model)
+        self.keeping: PromptKeeping = open_keeping(
+            name, loaded, self.engine.prefix, keeps_conversation=options.stores_conversation
+        )
         self.context_limit = min(
             options.max_context or loaded.model.info.max_context, loaded.model.info.max_context
         )
@@ -198,10 +202,17 @@ class TurnRunner:
             messages = [*messages, Message("user", question)]
         now = time.perf_counter()
         prompt = self.renderer.render_ids(messages)
+        if not prompt.token_ids:
+            raise TemplateError("the chat template renders an empty prompt; fix or replace it")
         self._check_room(len(prompt.token_ids))
         plan = self._plan(messages, prompt)
         now = watch.add("template", now)
+        if self._reuses:
+            plan = self.keeping.restore(prompt.token_ids, plan, context.check)
+        for text in self.keeping.take_notices():
+            context.emit(Notice(text))
         self.engine.prefix.apply(plan, keep_branch=keep_branch)
+        self.engine.prefix.mark()  # mostly the end of the last answer: this question may be edited
         self._pin = min([plan.start, *plan.marks])
         self.engine.prefix.cache.pin(self._pin)
         now = watch.add("restore", now)
@@ -213,6 +224,7 @@ class TurnRunner:
         )
         assert logits is not None
         watch.add("prefill", now)
+        self.keeping.note(messages, prompt.token_ids, prompt.message_ends[0])
         attempt = len(conversation.children(conversation.head)) if question is None else 0
         answer = self._decode(prompt, logits, watch, context, self._seed + attempt)
         for text in self._record(conversation, question, messages, prompt, answer):
@@ -374,7 +386,8 @@ class TurnRunner:
             kv_bytes=self.engine.prefix.cache.nbytes,
             weight_bytes=self.loaded.model.info.weight_bytes,
         )
-        reason = f"reused {num_cached}, read {usage.prefill_tokens}"
+        where = " from disk" if plan.action == "load" else ""
+        reason = f"reused {num_cached}{where}, read {usage.prefill_tokens}"
         why = self._settle_note if plan.action == "continue" else plan.reason
         self._is_first, self._num_settled, self._settle_note = False, 0, ""
         return TurnResult(
@@ -401,6 +414,7 @@ class TurnRunner:
         )
         if not verify.holds and self._reuses:
             self._reuses = False
+            self.keeping.distrust()
             context.emit(
                 Notice("the cached prompt was not exact; reuse is off for this conversation")
             )
@@ -431,3 +445,21 @@ class TurnRunner:
             return
         if lost > 1 and not keep_branch:
             self._settle_note = f"the template dropped or moved {lost} ids of the last turn"
+
+    def keep_prompts(self, conversation: Conversation, context: JobContext, *, whole: bool) -> None:
+        """Stores what was computed, as far as the context lets it; the rest waits for another call.
+
+        Args:
+            conversation: Where the person is.
+            context: The job's.
+            whole: More than the system prompt.
+        """
+        if not self._reuses:
+            return
+        try:
+            self.keeping.keep_system(context.check)
+            if whole and conversation.head is not None:
+                target = self.renderer.settle_target(conversation.messages())
+                self.keeping.keep_conversation(target, context.check)
+        except JobCancelledError:
+            return

@@ -42,15 +42,16 @@ def _refuse_empty(
     return value
 
 
+MODEL_OPTION = click.option(
+    "-m",
+    "--model",
+    metavar="NAME",
+    envvar="MLXCHAT_MODEL",
+    show_envvar=True,
+    help="A folder, a Hugging Face repository, or 'builtin' (the tiny model that is included).",
+)
 _OPTIONS = (
-    click.option(
-        "-m",
-        "--model",
-        metavar="NAME",
-        envvar="MLXCHAT_MODEL",
-        show_envvar=True,
-        help="A folder, a Hugging Face repository, or 'builtin' (the tiny model that is included).",
-    ),
+    MODEL_OPTION,
     click.option("-s", "--system", metavar="TEXT", help="The system prompt."),
     _number("--max-tokens", "max_tokens", "Stop the answer after N tokens."),
     _number("--temp", "temperature", "Temperature; 0 is greedy and reproducible."),

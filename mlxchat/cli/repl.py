@@ -116,16 +116,16 @@ class Repl:
         if greeting:
             self._screen.note(greeting, dim=False)
         self._prompt.app.after_render += self._begin
-        with chat_signals(), contextlib.suppress(EOFError, slash.LeaveChat):
+        with chat_signals(), quiet_terminal(), contextlib.suppress(EOFError, slash.LeaveChat):
             while True:
                 text = self._prompt.prompt()
-                if text.strip() and self._answers is not None:
-                    self._take(text, self._answers)
+                if text.strip():
+                    self._take(text, self._answers or self._open(self._prompt.app))
         return 0
 
     def _take(self, text: str, answers: "Answers") -> None:
         try:
-            with quiet_terminal():
+            with marked_pastes():
                 start = slash.interpret(slash.Context(answers.session, self._screen.note), text)
                 if start is not None:
                     self._wait_for_load()
@@ -159,31 +159,39 @@ class Repl:
         self._screen.clear_progress()
 
     def _begin(self, app: "Application[str]") -> None:
-        """Opens the session and loads the model; runs once, after the first drawing."""
+        """Opens the session after the first drawing; a dumb terminal's prompt never gets here."""
         app.after_render -= self._begin
-        from mlxchat.chat.results import LoadProgress
-
         try:
-            self._answers = self._open_answers()
-            self._load = job = self._answers.session.load()
-            self._answers.session.prepare_history()
+            self._open(app)
         except Exception as error:
             leave_prompt(app, error)
-            return
+
+    def _open(self, app: "Application[str]") -> "Answers":
+        """Opens the session and loads the model in the background; returns what answers."""
+        from mlxchat.chat.results import LoadProgress
+
+        self._answers = answers = self._open_answers()
+        self._load = job = answers.session.load()
+        answers.session.prepare_history()
+
+        def redraw() -> None:
+            with contextlib.suppress(RuntimeError):  # the prompt's loop has just ended
+                app.invalidate()
 
         def watch() -> None:
             started = time.monotonic()
             for event in job:
                 if isinstance(event, LoadProgress):
                     self._load_text = format_progress(event, time.monotonic() - started)
-                    app.invalidate()
+                    redraw()
             try:
                 job.result()
-                app.invalidate()
+                redraw()
             except Exception as error:
                 leave_prompt(app, error)
 
         threading.Thread(target=watch, name="load-watch", daemon=True).start()
+        return answers
 
     def _toolbar(self) -> str:
         if time.monotonic() - self._ctrl_c_at < LEAVE_WITHIN_S:
@@ -280,10 +288,9 @@ def chat_signals() -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet_terminal() -> Iterator[None]:
-    """Keeps keys that are pressed during an answer from showing; Ctrl-C still interrupts.
+    """Keeps keys that are pressed between prompts from showing; Ctrl-C still interrupts.
 
-    What was typed is there when the next prompt opens. What was pasted is still one piece then: the
-    terminal goes on marking where a paste begins and ends.
+    What was typed is there when the next prompt opens, which takes the terminal over as it is here.
     """
     import termios
 
@@ -298,14 +305,25 @@ def quiet_terminal() -> Iterator[None]:
     quiet[3] &= ~(termios.ECHO | termios.ICANON)
     quiet[3] |= termios.NOFLSH  # Ctrl-C does not throw away what was typed before it
     termios.tcsetattr(descriptor, termios.TCSADRAIN, quiet)
-    marks_pastes = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
-    if marks_pastes:
+    try:
+        yield
+    finally:
+        termios.tcsetattr(descriptor, termios.TCSADRAIN, old)
+
+
+@contextlib.contextmanager
+def marked_pastes() -> Iterator[None]:
+    """Has the terminal mark where a paste begins and ends, as it does at the prompt.
+
+    So what is pasted during an answer is still one piece when the next prompt reads it.
+    """
+    is_able = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+    if is_able:
         sys.stdout.write(_MARK_PASTES)
         sys.stdout.flush()
     try:
         yield
     finally:
-        if marks_pastes:
+        if is_able:
             sys.stdout.write(_LEAVE_PASTES)
             sys.stdout.flush()
-        termios.tcsetattr(descriptor, termios.TCSADRAIN, old)
