@@ -48,6 +48,11 @@ def test_list(store):
     assert " 70 " in by_kind["conversation"]
 
 
+def test_no_command_lists(store):
+    """`mlxchat cache` alone lists, as `mlxchat history` does."""
+    assert ok() == ok("list")
+
+
 def test_list_as_json(store):
     """The same as one object."""
     entries = json.loads(ok("list", "--json"))["entries"]
