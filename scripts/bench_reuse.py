@@ -129,8 +129,9 @@ def main() -> int:
     parser.add_argument("--tokens", type=int, default=4096, help="history, in tokens")
     parser.add_argument("--turns", type=int, default=15, help="turns that are measured")
     args = parser.parse_args()
-    print(f"Milliseconds of processor time per turn after {args.tokens} tokens, median (slowest).\n")
-    print("| cache | template | section | all | Jinja | tokenizer | ours |\n|---|---|---|---|---|---|---|")
+    print(f"Processor ms per turn after {args.tokens} tokens, median (slowest).\n")
+    print("| cache | template | section | all | Jinja | tokenizer | ours |")
+    print("|---|---|---|---|---|---|---|")
     is_slow = False
     for cache, name in MODELS.items():
         for template in ("exact", "stripped"):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "tests")]
 
-from crash import BUILT_IN, make_crash_test  # noqa: E402  # found by the line above
+from crash import BUILT_IN, make_crash_test  # noqa: E402  # found by the line above  # noqa: E402  # found by the line above
 
 
 def main() -> None:
