@@ -53,11 +53,16 @@ FILE_BOUNDS = {"max_kib": Bounds(1, 1024 * 1024, is_integer=True)}
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What `config.toml` says; None and the empty mapping where it says nothing."""
+    """What `config.toml` says; None and the empty mapping where it says nothing.
+
+    Attributes:
+        history: Whether conversations are kept on disk.
+    """
 
     model: str | None = None
     system: str | None = None
     sampling: dict[str, float] = field(default_factory=dict)
+    history: bool = True
     keys: Literal["emacs", "vi"] = "emacs"
     max_file_kib: int | None = None
 
@@ -91,16 +96,20 @@ def load_settings() -> Settings:
 
 
 def _parse(table: dict[str, Any], path: Path) -> Settings:
-    _refuse_unknown(table, ("model", "system", "sampling", "keys", "files"), path, "")
+    _refuse_unknown(table, ("model", "system", "history", "sampling", "keys", "files"), path, "")
     for name in ("model", "system"):
         if name in table and not isinstance(table[name], str):
             raise SettingsError(f"{path}: {name} = {table[name]!r} is not allowed; give a string")
+    history = table.get("history", True)
+    if not isinstance(history, bool):
+        raise SettingsError(f"{path}: history = {history!r} is not allowed; give true or false")
     sampling = _read_numbers(table, "sampling", SAMPLING_BOUNDS, path)
     files = _read_numbers(table, "files", FILE_BOUNDS, path)
     keys = _read_table(table, "keys", ("mode",), path).get("mode", "emacs")
     if keys not in ("emacs", "vi"):
         raise SettingsError(f"{path}: keys.mode = {keys!r} is not allowed; give 'emacs' or 'vi'")
-    return Settings(table.get("model"), table.get("system"), sampling, keys, files.get("max_kib"))
+    model, system = table.get("model"), table.get("system")
+    return Settings(model, system, sampling, history, keys, files.get("max_kib"))
 
 
 def _read_table(

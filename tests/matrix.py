@@ -30,7 +30,6 @@ from mlxchat.chat.conversation import Conversation
 from mlxchat.chat.prompt import PromptRenderer
 from mlxchat.chat.results import PrefillProgress, SessionInfo, TurnResult
 from mlxchat.chat.session import ChatOptions, Session
-from mlxchat.chat.template import Message
 from mlxchat.chat.turn import TurnRunner
 from mlxchat.engine.chunking import PrefillChunker
 from mlxchat.engine.options import SamplingSettings
@@ -443,10 +442,7 @@ class Player:
         prompt = result.verify.prompt_ids
         self._check_exact(label, result, fed)
         self._check_reuse(label, result, held, marks)
-        messages = self._messages_before_answer()
-        renderer = self._renderer()
-        probe = renderer.probe_point(messages, renderer.render_ids(messages))
-        self._landmarks.append(prompt[:probe])
+        self._note_landmarks(prompt, held)
         self._add(label, result)
         held = tuple(self.prefix.token_ids)
         if settles:
@@ -454,8 +450,15 @@ class Player:
         self.tally.num_generated += count_common(held, self.prefix.token_ids) - len(prompt)
         return result
 
-    def _messages_before_answer(self) -> list[Message]:
-        return self.conversation.messages()[:-1]
+    def _note_landmarks(self, prompt: Ids, held: Ids) -> None:
+        """Notes where the issue wants marks: the probe's point, the end of the answer before."""
+        renderer, messages = self._renderer(), self.conversation.messages()[:-1]
+        rendered = renderer.render_ids(messages)
+        self._landmarks.append(prompt[: renderer.probe_point(messages, rendered)])
+        if len(messages) > 2:
+            self._landmarks.append(prompt[: rendered.message_ends[-2]])
+        if prompt[: len(held)] == held:
+            self._landmarks.append(held)
 
     def _check_exact(self, label: str, result: TurnResult, fed: int) -> None:
         """The cache holds the prompt and the answer, as if read from scratch."""
@@ -530,6 +533,7 @@ def play(player: Player) -> Tally:
     player.send("And then?", label="turn 2")
     player.send("in this?", label="turn 3", settles=False)
     player.send("Why so?", label="turn 4")
+    player.edit(4, "No, how?", label="edit of turn 4")
     player.edit(3, "in that one", label="edit of turn 3")
     player.retry(label="retry")
     player.session.undo()

@@ -91,7 +91,7 @@ def test_chat_is_the_default_command(run, sessions, arguments):
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
-        (["chta"], "there is no command 'chta'; commands are chat, doctor, generate"),
+        (["chta"], f"there is no command 'chta'; commands are {', '.join(sorted(cli.commands))}"),
         (["chat", "--bogus"], "No such option"),
         (["--bogus"], "see 'cli chat --help'"),
         (["generate", "a", "b"], "unexpected extra argument"),
@@ -160,11 +160,11 @@ def test_options_reach_the_session(run, sessions):
 def test_nothing_given_is_nothing_set(run, sessions):
     """Without options the session decides by itself; one answer is not followed by idle work."""
     run("generate", "hi")
+    run("chat", text=b"hi\n")
     from mlxchat.chat.session import ChatOptions
 
     assert sessions[0].model is None
     assert sessions[0].options == ChatOptions(idle_work=False)
-    run("chat", text="hi")
     assert sessions[1].options == ChatOptions()
 
 
@@ -390,6 +390,41 @@ def test_piped_chat_goes_on_after_errors(run):
     assert all(line.startswith("Error: ") and "; " in line for line in errors)
     assert "did you mean /help?" in errors[1]
     assert "/retry takes no argument" in errors[4]
+
+
+def test_piped_attachments(run, sessions, tmp_path, monkeypatch):
+    """`@path`, /file, /drop, /set and /params work in a pipe; what they say goes to stderr."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a b.txt").write_text("A")
+    lines = (
+        "/file a b.txt",
+        "/drop",
+        "/file a b.txt",
+        "one",
+        'two @"a b.txt"',
+        "no @none.txt",
+        "/set temp 0",
+        "/params",
+        "last",
+    )
+    result = run("chat", text="\n".join(lines).encode())
+    block = "a b.txt:\n```txt\nA\n```\n\n"
+    assert sessions[0].sent == [f"{block}one", f'{block}two "a b.txt"', "last"]
+    assert result.exit_code == 1
+    assert "Error: there is no file none.txt" in result.stderr
+    assert "Dropped a b.txt, 1 B" in result.stderr
+    assert sessions[0].options.sampling.temperature == 0
+    assert "temp" not in result.stdout
+
+
+def test_piped_shell(run, sessions):
+    """In a pipe `!cmd` is text, and a line says so; with --shell it is a command."""
+    result = run("chat", text=b"!echo hi\n!!x\n")
+    assert sessions[0].sent == ["!echo hi", "!!x"]
+    assert "A line that begins with ! is text here; with --shell it is a command." in result.stderr
+    run("chat", "--shell", text=b"!echo hi\nnow\n!!x\n")
+    block = "Output of `echo hi` (exit status 0):\n```\nhi\n```\n\n"
+    assert sessions[1].sent == [f"{block}now", "!x"]
 
 
 def test_piped_exit(run, sessions):

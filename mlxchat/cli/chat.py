@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mlxchat.cli.failures import explain
+from mlxchat.cli.history import complete_conversation
 from mlxchat.cli.options import Request, chat_options, make_attachments, read_request
+from mlxchat.cli.resume import PICK, find_conversation
 from mlxchat.cli.screen import Screen
 from mlxchat.errors import MlxchatError
 
@@ -17,11 +19,32 @@ if TYPE_CHECKING:
 
 
 @click.command()
+@click.option("-c", "--continue", "goes_on", is_flag=True, help="Go on with the last chat.")
+@click.option(
+    "-r",
+    "--resume",
+    metavar="[ID]",
+    is_flag=False,
+    flag_value=PICK,
+    shell_complete=complete_conversation,
+    help="Go on with a conversation of the history; without ID choose from a list.",
+)
 @chat_options
 @click.option(
-    "--shell", is_flag=True, help="`!cmd` runs a command also where stdin is no terminal."
+    "--shell",
+    is_flag=True,
+    help="`!cmd` runs a command also where stdin is no terminal; else it is text, as lines may be"
+    " data.",
 )
-def chat(as_json: bool, timing: bool, plain: bool, shell: bool, **params: Any) -> int:
+def chat(
+    goes_on: bool,
+    resume: str | None,
+    as_json: bool,
+    timing: bool,
+    plain: bool,
+    shell: bool,
+    **params: Any,
+) -> int:
     """Talk with a model.
 
     In a terminal this opens the chat. Otherwise each line of stdin is one message, and each answer
@@ -31,6 +54,13 @@ def chat(as_json: bool, timing: bool, plain: bool, shell: bool, **params: Any) -
     is_interactive = sys.stdin is not None and sys.stdin.isatty() and sys.stdout.isatty()
     is_repl = is_interactive and not as_json
     screen = Screen(sys.stdout, sys.stdout if is_repl else sys.stderr, plain=plain)
+    restored = find_conversation(resume, is_last=goes_on, can_ask=is_repl)
+    greeting = ""
+    if restored is not None:
+        from mlxchat.cli.render_history import format_restored
+
+        request = request.go_on_with(restored)
+        greeting = format_restored(restored, shows_last=is_repl)
     with contextlib.ExitStack() as stack:
 
         def open_answers() -> "Answers":
@@ -40,10 +70,12 @@ def chat(as_json: bool, timing: bool, plain: bool, shell: bool, **params: Any) -
             return Answers(session, screen, as_json=as_json, timing=timing, turn_line=is_repl)
 
         if not is_repl:
+            if greeting:
+                screen.note(greeting)
             return run_lines(open_answers(), request, runs_shell=shell)
         from mlxchat.cli.repl import Repl
 
-        return Repl(open_answers, screen, request, plain=plain).run()
+        return Repl(open_answers, screen, request, plain=plain).run(greeting)
 
 
 def run_lines(answers: "Answers", request: Request, *, runs_shell: bool) -> int:

@@ -54,8 +54,12 @@ class ChatCompleter(Completer):
             return
         find = _FINDERS.get(entry.name)
         session = self._find_session()
-        words = find_words(entry.arguments) if find is None else find(session, argument)
-        start = argument if entry.name in _WHOLE else argument.rpartition(" ")[2]
+        if entry.complete is not None:
+            words: Candidates = entry.complete(argument)
+        else:
+            words = find_words(entry.arguments) if find is None else find(session, argument)
+        is_whole = entry.name in _WHOLE or entry.complete is not None
+        start = argument if is_whole else argument.rpartition(" ")[2]
         found = ((word, note) for word, note in words if word.startswith(start))
         for word, note in islice(found, _MAX):
             yield Completion(word, -len(start), display_meta=note)

@@ -15,6 +15,7 @@ PENALTY = Bounds(-2, 2)
 _SWITCHES = {"on": True, "off": False}
 BY_MODEL = "the model's generation_config.json"
 BY_DEFAULT = "default"
+BY_CONVERSATION = "this conversation"  # it was resumed with what it had
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +146,7 @@ def list_parameters(context: "Context") -> list[tuple[str, str, str]]:
         is_sampling = hasattr(session.options.sampling, field)
         value = getattr(session.options.sampling if is_sampling else session.options, field)
         if value is not None and (value is not False or field == "think"):
-            rows.append((name, format_value(value), origins.get(field, "command line")))
+            rows.append((name, format_value(value), origins.get(field, BY_CONVERSATION)))
         elif is_sampling:
             source = BY_MODEL if field in by_model else BY_DEFAULT
             known = format_value(in_force[field]) if resolved is not None else "not known yet"

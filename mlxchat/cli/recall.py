@@ -1,5 +1,6 @@
 """What was typed before: kept on disk for its owner alone, offered in grey while typing."""
 
+import contextlib
 import os
 from collections.abc import Callable
 from itertools import islice
@@ -22,11 +23,12 @@ class InputHistory(FileHistory):
     Args:
         path: The file.
         expand: Makes what is kept of what stood in the line; pastes are kept whole.
+        is_kept: What is typed now goes to the file; else it lasts as long as the chat.
     """
 
-    def __init__(self, path: Path, expand: Callable[[str], str]) -> None:
+    def __init__(self, path: Path, expand: Callable[[str], str], *, is_kept: bool) -> None:
         super().__init__(str(path))
-        self._expand = expand
+        self._expand, self._is_kept = expand, is_kept
 
     def append_string(self, string: str) -> None:
         """Adds a message."""
@@ -36,10 +38,9 @@ class InputHistory(FileHistory):
 
     def store_string(self, string: str) -> None:
         """Writes a message; a full disk is no reason to end the chat."""
-        try:
-            super().store_string(string.encode(errors="replace").decode())
-        except OSError:
-            return
+        if self._is_kept:
+            with contextlib.suppress(OSError):
+                super().store_string(string.encode(errors="replace").decode())
 
 
 class RecentSuggest(AutoSuggest):
@@ -56,10 +57,13 @@ class RecentSuggest(AutoSuggest):
         return None
 
 
-def open_history(path: Path, expand: Callable[[str], str] = str) -> History:
+def open_history(
+    path: Path, expand: Callable[[str], str] = str, *, is_kept: bool = True
+) -> History:
     """Returns the input history kept in `path`, which only its owner can read.
 
-    Where the file cannot be written the history lasts as long as the chat.
+    Where the file cannot be written, or nothing shall be kept, what is typed lasts as long as the
+    chat.
     """
     try:
         paths.make_private_dir(path.parent)
@@ -67,4 +71,4 @@ def open_history(path: Path, expand: Callable[[str], str] = str) -> History:
         path.chmod(0o600)
     except OSError:
         return InMemoryHistory()
-    return InputHistory(path, expand)
+    return InputHistory(path, expand, is_kept=is_kept)

@@ -75,7 +75,11 @@ class Repl:
             self._sign,
             multiline=True,
             prompt_continuation="  ",
-            history=open_history(paths.data_dir() / "input_history", self._pastes.expand),
+            history=open_history(
+                paths.data_dir() / "input_history",
+                self._pastes.expand,
+                is_kept=request.keeps_history,
+            ),
             completer=ChatCompleter(self._session),
             complete_style=CompleteStyle.READLINE_LIKE,
             complete_while_typing=False,
@@ -86,8 +90,11 @@ class Repl:
             bottom_toolbar=None if plain else self._toolbar,
         )
 
-    def run(self) -> int:
+    def run(self, greeting: str = "") -> int:
         """Talks until the person leaves.
+
+        Args:
+            greeting: What is said before the first prompt, besides the banner.
 
         Returns:
             The exit code.
@@ -96,18 +103,20 @@ class Repl:
             MlxchatError: The model could not be loaded.
         """
         self._screen.note(format_banner(__version__, self._model))
+        if greeting:
+            self._screen.note(greeting, dim=False)
         self._prompt.app.after_render += self._begin
-        with chat_signals(), contextlib.suppress(EOFError, slash.LeaveChat):
+        with chat_signals(), quiet_terminal(), contextlib.suppress(EOFError, slash.LeaveChat):
             while True:
                 text = self._prompt.prompt(default=self._draft)
                 self._draft = ""
-                if text.strip() and self._answers is not None:
-                    self._take(text, self._answers)
+                if text.strip():
+                    self._take(text, self._answers or self._open(self._prompt.app))
         return 0
 
     def _take(self, text: str, answers: "Answers") -> None:
         try:
-            with quiet_terminal() as is_terminal, listen(self._prompt.app.input, is_terminal):
+            with marked_pastes() as is_able, listen(self._prompt.app.input, is_able):
                 start = self._understand(text, answers)
                 if start is not None:
                     self._wait_for_load()
@@ -159,31 +168,40 @@ class Repl:
         self._screen.clear_progress()
 
     def _begin(self, app: "Application[str]") -> None:
-        """Opens the session and loads the model; runs once, after the first drawing."""
+        """Opens the session after the first drawing; a dumb terminal's prompt never gets here."""
         app.after_render -= self._begin
-        from mlxchat.chat.results import LoadProgress
-
         try:
-            self._attached = make_attachments(self._request)
-            self._answers = self._open_answers()
-            self._load = job = self._answers.session.load()
+            self._open(app)
         except Exception as error:
             leave_prompt(app, error)
-            return
+
+    def _open(self, app: "Application[str]") -> "Answers":
+        """Opens the session and loads the model in the background; returns what answers."""
+        from mlxchat.chat.results import LoadProgress
+
+        self._attached = make_attachments(self._request)
+        self._answers = answers = self._open_answers()
+        self._load = job = answers.session.load()
+        answers.session.prepare_history()
+
+        def redraw() -> None:
+            with contextlib.suppress(RuntimeError):  # the prompt's loop has just ended
+                app.invalidate()
 
         def watch() -> None:
             started = time.monotonic()
             for event in job:
                 if isinstance(event, LoadProgress):
                     self._load_text = format_progress(event, time.monotonic() - started)
-                    app.invalidate()
+                    redraw()
             try:
                 job.result()
-                app.invalidate()
+                redraw()
             except Exception as error:
                 leave_prompt(app, error)
 
         threading.Thread(target=watch, name="load-watch", daemon=True).start()
+        return answers
 
     def _session(self) -> "Session | None":
         return None if self._answers is None else self._answers.session
@@ -238,13 +256,10 @@ def chat_signals() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def quiet_terminal() -> Iterator[bool]:
-    """Keeps keys that are pressed during an answer from showing; Ctrl-C still interrupts.
+def quiet_terminal() -> Iterator[None]:
+    """Keeps keys that are pressed between prompts from showing; Ctrl-C still interrupts.
 
-    What was typed is there when the next prompt opens. What was pasted is still one piece then: the
-    terminal goes on marking where a paste begins and ends.
-
-    Yields whether there is a terminal.
+    What was typed is there when the next prompt opens, which takes the terminal over as it is here.
     """
     import termios
 
@@ -252,21 +267,33 @@ def quiet_terminal() -> Iterator[bool]:
         descriptor = sys.stdin.fileno()
         old = termios.tcgetattr(descriptor)
     except (OSError, ValueError, termios.error):  # no terminal
-        yield False
+        yield
         return
     quiet = [*old]
     quiet[0] &= ~termios.ICRNL  # Enter stays Enter for the next prompt
     quiet[3] &= ~(termios.ECHO | termios.ICANON | termios.IEXTEN)
     quiet[3] |= termios.NOFLSH  # Ctrl-C does not throw away what was typed before it
     termios.tcsetattr(descriptor, termios.TCSADRAIN, quiet)
-    marks_pastes = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
-    if marks_pastes:
+    try:
+        yield
+    finally:
+        termios.tcsetattr(descriptor, termios.TCSADRAIN, old)
+
+
+@contextlib.contextmanager
+def marked_pastes() -> Iterator[bool]:
+    """Has the terminal mark where a paste begins and ends, as it does at the prompt.
+
+    So what is pasted during an answer is still one piece when the next prompt reads it. Yields
+    whether there is a terminal that can do this.
+    """
+    is_able = sys.stdin.isatty() and sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+    if is_able:
         sys.stdout.write(_MARK_PASTES)
         sys.stdout.flush()
     try:
-        yield True
+        yield is_able
     finally:
-        if marks_pastes:
+        if is_able:
             sys.stdout.write(_LEAVE_PASTES)
             sys.stdout.flush()
-        termios.tcsetattr(descriptor, termios.TCSADRAIN, old)
