@@ -3,9 +3,11 @@
 import os
 import stat
 import subprocess
+import time
 
 import pytest
 from chats import CTRL_C, CTRL_J, ENTER, chats, paste
+from fakes import ctrl_c
 from prompt_toolkit.completion import CompleteEvent
 from prompt_toolkit.document import Document
 
@@ -290,6 +292,22 @@ def test_what_is_attached_survives_a_failed_turn(chat):
     chat.run(f"hi{ENTER}/file a.txt{ENTER}/retry{ENTER}lost{ENTER}go{ENTER}")
     assert len(chat.session.sent) == 3
     assert chat.session.sent[2].endswith("A\n```\n\ngo")
+
+
+def test_ctrl_c_stops_the_search_for_files(chat, monkeypatch):
+    """Ctrl-C ends a pattern that leads too far; the chat goes on with the draft gone."""
+    begun = []
+
+    def search(name, max_bytes):
+        begun.append(name)
+        time.sleep(30)
+
+    monkeypatch.setattr("mlxchat.cli.attachments.find_files", search)
+    started = time.monotonic()
+    with ctrl_c(lambda: begun):
+        out = chat.run(f"/file /**/*.py{ENTER}hello{ENTER}")
+    assert time.monotonic() - started < 20
+    assert "Stopped.\nyou said: hello" in out
 
 
 def test_edit_takes_files_too(chat):

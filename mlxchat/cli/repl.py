@@ -83,7 +83,8 @@ class Repl:
             completer=ChatCompleter(self._session),
             complete_style=CompleteStyle.READLINE_LIKE,
             complete_while_typing=False,
-            auto_suggest=None if plain else RecentSuggest(),
+            # Without colour a suggestion would look like what was typed.
+            auto_suggest=None if plain or os.environ.get("NO_COLOR") else RecentSuggest(),
             input_processors=[ChipProcessor(self._pastes)],
             key_bindings=self._keys.bindings,
             vi_mode=request.settings.keys == "vi",

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
+from mlxchat.cli.failures import stoppable
 from mlxchat.cli.history import conversation_names
 from mlxchat.cli.render import format_cache, format_stats, format_tree
 from mlxchat.errors import MlxchatError, UsageError
@@ -52,7 +53,9 @@ class Context:
     def message(self, text: str, *, is_literal: bool = False) -> str:
         """Returns a message with what is attached and what its `@` name; pastes have no `@`."""
         count, say = self.session.count_tokens, self.say
-        return self.expand(self.attached.compose(text, count, say, is_literal=is_literal))
+        with stoppable():
+            message = self.attached.compose(text, count, say, is_literal=is_literal)
+        return self.expand(message)
 
 
 def _nothing_attached() -> "Attachments":
@@ -365,7 +368,9 @@ def file(context: Context, argument: str) -> None:
         raise UsageError("there is no path; write /file PATH, or a pattern such as /file src/*.py")
     is_quoted = len(argument) > 1 and argument[0] == argument[-1] and argument[0] in "\"'"
     name = argument[1:-1] if is_quoted else argument.replace("\\ ", " ")
-    for line in context.attached.add_files(name, context.session.count_tokens):
+    with stoppable():  # a pattern may lead through a large disk
+        lines = context.attached.add_files(name, context.session.count_tokens)
+    for line in lines:
         context.say(line)
 
 
