@@ -447,9 +447,13 @@ class TurnRunner:
             return
         prefix = self.engine.prefix
         plan = prefix.plan(target, marks=(len(target),), leave=0)
-        lost = plan.num_held - plan.start
+        lost, was_empty = plan.num_held - plan.start, not plan.num_held
         try:
             context.check()
+            plan = self.keeping.restore(target, plan, context.check, leave=0)
+            if was_empty:  # a conversation of the history goes on
+                source = "keys and values from disk" if plan.start else "no stored keys and values"
+                self._settle_note = f"taken up again with {source}"
             prefix.apply(plan, keep_branch=keep_branch)
             prefix.cache.pin(min(plan.start, self._pin))
             before = len(prefix.token_ids)
