@@ -7,7 +7,7 @@ Ctrl-C leaves it as it was.
 import contextlib
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 from mlxchat.chat.conversation import Conversation
 from mlxchat.chat.prompt import PromptRenderer, RenderedPrompt
@@ -29,6 +29,7 @@ from mlxchat.chat.session import ChatOptions, pick_seed
 from mlxchat.chat.stop_strings import StopStrings
 from mlxchat.chat.template import ChatTemplate, Message
 from mlxchat.engine.engine import Engine, Logits, peak_memory_bytes, reset_peak_memory
+from mlxchat.engine.options import SamplingSettings
 from mlxchat.engine.prefix_cache import Plan
 from mlxchat.engine.sampling import Sampler, resolve_sampling
 from mlxchat.engine.timing import Stopwatch
@@ -152,11 +153,27 @@ class TurnRunner:
         """Takes other options from the next turn on; returns what the template cannot do."""
         if options.now != self.options.now:  # another conversation
             self._template = ChatTemplate.for_tokenizer(self.tokenizer, now=options.now)
-        self.options = options
+        self.set_sampling(options)
         self.renderer = self._make_renderer(self._template)
         notices = self.renderer.template.notices
         self._notices_told.update(notices)
         return [text for text in notices if text not in self._template.notices]
+
+    def set_sampling(self, options: ChatOptions) -> None:
+        """Takes other options that leave the rendering as it is; needs no MLX."""
+        seed = options.sampling.seed
+        if seed != self.options.sampling.seed:
+            self._seed = pick_seed() if seed is None else seed
+        self.options = options
+
+    def resolve_sampling(self) -> tuple[dict[str, float], frozenset[str]]:
+        """Returns the values in force by name, and the names that the checkpoint decides."""
+        config = self.loaded.generation_config
+        in_force = asdict(resolve_sampling(self.options.sampling, config, self._seed))
+        by_model = asdict(resolve_sampling(SamplingSettings(), config, 0))
+        plain = asdict(resolve_sampling(SamplingSettings(), {}, 0))
+        names = {name for name in plain if by_model[name] != plain[name] or name in config}
+        return in_force, frozenset(names)
 
     def count_rereads(self, conversation: Conversation) -> tuple[int, int]:
         """Counts the ids that are held in the conversation but would be read again, and all."""
