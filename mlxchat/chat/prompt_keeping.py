@@ -9,13 +9,12 @@ from dataclasses import dataclass
 
 from mlxchat.chat.template import Message
 from mlxchat.engine.prefix_cache import Plan, PrefixCache
-from mlxchat.engine.prompt_store import MIN_IDS, PromptStore, What
+from mlxchat.engine.prompt_store import MIN_IDS, PromptStore, What, make_label
 from mlxchat.engine.stored_prefix import StoredPrefixes, make_key
 from mlxchat.engine.token_ids import count_common
 from mlxchat.model.loader import LoadedModel
 
 Check = Callable[[], None]
-LABEL_CHARS = 60
 
 
 @dataclass(slots=True)
@@ -102,7 +101,7 @@ class PromptKeeping:
         """
         is_system = messages[0].role == "system"
         self._system = tuple(token_ids[:system_end]) if is_system else ()
-        self._label = " ".join(messages[0].content.split())[:LABEL_CHARS]
+        self._label = make_label(messages[0].content)
 
     def keep_system(self, check: Check) -> None:
         """Stores the system prompt, unless it is stored already."""

@@ -31,6 +31,7 @@ What = Literal["system", "conversation"]
 
 # Shorter prefixes are computed again as fast as a file is opened and checked.
 MIN_IDS = 32
+LABEL_CHARS = 60
 # Where sequences can be trimmed, so many of the files last used are tried for a common beginning.
 MAX_PARTIAL_TRIES = 256
 # A temporary file that nobody has written to for this long belongs to a process that is gone.
@@ -455,6 +456,11 @@ class PromptStore:
                         age = time.time() - item.stat(follow_symlinks=False).st_mtime
                         if age >= older_than_s:
                             os.unlink(item.path)
+
+
+def make_label(first: str) -> str:
+    """Returns what a stored prompt is called: the beginning of its first message, in one line."""
+    return " ".join(first.split())[:LABEL_CHARS]
 
 
 def _make_entry(match: re.Match[str], status: os.stat_result) -> Entry:
