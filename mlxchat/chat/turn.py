@@ -467,7 +467,7 @@ class TurnRunner:
             return
         prefix = self.engine.prefix
         plan = prefix.plan(target, marks=(len(target),), leave=0)
-        lost, was_empty = plan.num_held - plan.start, not plan.num_held
+        lost = plan.num_held - plan.start
         try:
             context.check()
             plan = self.keeping.restore(target, plan, context.check, leave=0)
