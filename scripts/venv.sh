@@ -40,9 +40,10 @@ ensure_venv() {
   extras=$(mlx_extra)
   extras=${extras}${1:+${extras:+,}$1}
   bin=$root/.venv/bin
-  stamp="$root/.venv/installed-${extras:-plain}"
+  stamp="$root/.venv/installed-$extras"
   wanted=$(cksum <"$root/pyproject.toml")
-  if [ -x "$bin/python" ] && [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then
+  # An installation with more extras, as scripts/test makes it, will do too.
+  if [ -x "$bin/python" ] && grep -qsx "$wanted" "$stamp"*; then
     return
   fi
   python=$(find_python) || return 1

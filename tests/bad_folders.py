@@ -225,6 +225,12 @@ def _drop_tensor(folder: Path) -> None:
     write_safetensors(folder / "model.safetensors", random_tensors(shapes))
 
 
+def _shrink_vocabulary(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text()) | {"vocab_size": 100}
+    write_json(folder / "config.json", config)
+    write_safetensors(folder / "model.safetensors", random_tensors(llama_shapes(config)))
+
+
 def _lose_shard(folder: Path) -> None:
     (split_into_shards(folder) / "model-00002-of-00002.safetensors").unlink()
 
@@ -296,6 +302,7 @@ BAD_FOLDERS: list[BadFolder] = [
         "model.embed_tokens.weight",
         _edit_json("config.json", vocab_size=1000),
     ),
+    BadFolder("small-vocabulary", "loader", "tokenizer", _shrink_vocabulary),
     BadFolder("missing-tokenizer", "tokenizer", "tokenizer", _remove("tokenizer.json")),
     BadFolder("broken-tokenizer", "tokenizer", "tokenizer", _cut("tokenizer.json", 0.5)),
     BadFolder(

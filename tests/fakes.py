@@ -3,10 +3,16 @@
 `python tests/fakes.py` runs the real command line over it, for tests in a process of their own.
 """
 
+import os
+import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, ClassVar
 
+from mlxchat.chat.conversation import Branch, Node
 from mlxchat.chat.results import (
     CacheUse,
     LoadProgress,
@@ -19,9 +25,11 @@ from mlxchat.chat.results import (
     Verify,
 )
 from mlxchat.chat.session import ChatOptions
+from mlxchat.chat.template import Message
+from mlxchat.engine.prefix_cache import CacheReport
 from mlxchat.engine.timing import Timing
 from mlxchat.engine.worker import Job, JobContext, Worker
-from mlxchat.errors import MlxchatError, ModelNotFoundError
+from mlxchat.errors import MlxchatError, ModelNotFoundError, UsageError
 
 LONG_ANSWER_TOKENS = 2_000
 
@@ -57,8 +65,7 @@ def make_result(text: str = "Hello!", **changes: Any) -> TurnResult:
         "text": text,
         "reasoning": None,
         "stop_reason": "eos_token",
-        "cache": CacheUse("live", ""),
-        "speculation": None,
+        "cache": CacheUse("live", "reused 2290, read 20"),
         "verify": None,
         "tokens": (1, 2, 3),
     }
@@ -76,15 +83,17 @@ class FakeSession:
     `notice` has one.
     """
 
-    made: "ClassVar[list[FakeSession]]" = []
+    made: "ClassVar[list[FakeSession]]" = []  # noqa: RUF012  # the annotation is a string
 
-    def __init__(self, model: str | None, options: ChatOptions) -> None:
-        self.model, self.options = model, options
+    title: str | None = None
+
+    def __init__(self, model: str | None, options: ChatOptions, recorder: object = None) -> None:
+        self.model, self.options, self.recorder = model, options, recorder
         self.info: SessionInfo | None = None
         self.last: TurnResult | None = None
         self.system = options.system
         self.sent: list[str] = []
-        self.load_calls = 0
+        self.load_calls = self.send_calls = 0
         self.is_closed = False
         self._worker = Worker()
         FakeSession.made.append(self)
@@ -125,6 +134,7 @@ class FakeSession:
         return self.info
 
     def send(self, text: str) -> Job[TurnResult]:
+        self.send_calls += 1
         return self._worker.submit(lambda context: self._turn(context, text))
 
     def retry(self) -> Job[TurnResult]:
@@ -140,11 +150,66 @@ class FakeSession:
         self.sent = self.sent[: len(self.sent) - taken]
         return taken
 
+    def prepare_history(self) -> None:
+        pass
+
+    def set_title(self, title: str | None) -> None:
+        self.title = title
+
+    def save(self, title: str) -> int:
+        self.title = title
+        return 7
+
+    def restore(self, restored: Any) -> None:
+        self.sent = [node.message.content for node in restored.conversation.questions()]
+
     def set_system(self, text: str | None) -> None:
         self.system = text
 
     def reset(self) -> None:
         self.sent = []
+
+    def fork(self) -> int:
+        return len(self.sent)
+
+    def goto(self, node_id: int) -> int:
+        if node_id > len(self.sent):
+            raise UsageError(f"there is no message {node_id}; /tree shows the numbers")
+        self.sent = self.sent[:node_id]
+        return node_id
+
+    def tree(self) -> list[Branch]:
+        nodes = [Node(i, None, Message("user", t)) for i, t in enumerate(self.sent, 1)]
+        return [Branch(node, node.id % 2, node.id == len(nodes), True) for node in nodes]
+
+    def set_thinking(self, think: bool | None) -> list[str]:
+        self.options = replace(self.options, think=think)
+        return ["this template has no switch"] if think is False else []
+
+    def set_options(self, options: ChatOptions) -> list[str]:
+        self.options = options
+        return []
+
+    def resolve_sampling(self) -> tuple[dict[str, float], frozenset[str]] | None:
+        if self.info is None:
+            return None
+        values: dict[str, float] = {"temperature": 0.6, "top_p": 0.95, "top_k": 0, "min_p": 0.0}
+        values |= {"repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
+        return values | {"seed": 7}, frozenset({"temperature"})
+
+    def count_tokens(self, text: str) -> int | None:
+        return None if self.info is None else len(text.split())
+
+    def last_answer(self) -> str | None:
+        return self.last.text if self.last is not None and self.sent else None
+
+    def count_rereads(self) -> tuple[int, int] | None:
+        return (700, 1000) if self.sent else None
+
+    def cache_report(self) -> CacheReport | None:
+        if not self.sent:
+            return None
+        return CacheReport(120, ("full", "recurrent"), 2048, ((100, 512),), ((80, 110, 256),), 4096)
 
     def close(self) -> None:
         self.is_closed = True
@@ -191,6 +256,30 @@ class FakeSession:
             verify=Verify(True, 0.0, (1, 2)) if self.options.verify else None,
         )
         return self.last
+
+
+@contextmanager
+def ctrl_c(is_due: Callable[[], object], *more_after_s: float) -> Iterator[None]:
+    """Presses Ctrl-C in this process when `is_due`, then again after each of some pauses.
+
+    `is_due` must become true only when the signal does no harm. A press that never came fails.
+    """
+
+    def work() -> None:
+        deadline = time.monotonic() + 20
+        while not is_due() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        for pause in (0.05, *more_after_s) if is_due() else ():
+            time.sleep(pause)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield
+        assert not thread.is_alive(), "the command ended before Ctrl-C was pressed"
+    finally:
+        thread.join()
 
 
 def main() -> None:

@@ -25,7 +25,8 @@ class Terminal:
         self._screen.write_process_input = self._reply  # answers cursor position requests
         self._stream = pyte.ByteStream(self._screen)
         self.raw = b""
-        env = dict(os.environ, TERM="xterm", PYTHONPATH=str(REPOSITORY), **environment)
+        env = dict(os.environ, TERM="xterm", PYTHONPATH=str(REPOSITORY), COLUMNS="33")
+        env.update(environment)
         self.process = pexpect.spawn(
             sys.executable, list(arguments), env=env, dimensions=(rows, columns), echo=True
         )

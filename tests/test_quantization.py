@@ -59,6 +59,8 @@ def test_mlx_block_wins_over_foreign() -> None:
         }
     )
     assert plan.default == QuantSpec(4, 64)
+    block = {"bits": 4, "group_size": 64, "quant_method": "gptq"}
+    assert read_quantization({"quantization": block}) == plan
 
 
 def test_overrides() -> None:

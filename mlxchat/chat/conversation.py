@@ -87,8 +87,8 @@ class Conversation:
             self.head = questions[-count].parent
         return count
 
-    def move_to_question(self, turn: int | None = None) -> Node:
-        """Moves the head to a question, so that it can be answered again.
+    def question(self, turn: int | None = None) -> Node:
+        """Returns a question of the path, where another answer or question can take its turn.
 
         Args:
             turn: Counted from 1; None is the last.
@@ -96,17 +96,6 @@ class Conversation:
         Raises:
             UsageError: There is no such turn.
         """
-        node = self._question(turn)
-        self.head = node.id
-        return node
-
-    def move_before_question(self, turn: int | None = None) -> Node:
-        """Moves the head before a question, so that another can stand in its place."""
-        node = self._question(turn)
-        self.head = node.parent
-        return node
-
-    def _question(self, turn: int | None) -> Node:
         questions = self.questions()
         if not questions:
             raise UsageError("nothing was said yet; say something first")

@@ -8,11 +8,10 @@ nothing of caches; pure functions of the messages.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
+from mlxchat.chat.layout import Field, FieldFinder
 from mlxchat.chat.reasoning import (
     Markers,
     ReasoningSplitter,
@@ -21,7 +20,7 @@ from mlxchat.chat.reasoning import (
     is_closed_by,
     opened_by,
 )
-from mlxchat.chat.splice import SegmentEncoder
+from mlxchat.chat.splice import SegmentEncoder, Span
 from mlxchat.chat.template import ChatTemplate, Message
 from mlxchat.errors import TemplateError
 from mlxchat.model.tokenizer import Tokenizer
@@ -29,10 +28,6 @@ from mlxchat.model.tokenizer import Tokenizer
 # Beginnings of the next question that merge differently with what stands before it: a word, a
 # digit, a line break, a space. What is common to all four prompts is there whatever is asked.
 NEXT_QUESTIONS = ("Zebra", "7 quick", "\nZ", " Z")
-# First characters of private-use blocks; each sentinel is one character of the first free block.
-_BLOCKS = (0x10E000, 0x10C000, 0x10A000, 0xFE000, 0xFC000, 0xF5000)
-_BLOCK_CHARS = 0x2000
-_MAX_LAYOUTS = 3
 
 
 @dataclass(frozen=True)
@@ -51,18 +46,9 @@ class RenderedPrompt:
     text: str
 
 
-@dataclass(frozen=True)
-class _Field:
-    """A text of a message that ids may stand for."""
-
-    message: int
-    name: Literal["content", "reasoning"]
-    text: str
-    token_ids: tuple[int, ...]
-
-
 def common_length(ids: Sequence[int], other: Sequence[int]) -> int:
     """How many ids two sequences share at their start."""
+    ids, other = tuple(ids), tuple(other)  # a list slice never equals a tuple slice
     low, high = 0, min(len(ids), len(other))
     if ids[:high] == other[:high]:
         return high
@@ -92,14 +78,13 @@ class PromptRenderer:
         self.markers: Markers = find_markers(template, tokenizer)
         self.notices: list[str] = []
         self._encoder = SegmentEncoder(tokenizer)
-        self._refused: set[tuple[str, str]] = set()
+        self._finder = FieldFinder(template)
         self._system_ids: dict[str, tuple[int, ...]] = {}
-        self._shows_reasoning = template.shows_reasoning()
         self._is_inline = keep_thinking and self._find_inline()
 
     def _find_inline(self) -> bool:
         """Whether thinking is kept by leaving it inside the content."""
-        if self._shows_reasoning:
+        if self.template.shows_reasoning():
             return False
         marks = (self.markers.opener, self.markers.closers[0])
         if self.template.shows_reasoning(inline=marks):
@@ -130,8 +115,14 @@ class PromptRenderer:
             TemplateError: The template refuses the conversation.
         """
         text = self.render_text(messages, add_generation_prompt=add_generation_prompt)
-        fields = self._splice_fields(messages)
-        spans = self._find_spans(messages, fields, text, add_generation_prompt)
+        fields = self._finder.fields(messages)
+        spans = self._finder.find(messages, fields, text, add_generation_prompt)
+        return self._assemble(messages, text, fields, spans)
+
+    def _assemble(
+        self, messages: Sequence[Message], text: str, fields: list[Field], spans: Sequence[Span]
+    ) -> RenderedPrompt:
+        """Encode a text with the ids of its fields in their places."""
         token_ids: list[int] = []
         ends = [0] * len(messages)
         for segment in self._encoder.encode(text, spans):
@@ -155,78 +146,6 @@ class PromptRenderer:
             self._system_ids[system.content] = self.settle_target([system])
         return common_length(token_ids, self._system_ids[system.content])
 
-    def _splice_fields(self, messages: Sequence[Message]) -> list[_Field]:
-        """The texts that ids may stand for; a blank text leaves nothing to look for."""
-        fields = []
-        for index, message in enumerate(messages):
-            shown = message.content if message.inline is None else message.inline
-            if (message.content, message.reasoning or "") in self._refused:
-                continue
-            reasoning = "" if message.inline is not None else message.reasoning or ""
-            if message.reasoning_ids and reasoning.strip():
-                fields.append(_Field(index, "reasoning", reasoning, message.reasoning_ids))
-            if message.content_ids and shown.strip():
-                fields.append(_Field(index, "content", shown, message.content_ids))
-        return fields
-
-    def _find_spans(
-        self,
-        messages: Sequence[Message],
-        fields: list[_Field],
-        text: str,
-        add_generation_prompt: bool,
-    ) -> list[tuple[int, int, int, tuple[int, ...]]]:
-        """Where in the text the fields stand, as (start, end, field index, ids).
-
-        A second render with a sentinel for each field gives the text between them. The text
-        around each field must come back the same; a message for which it does not is left out.
-        """
-        left_out: set[int] = set()
-        for _ in range(_MAX_LAYOUTS):
-            chosen = [i for i, field in enumerate(fields) if field.message not in left_out]
-            if not chosen:
-                return []
-            try:
-                spans, culprits = self._lay_out(
-                    messages, fields, chosen, text, add_generation_prompt
-                )
-            except TemplateError:
-                return []
-            if not culprits:
-                return spans
-            for index in culprits:
-                message = messages[index]
-                self._refused.add((message.content, message.reasoning or ""))
-            left_out |= culprits
-        return []
-
-    def _lay_out(
-        self,
-        messages: Sequence[Message],
-        fields: list[_Field],
-        chosen: list[int],
-        text: str,
-        add_generation_prompt: bool,
-    ) -> tuple[list[tuple[int, int, int, tuple[int, ...]]], set[int]]:
-        """One layout: the spans, and the messages whose text the template shows otherwise."""
-        block = _free_block(text, messages)
-        dicts = self.template.to_dicts(messages)
-        shift = len(messages) - len(dicts)
-        for i in chosen:
-            target = dicts[fields[i].message - shift]
-            sentinel = chr(block + i)
-            if fields[i].name == "content":
-                target["content"] = sentinel
-            else:
-                target |= {"reasoning_content": sentinel, "reasoning": sentinel}
-        marked = self.template.render(dicts, add_generation_prompt=add_generation_prompt)
-        pieces = re.split(f"([{chr(block)}-{chr(block + _BLOCK_CHARS - 1)}])", marked)
-        owners = [ord(sentinel) - block for sentinel in pieces[1::2]]
-        twice = {fields[i].message for i in owners if owners.count(i) > 1}
-        if twice:
-            return [], twice
-        return _align(text, pieces[::2], owners, fields)
-
     def probe_point(self, messages: Sequence[Message], prompt: RenderedPrompt) -> int:
         """How many ids of a prompt will still be there in the next turn, whatever is answered.
 
@@ -239,39 +158,52 @@ class PromptRenderer:
         """
         point = len(prompt.token_ids) - 1
         for answer in self._dummy_answers(prompt.text):
+            later = [*messages, answer, Message("user", NEXT_QUESTIONS[0])]
             try:
-                later = self.render_ids([*messages, answer, Message("user", NEXT_QUESTIONS[0])])
+                text = self.render_text(later)
             except TemplateError:
                 continue
-            point = min(point, common_length(prompt.token_ids, later.token_ids))
+            fields = self._finder.fields(messages)
+            spans = list(self._finder.find(later, fields, text, True))
+            # The texts of dummies are our own: no second render is needed to find them.
+            for part in filter(None, (answer.reasoning, answer.inline or answer.content)):
+                at = text.rfind(part)
+                if at >= (spans[-1].end if spans else 0):
+                    ids = self._encoder.continuation(part)
+                    fields.append(Field(len(messages), "content", part, ids))
+                    spans.append(Span(at, at + len(part), len(fields) - 1, ids))
+            token_ids = self._assemble(later, text, fields, spans).token_ids
+            point = min(point, common_length(prompt.token_ids, token_ids))
         return max(point, 0)
 
     def _dummy_answers(self, prompt_text: str) -> list[Message]:
-        """Two answers in the form they would be stored in: with thinking where it may come."""
-        opened = opened_by(self.markers, prompt_text)
+        """Answers in the form they would be stored in: with thinking where it may come.
+
+        Two that begin differently, and an empty one, which some templates show differently.
+        """
+        is_open = opened_by(self.markers, prompt_text) is not None
         may_think = not is_closed_by(self.markers, prompt_text)
         answers = []
         for text, thought, thinks in (
             ("Aye, so it is", "Let me see", may_think),
-            ("No, never", "Well, first", may_think and opened is not None),
+            ("No, never", "Well, first", may_think and is_open),
+            ("", "Perhaps", may_think and is_open),
         ):
-            answer = Message("assistant", text, content_ids=self._encoder.continuation(text))
-            if thinks and self._is_inline:
-                inline = f"{self.markers.opener}{thought}{self.markers.closers[0]}{text}"
-                ids = self._encoder.continuation(inline)
-                answer = replace(answer, inline=inline, content_ids=ids)
-            elif thinks:
-                ids = self._encoder.continuation(thought)
-                answer = replace(answer, reasoning=thought, reasoning_ids=ids)
-            answers.append(answer)
+            inline = f"{self.markers.opener}{thought}{self.markers.closers[0]}{text}"
+            if not thinks:
+                answers.append(Message("assistant", text))
+            elif self._is_inline:
+                answers.append(Message("assistant", text, inline=inline))
+            else:
+                answers.append(Message("assistant", text, reasoning=thought))
         return answers
 
     def settle_target(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """The ids with which the next prompt will begin, whatever is asked.
 
         Returns:
-            The common prefix of the prompts with four different next questions; empty if the
-            template refuses them.
+            The common prefix of the prompts with four different next questions, without spaces
+            at its end; empty if the template refuses them.
         """
         common: tuple[int, ...] | None = None
         for question in NEXT_QUESTIONS:
@@ -280,7 +212,14 @@ class PromptRenderer:
             except TemplateError:
                 return ()
             common = token_ids if common is None else common[: common_length(common, token_ids)]
-        return common or ()
+        return self._without_blank(common or ())
+
+    def _without_blank(self, token_ids: tuple[int, ...]) -> tuple[int, ...]:
+        """Leave out spaces at the end: most words take them into their own first token."""
+        text = self.tokenizer.token_text
+        while token_ids and text(token_ids[-1]).strip(" ") == "":
+            token_ids = token_ids[:-1]
+        return token_ids
 
     def splitter(self, prompt: RenderedPrompt) -> ReasoningSplitter:
         """A splitter for the answer to a prompt."""
@@ -363,49 +302,4 @@ def _forms(text: str, token_ids: tuple[int, ...], tokenizer: Tokenizer) -> list[
     if text[:1].isspace():
         forms.append(text[1:])
     forms += [text.strip("\n"), text.strip()]
-    return list(dict.fromkeys(forms))
-
-
-def _free_block(text: str, messages: Sequence[Message]) -> int:
-    """A block of private-use characters that occurs nowhere in the conversation."""
-    texts = [text, *(message.content for message in messages)]
-    for block in _BLOCKS:
-        pattern = re.compile(f"[{chr(block)}-{chr(block + _BLOCK_CHARS - 1)}]")
-        if not any(pattern.search(part) for part in texts):
-            return block
-    raise TemplateError("the conversation uses all private characters; remove them")
-
-
-def _align(
-    text: str, pieces: list[str], owners: list[int], fields: list[_Field]
-) -> tuple[list[tuple[int, int, int, tuple[int, ...]]], set[int]]:
-    """Find the pieces between the fields in the real text.
-
-    Returns:
-        The spans of the fields, and the messages at which the texts part (then no span counts).
-    """
-    if not text.startswith(pieces[0]):
-        return [], {fields[owners[0]].message} if owners else set()
-    spans = []
-    at = len(pieces[0])
-    for number, (owner, piece) in enumerate(zip(owners, pieces[1:], strict=True)):
-        is_last = number == len(owners) - 1
-        for shown in _shown_forms(fields[owner].text):
-            end = at + len(shown)
-            if not text.startswith(shown, at) or not text.startswith(piece, end):
-                continue
-            if not is_last or end + len(piece) == len(text):
-                spans.append((at, end, owner, fields[owner].token_ids))
-                at = end + len(piece)
-                break
-        else:
-            culprits = {fields[other].message for other in owners[number : number + 2]}
-            return [], culprits
-    return spans, set()
-
-
-def _shown_forms(text: str) -> list[str]:
-    """What a template may make of a text and still show all its words."""
-    forms = [text, text.strip(), text.lstrip(), text.rstrip()]
-    forms += [text.strip("\n"), text.lstrip("\n"), text.rstrip("\n")]
     return list(dict.fromkeys(forms))

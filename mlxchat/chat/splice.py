@@ -25,6 +25,16 @@ Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
+class Span:
+    """Ids that may stand for text[start:end]; `owner` is the caller's number for them."""
+
+    start: int
+    end: int
+    owner: int
+    token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Segment:
     """Ids of a stretch of text; `owner` numbers the span they come from, -1 for plain text."""
 
@@ -66,14 +76,12 @@ class SegmentEncoder:
         """The ids of a text that follows other text."""
         return self._encode(text, is_first=False)
 
-    def encode(
-        self, text: str, spans: Sequence[tuple[int, int, int, tuple[int, ...]]]
-    ) -> list[Segment]:
+    def encode(self, text: str, spans: Sequence[Span]) -> list[Segment]:
         """Encode a text.
 
         Args:
             text: The whole text.
-            spans: `(start, end, owner, ids)`, ascending: ids that may stand for text[start:end].
+            spans: Ids that may stand for parts of it, ascending.
 
         Returns:
             Segments whose ids, joined, decode as the encoding of the whole text does. A span
@@ -81,22 +89,22 @@ class SegmentEncoder:
         """
         segments: list[Segment] = []
         done = 0
-        for number, (start, end, owner, token_ids) in enumerate(spans):
-            limit = spans[number + 1][0] if number + 1 < len(spans) else len(text)
-            before = text[max(done, start - _SEAM_CHARS) : start]
-            after = text[end : min(limit, end + _SEAM_CHARS)]
+        for number, span in enumerate(spans):
+            limit = spans[number + 1].start if number + 1 < len(spans) else len(text)
+            before = text[max(done, span.start - _SEAM_CHARS) : span.start]
+            after = text[span.end : min(limit, span.end + _SEAM_CHARS)]
             if not before:
                 continue
-            shown = text[start:end]
-            make_fit = partial(self._fit, token_ids, shown, before, after)
-            fit = self._fits.get_or((token_ids, shown, before, after), make_fit)
+            shown = text[span.start : span.end]
+            make_fit = partial(self._fit, span.token_ids, shown, before, after)
+            fit = self._fits.get_or((span.token_ids, shown, before, after), make_fit)
             if fit is None:
                 continue
-            plain = text[done : start - fit.num_before]
+            plain = text[done : span.start - fit.num_before]
             if plain:
                 segments.append(Segment(self._encode(plain, is_first=done == 0)))
-            segments.append(Segment(fit.token_ids, owner))
-            done = end + fit.num_after
+            segments.append(Segment(fit.token_ids, span.owner))
+            done = span.end + fit.num_after
         if done < len(text):
             segments.append(Segment(self._encode(text[done:], is_first=done == 0)))
         return segments

@@ -10,7 +10,8 @@ class StopStrings:
     before.
 
     Args:
-        strings: Non-empty strings; the earliest one in the text wins.
+        strings: The one that is complete first in the text ends it; of two that end at the same
+            place, the longer one. So the end does not depend on how the text arrives.
     """
 
     def __init__(self, strings: Sequence[str]) -> None:
@@ -23,11 +24,11 @@ class StopStrings:
         if not self._strings or self.is_hit:
             return "" if self.is_hit else text
         held = self._held + text
-        found = [at for s in self._strings if (at := held.find(s)) >= 0]
+        found = [(at + len(s), at) for s in self._strings if (at := held.find(s)) >= 0]
         if found:
             self.is_hit = True
             self._held = ""
-            return held[: min(found)]
+            return held[: min(found)[1]]
         keep = max(_overlap(held, s) for s in self._strings)
         self._held = held[len(held) - keep :]
         return held[: len(held) - keep]

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from mlxchat.errors import TemplateError
-from mlxchat.model.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from mlxchat.model.tokenizer import Tokenizer
 
 Role = Literal["system", "user", "assistant"]
 # The names under which reasoning travels; transformers copies it to the first two.
@@ -39,6 +42,8 @@ _KEEP_SWITCHES: tuple[tuple[str, Any], ...] = (
     ("keep_all_reasoning", True),
     ("drop_thinking", False),
 )
+
+_THINKS = re.compile("think|reasoning|analysis", re.IGNORECASE)
 
 _CHATML = (
     "{% for message in messages %}"
@@ -204,9 +209,9 @@ class ChatTemplate:
             self.render([user])
         except TemplateError:
             return True
-        self.notices.append(
-            "this model has no system role; the system text is put before the first message"
-        )
+        notice = "this model has no system role; the system text is put before the first message"
+        if notice not in self.notices:
+            self.notices.append(notice)
         return False
 
     @cached_property
@@ -223,7 +228,9 @@ class ChatTemplate:
     @cached_property
     def fingerprint(self) -> str:
         """A short hash of all that decides the text, besides the messages."""
-        parts = [self.source, self.special_tokens, self.kwargs, self.now.date().isoformat()]
+        shows_date = "strftime_now" in self.source
+        date = self.now.date().isoformat() if shows_date else None
+        parts = [self.source, self.special_tokens, self.kwargs, date]
         text = json.dumps(parts, sort_keys=True, default=str)
         return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:16]
 
@@ -234,7 +241,7 @@ class ChatTemplate:
             special_tokens=self.special_tokens,
             kwargs=kwargs,
             now=self.now,
-            notices=[*self.notices, *notices],
+            notices=list(dict.fromkeys([*self.notices, *notices])),
         )
 
     def with_thinking(self, think: bool | None, keep_thinking: bool = False) -> ChatTemplate:
@@ -255,7 +262,8 @@ class ChatTemplate:
             value = on if think else off
             if name in self.switches and value is not None and self._has_effect(name, on, off):
                 chosen[name] = value
-        if chosen or (think and self._opens_thinking()):
+        if chosen or (think and _THINKS.search(self.source)):
+            # A template without a switch that knows of thinking is always on.
             return chosen, []
         word = "on" if think else "off"
         return {}, [f"this model's template has no switch to turn thinking {word}"]
@@ -275,10 +283,6 @@ class ChatTemplate:
         except TemplateError:
             return False
         return texts[0] != texts[1]
-
-    def _opens_thinking(self) -> bool:
-        """Whether a prompt ends inside thinking, so that the model always thinks."""
-        return self.render([{"role": "user", "content": "u"}]).rstrip().endswith("think>")
 
     def shows_reasoning(self, *, inline: tuple[str, str] | None = None) -> bool:
         """Whether thinking of an earlier answer shows in the prompt.

@@ -6,18 +6,42 @@ Exit codes: 0 all is well, 1 an error (a reader of stdout that went away too), 2
 
 import contextlib
 import os
-import re
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import click
 
 from mlxchat.cli.render import one_line
-from mlxchat.errors import BackendError, MlxchatError
+from mlxchat.errors import MlxchatError
 
-_MLX = re.compile(r"\b(lib)?mlx\b")
 INTERRUPTED = 130  # what shells report for SIGINT
+
+
+class Stopped(KeyboardInterrupt):
+    """Ctrl-C stopped an answer before there was anything to keep."""
+
+
+@contextlib.contextmanager
+def stoppable() -> Iterator[None]:
+    """Lets Ctrl-C stop work on the main thread that watches nothing itself.
+
+    Raises:
+        Stopped: It did.
+    """
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        yield
+        return
+    old = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Stopped from None
+    finally:
+        signal.signal(signal.SIGINT, old)
 
 
 def report(run: Callable[[], Any]) -> int:
@@ -55,11 +79,6 @@ def explain(error: Exception) -> MlxchatError:
         sys.excepthook(type(error), error, error.__traceback__)
     if isinstance(error, MlxchatError):
         return error
-    if isinstance(error, ImportError) and _MLX.search(f"{error.name} {error}"):
-        return BackendError(
-            f"MLX cannot be imported ({error}); on Linux install exactly one of"
-            " 'mlxchat[cpu]' and 'mlxchat[cuda]', on a Mac 'mlxchat'"
-        )
     if isinstance(error, OSError) and error.strerror:
         place = f" ({error.filename})" if error.filename else ""
         return MlxchatError(f"{error.strerror}{place}; check space and permissions")

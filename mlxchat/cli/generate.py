@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from mlxchat.cli.options import chat_options, read_request
+from mlxchat.cli.screen import Screen
 from mlxchat.errors import MlxchatError, UsageError
 
 
@@ -22,8 +23,8 @@ def generate(prompt: str | None, as_json: bool, timing: bool, plain: bool, **par
     answer goes to stdout, all else to stderr.
     """
     text = join_prompt(prompt, read_stdin())
-    with contextlib.closing(read_request(params).open()) as session:
-        from mlxchat.cli.screen import Screen
+    request = read_request(params, "generate")
+    with contextlib.closing(request.open(idle_work=False)) as session:
         from mlxchat.cli.turn import Answers
 
         screen = Screen(sys.stdout, sys.stderr, plain=plain)

@@ -3,15 +3,18 @@
 import gc
 import os
 import sys
+import threading
 from typing import Any
 
 import click
 
 from mlxchat import __version__
+from mlxchat.cli.cache import cache
 from mlxchat.cli.chat import chat
 from mlxchat.cli.doctor import doctor
 from mlxchat.cli.failures import report
 from mlxchat.cli.generate import generate
+from mlxchat.cli.history import history
 
 
 class Program(click.Group):
@@ -50,16 +53,33 @@ def cli() -> None:
     """
 
 
-for _command in (chat, generate, doctor):
+for _command in (chat, generate, history, cache, doctor):
     cli.add_command(_command)
+
+
+def _fill_closed_descriptors() -> None:
+    # The next file that is opened would get the number: MLX takes 0 for a failure, and what is
+    # written to stderr would end up in a file that got 2.
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
 
 
 def main() -> None:
     """Runs the program; the console script."""
     # Start-up makes only objects that stay; walking them costs a tenth of the time to the prompt.
     gc.set_threshold(50_000, 20, 20)
+    _fill_closed_descriptors()
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by the caller
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  # open until the end
         getattr(sys, name).reconfigure(errors="backslashreplace")
-    cli()
+    try:
+        cli()
+    except SystemExit as leave:
+        if any(thread.name == "mlx-worker" for thread in threading.enumerate()):
+            sys.stdout.flush()
+            os._exit(int(leave.code or 0))  # MLX would abort an orderly exit in mid-evaluation
+        raise

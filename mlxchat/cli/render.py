@@ -6,6 +6,7 @@ Text that a model or a file produced is untrusted: `sanitize` takes away what a 
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from mlxchat.chat.conversation import Branch
     from mlxchat.chat.results import (
         LoadProgress,
         PrefillProgress,
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
         Verify,
     )
     from mlxchat.chat.session import Session
+    from mlxchat.engine.prefix_cache import CacheReport
 
 
 def _make_safe_table() -> dict[int, str]:
@@ -75,6 +77,14 @@ def format_seconds(seconds: float) -> str:
     return f"{minutes} min {rest:02d} s"
 
 
+def format_age(seconds: float) -> str:
+    """Returns how long ago something was, in the unit that suits it: `3 h ago`."""
+    for limit, unit, name in ((60, 1, "s"), (3600, 60, "min"), (86400, 3600, "h")):
+        if seconds < limit:
+            return f"{int(seconds / unit)} {name} ago"
+    return f"{int(seconds / 86400)} d ago"
+
+
 def format_rate(tok_per_s: float | None) -> str:
     """Returns a rate in tokens per second without its unit, `-` where there is none."""
     if tok_per_s is None:
@@ -86,6 +96,15 @@ def format_table(rows: list[tuple[str, str]]) -> str:
     """Returns names and values in two columns."""
     width = max((len(name) for name, _ in rows), default=0)
     return "\n".join(f"{name:<{width}}  {sanitize(value)}".rstrip() for name, value in rows)
+
+
+def format_columns(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    """Returns a table with a header; every column is as wide as its widest cell."""
+    lines = [header, *rows]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    return "\n".join(
+        "  ".join(f"{c:<{w}}" for c, w in zip(line, widths, strict=True)).rstrip() for line in lines
+    )
 
 
 def wrap_parts(line: str, width: int) -> str:
@@ -144,9 +163,7 @@ def format_turn_line(result: "TurnResult") -> str:
         parts.append(f"{format_rate(timing.decode_tok_per_s)} tok/s at depth {depth}")
     if timing.bandwidth_use is not None:
         parts[-1] += f" ({100 * timing.bandwidth_use:.0f} % of bandwidth)"
-    reuse = f"reused {format_count(usage.cached_tokens)}, read {format_count(usage.prefill_tokens)}"
-    reason = one_line(result.cache.reason)
-    parts.append(f"{reuse} ({reason})" if reason else reuse)
+    parts.append(one_line(result.cache.reason))
     return " · ".join(parts)
 
 
@@ -202,18 +219,18 @@ def _format_use(result: "TurnResult") -> list[str]:
             f"idle time: {format_count(usage.settle_tokens)} tokens read after the last answer"
             f", {format_count(usage.typeahead_tokens)} while typing"
         )
-    if result.cache.reason:
-        lines.append(f"cache: {one_line(result.cache.reason)}")
+    lines.append(f"cache: {one_line(result.cache.reason)}")
     return lines
 
 
 def format_verify(verify: "Verify") -> str:
     """Returns what `--verify` found."""
     outcome = "equal a" if verify.tokens_equal else "DIFFER from a"
+    rounding = "" if verify.holds else ", more than rounding explains"
     return (
         f"verify: tokens {outcome} from-scratch prefill of"
         f" {format_count(len(verify.prompt_ids))} tokens"
-        f", logits differ by at most {verify.max_abs_logit_diff:.2g}"
+        f", logits differ by at most {verify.max_abs_logit_diff:.2g}{rounding}"
     )
 
 
@@ -233,16 +250,16 @@ def format_banner(version: str, model: str | None) -> str:
     )
 
 
-def format_toolbar(session: "Session", model: str | None, progress: str) -> str:
+def format_toolbar(session: "Session | None", model: str | None, progress: str) -> str:
     """Returns the line under the prompt: model, context used, last rate.
 
     Args:
-        session: Loaded or loading.
+        session: None until it is made.
         model: The name that was asked for; None is the built-in one.
         progress: What the load says of itself while it lasts.
     """
-    info = session.info
-    if info is None:
+    info = None if session is None else session.info
+    if session is None or info is None:
         return f"{one_line(model or 'built-in model')} · {progress or 'loading'}"
     used, limit = session.context_used, info.context_limit
     share = f" ({100 * used / limit:.0f} %)" if limit else ""
@@ -272,3 +289,40 @@ def format_stats(session: "Session") -> str:
     ]
     report = format_table(rows)
     return report if session.last is None else f"{report}\n\n{format_timing(session.last)}"
+
+
+def format_tree(branches: "list[Branch]", width: int = 60) -> str:
+    """Returns the messages of all branches, one a line; `>` is where the person is.
+
+    Args:
+        branches: In the order in which they are drawn.
+        width: Characters of each message that are shown.
+    """
+    lines = []
+    for branch in branches:
+        message = branch.node.message
+        sign = ">" if branch.is_head else "*" if branch.is_on_path else " "
+        text = one_line(message.content)
+        text = text if len(text) <= width else text[: width - 1] + "…"
+        who = "you" if message.role == "user" else "model"
+        lines.append(f"{sign} {branch.node.id:>3}  {'  ' * branch.depth}{who}: {text}")
+    return "\n".join(lines)
+
+
+def format_cache(report: "CacheReport") -> str:
+    """Returns what the KV cache holds: the live sequence, checkpoints and branches left behind."""
+    rows = [
+        ("live", f"{format_count(report.num_tokens)} tokens, {format_bytes(report.live_bytes)}"),
+        ("layers", ", ".join(report.kinds)),
+    ]
+    rows += [
+        ("checkpoint", f"at {format_count(position)}, {format_bytes(size)}")
+        for position, size in report.marks
+    ]
+    rows += [
+        ("branch", f"tokens {format_count(base)} to {format_count(end)}, {format_bytes(size)}")
+        for base, end, size in report.stashes
+    ]
+    used = sum(size for *_, size in (*report.marks, *report.stashes))
+    rows.append(("budget", f"{format_bytes(used)} of {format_bytes(report.budget_bytes)}"))
+    return format_table(rows)

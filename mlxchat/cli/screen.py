@@ -4,7 +4,6 @@ An answer goes to `out`; what is said about it (progress, notices, reports, erro
 """
 
 import os
-import shutil
 from typing import TextIO
 
 from mlxchat.cli.render import one_line, sanitize, wrap_parts
@@ -24,7 +23,8 @@ class Screen:
 
     def __init__(self, out: TextIO, notes: TextIO, *, plain: bool = False) -> None:
         self._is_terminal = self.shows_reasoning = notes.isatty()
-        self.shows_progress = notes.isatty() and not plain and os.environ.get("TERM") != "dumb"
+        self._takes_escapes = notes.isatty() and os.environ.get("TERM") != "dumb"
+        self.shows_progress = self._takes_escapes and not plain
         self._dims = self.shows_progress and not os.environ.get("NO_COLOR")
         self._out, self._notes = out, notes
         self._is_one_place = out is notes or (out.isatty() and notes.isatty())
@@ -45,7 +45,7 @@ class Screen:
             self.end_line()
         text = sanitize(text)
         if self._is_terminal:
-            width = shutil.get_terminal_size().columns
+            width = self._width()
             text = "\n".join(wrap_parts(line, width) for line in text.split("\n"))
         self._write(self._notes, f"{text}\n", dim=dim)
 
@@ -57,6 +57,15 @@ class Screen:
         """Writes a line to `out` that is no answer text, such as a JSON object."""
         self._write(self._out, f"{text}\n", dim=False)
 
+    def escape(self, sequence: str) -> bool:
+        """Writes an escape sequence of ours that shows nothing; returns False without a terminal.
+
+        The only way past `sanitize`: nothing of a model, a file or a person may be in it unencoded.
+        """
+        if self._takes_escapes:
+            self._put(self._notes, sequence)
+        return self._takes_escapes
+
     def end_line(self) -> None:
         """Ends the line that a piece left open, so that what follows starts its own."""
         if self._open_line is not None:
@@ -67,7 +76,7 @@ class Screen:
         if self.shows_progress:
             if self._is_one_place or self._open_line is self._notes:
                 self.end_line()
-            text = text[: shutil.get_terminal_size().columns - 1]
+            text = text[: self._width() - 1]
             self._put(self._notes, _CLEAR_LINE + self._dimmed(text))
             self._progress_is_shown = True
 
@@ -83,6 +92,13 @@ class Screen:
         self.clear_progress()
         self._open_line = None if text.endswith("\n") else stream
         self._put(stream, self._dimmed(text) if dim else text)
+
+    def _width(self) -> int:
+        # Not from shutil: it prefers the variable COLUMNS, which is old after a resize.
+        try:
+            return os.get_terminal_size(self._notes.fileno()).columns or 80
+        except (OSError, ValueError):
+            return 80
 
     def _dimmed(self, text: str) -> str:
         return f"{_DIM}{text}{_PLAIN}" if self._dims else text

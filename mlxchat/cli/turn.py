@@ -16,6 +16,7 @@ from mlxchat.chat.results import (
     TurnResult,
 )
 from mlxchat.chat.session import Session
+from mlxchat.cli.failures import Stopped
 from mlxchat.cli.render import (
     format_progress,
     format_thought_line,
@@ -27,10 +28,6 @@ from mlxchat.cli.screen import Screen
 from mlxchat.engine.worker import Job, JobCancelledError
 
 Start = Callable[[], Job[TurnResult]]
-
-
-class Stopped(KeyboardInterrupt):
-    """Ctrl-C stopped an answer before there was anything to keep."""
 
 
 # A job stops within one prefill chunk (150 ms); after this long Ctrl-C leaves the program instead.

@@ -3,15 +3,16 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 # A chunk cannot be cut, so its length is how long Ctrl-C may take.
 TARGET_S = 0.15
 FIRST_CHUNK = 16
 # mlx-lm's own step; longer chunks gain nothing there and cost memory.
 LARGEST_CHUNK = 2048
-# A doubled chunk that raises the rate by this much is worth its latency on devices that are fast
-# anyway.
+# From this rate on a chunk may take twice the target where that pays: each doubling of the length
+# must raise the rate by the gain.
+FAST_TOK_PER_S = 1000.0
 WORTHWHILE_GAIN = 1.1
 
 
@@ -21,18 +22,21 @@ class PrefillChunker:
 
     Lengths are powers of two, since each new length is compiled once. The first chunk has 16
     tokens. While a chunk stays below `TARGET_S`, the next is longer, as far as the measured rate
-    promises to stay below it. At the target it still doubles once where doubling has just raised
-    the rate by a tenth.
+    promises to stay below it. A fast device may then double once more, and stays there while that
+    raises the rate by a tenth.
 
     Attributes:
         size: Length of the next chunk, in tokens.
         largest: Upper limit, in tokens.
-        tok_per_s: Rate of the last full chunk, or None before the first.
+        tok_per_s: Latest rate by length, of full chunks.
     """
 
     size: int = FIRST_CHUNK
     largest: int = LARGEST_CHUNK
-    tok_per_s: float | None = None
+    tok_per_s: dict[int, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.size = min(self.size, self.largest)
 
     @contextmanager
     def measure(self, num_tokens: int) -> Iterator[None]:
@@ -45,13 +49,22 @@ class PrefillChunker:
         """Takes in one measurement; chunks shorter than asked for say nothing about the next."""
         if num_tokens != self.size or seconds <= 0:
             return
-        rate, before = num_tokens / seconds, self.tok_per_s
-        self.tok_per_s = rate
-        if seconds > TARGET_S:
-            self.size = max(self.size // 2, FIRST_CHUNK)
-        elif 2 * self.size <= rate * TARGET_S:
+        rate = self.tok_per_s[self.size] = num_tokens / seconds
+        fits = int(rate * TARGET_S)
+        pays = rate >= FAST_TOK_PER_S and self._pays(self.size)
+        if seconds > (2 * TARGET_S if pays else TARGET_S):
+            self.size = min(max(self.size // 2, FIRST_CHUNK), self.size)
+        elif 2 * self.size <= fits:
             # Jump at most fourfold: rates of very short chunks promise too little, not too much.
-            fits = int(rate * TARGET_S)
             self.size = min(1 << (fits.bit_length() - 1), 4 * self.size, self.largest)
-        elif before is not None and rate >= WORTHWHILE_GAIN * before and seconds <= TARGET_S / 2:
+        elif pays and seconds <= TARGET_S and self._pays(2 * self.size):
             self.size = min(2 * self.size, self.largest)
+
+    def _pays(self, size: int) -> bool:
+        """Whether chunks of this length gain enough over shorter ones; True where not yet known."""
+        shorter = [s for s in self.tok_per_s if s < size]
+        if size not in self.tok_per_s or not shorter:
+            return True
+        doublings = size.bit_length() - max(shorter).bit_length()
+        gain = self.tok_per_s[size] / self.tok_per_s[max(shorter)]
+        return bool(gain >= WORTHWHILE_GAIN**doublings)

@@ -17,6 +17,7 @@ from mlxchat.engine.sampling import Sampler
 from mlxchat.model.language_model import LanguageModel
 
 Check = Callable[[], None]
+Logits = mx.array  # (1, V): what the floors above pass around without looking inside
 OnProgress = Callable[[int, int], None]
 
 
@@ -47,6 +48,16 @@ class Verification:
     holds: bool
 
 
+def reset_peak_memory() -> None:
+    """Starts a new measurement of `peak_memory_bytes`."""
+    mx.reset_peak_memory()
+
+
+def peak_memory_bytes() -> int:
+    """Returns the most bytes that MLX's arrays took at once since the last reset."""
+    return mx.get_peak_memory()
+
+
 @dataclass(slots=True)
 class Engine:
     """Feeds one model and keeps its live sequence.
@@ -71,7 +82,7 @@ class Engine:
         *,
         on_progress: OnProgress = _nothing,
         check: Check = _nothing,
-    ) -> mx.array | None:
+    ) -> Logits | None:
         """Feeds the ids that the plan leaves; the plan must have been applied.
 
         Args:
@@ -101,12 +112,16 @@ class Engine:
             on_progress(done + size - plan.start, total)
         return logits
 
-    def _feed(self, token_ids: Sequence[int], *, wants_logits: bool) -> mx.array:
+    def _feed(self, token_ids: Sequence[int], *, wants_logits: bool) -> mx.array | None:
         """Feeds ids and waits for them; the sequence is reset if the forward pass breaks off."""
         prefix = self.prefix
         try:
-            logits = self.model.forward(mx.array([list(token_ids)]), prefix.cache)
-            mx.eval(prefix.cache.arrays(), logits if wants_logits else [])
+            ids, logits = mx.array([list(token_ids)]), None
+            if wants_logits:
+                logits = self.model.forward(ids, prefix.cache)
+            else:
+                self.model.prefill(ids, prefix.cache)
+            mx.eval(prefix.cache.arrays(), [] if logits is None else logits)
         except BaseException:
             prefix.reset()  # some layers may hold more rows than others
             raise
@@ -114,7 +129,7 @@ class Engine:
         return logits
 
     def decode(
-        self, logits: mx.array, sampler: Sampler, *, max_tokens: int, check: Check = _nothing
+        self, logits: Logits, sampler: Sampler, *, max_tokens: int, check: Check = _nothing
     ) -> Iterator[int]:
         """Samples tokens and feeds each before it is yielded, one step ahead.
 
@@ -151,19 +166,23 @@ class Engine:
             yield token_id
             token = ahead
 
-    def verify(self, token_ids: Sequence[int], logits: mx.array) -> Verification:
+    def verify(
+        self, token_ids: Sequence[int], logits: Logits, *, check: Check = _nothing
+    ) -> Verification:
         """Compares with a prefill of the same ids in a fresh cache.
 
         Args:
             token_ids: The prompt; the live sequence must begin with it.
             logits: (1, V) of its last position, from the cached way.
+            check: Called between chunks; what it raises ends the comparison.
         """
         cache = self.model.make_cache()
         fresh = logits
         for start in range(0, len(token_ids), VERIFY_CHUNK):
+            check()
             chunk = list(token_ids[start : start + VERIFY_CHUNK])
             fresh = self.model.forward(mx.array([chunk]), cache)
-            mx.eval(cache.arrays())
+            mx.eval(cache.arrays(), fresh)
         fresh, cached = fresh.astype(mx.float32), logits.astype(mx.float32)
         difference = cast(float, mx.abs(fresh - cached).max().item())
         tolerance = FLOAT32_TOLERANCE

@@ -15,9 +15,10 @@ from typing import Literal
 
 import mlx.core as mx
 
+from mlxchat.engine.token_ids import count_common
 from mlxchat.model.kv_cache import Marks, RowCache, SequenceCache
 
-Action = Literal["continue", "trim", "restore", "resume", "fresh"]
+Action = Literal["continue", "trim", "restore", "resume", "load", "fresh"]
 
 # Shorter branches are read again sooner than their copies pay off.
 MIN_STASH_TOKENS = 32
@@ -61,15 +62,19 @@ class Plan:
     marks: tuple[int, ...] = ()
 
     @property
-    def source(self) -> Literal["none", "live", "checkpoint"]:
+    def source(self) -> Literal["none", "live", "checkpoint", "disk"]:
         """Where the reused ids come from, in the words of the JSON contract."""
         if self.start == 0:
             return "none"
+        if self.action == "load":
+            return "disk"
         return "checkpoint" if self.action in ("restore", "resume") else "live"
 
     @property
     def reason(self) -> str:
-        """Why as many ids are reused as are, in words."""
+        """Why as many ids are reused as are, in words; nothing where that needs no words."""
+        if self.action == "load":
+            return ""
         if self.num_held == 0:
             return "nothing was cached"
         if self.action == "fresh":
@@ -77,31 +82,16 @@ class Plan:
                 return "nothing in common with what was cached"
             return f"{self.num_common} ids in common, but this cache cannot go back to them"
         lost = self.num_held - self.start
-        if self.action == "continue" or lost <= 0:
-            return "the whole cached sequence goes on"
         if self.action == "resume":
             return "a branch left earlier goes on"
+        if self.action == "continue" or lost <= 0:
+            return "the whole cached sequence goes on"
         if self.action == "restore" and self.start < self.num_common:
             return (
                 f"{self.num_common} ids in common; this cache cannot be trimmed,"
                 f" so it went back to its checkpoint at {self.start}"
             )
         return f"{lost} cached ids no longer stand in the prompt"
-
-
-def count_common(a: Sequence[int], b: Sequence[int]) -> int:
-    """Returns the length of the longest common prefix of two id sequences."""
-    size = min(len(a), len(b))
-    if list(a[:size]) == list(b[:size]):
-        return size
-    low, high = 0, size  # a[:low] equal, a[:high] not: bisect, since list comparison runs in C
-    while high - low > 1:
-        middle = (low + high) // 2
-        if list(a[low:middle]) == list(b[low:middle]):
-            low = middle
-        else:
-            high = middle
-    return low
 
 
 def reachable(held: Held, common: int) -> tuple[Action, int]:
@@ -155,7 +145,7 @@ def make_plan(
 Rows = tuple[mx.array | None, mx.array | None]  # keys, values
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Stash:
     """A branch left behind: the rows after `base`, and marks that bring the other layers back."""
 
@@ -237,21 +227,38 @@ class PrefixCache:
             plan: Made by `plan` since the last change.
             keep_branch: Stash what is left behind, since the person may come back.
         """
-        stash = self.stashes[plan.stash] if plan.stash is not None else None
+        stash = self.stashes.pop(plan.stash) if plan.stash is not None else None
         target = stash.base if stash else plan.start
+        left = None
         if keep_branch and len(self.token_ids) - target >= MIN_STASH_TOKENS:
-            self._stash(target)
+            left = self._copy_branch(target)
+        self._go_to(target)
+        if left is not None:
+            self._take_mark()  # the branch that is left is resumed from here
         if stash is not None:
-            self._go_to(target)
-            self.stashes.remove(stash)
             self._resume(stash)
-        if plan.start < len(self.token_ids):
             self._go_to(plan.start)
+        if left is not None:
+            self.stashes.append(left)
+        self._thin()  # last: until here any mark may be the one that is needed
 
     def reset(self) -> None:
         """Forgets everything, marks and stashes included."""
         self.stashes.clear()
-        self._go_to(0)
+        self.marks.clear()
+        self.token_ids.clear()
+        self.cache = self.make_cache()  # a forward pass that broke off may have filled some layers
+
+    def adopt(self, cache: SequenceCache, token_ids: Sequence[int]) -> None:
+        """Makes another cache the live sequence; marks and stashes that still fit it stay.
+
+        Args:
+            cache: Made by `make_cache` and filled; holds exactly `token_ids`.
+            token_ids: Every id in it.
+        """
+        common = count_common(self.token_ids, token_ids)
+        self.marks = {p: m for p, m in self.marks.items() if p <= common}
+        self.cache, self.token_ids = cache, list(token_ids)
 
     def extend(self, token_ids: Iterable[int]) -> None:
         """Notes ids that were just fed."""
@@ -259,10 +266,13 @@ class PrefixCache:
 
     def mark(self) -> None:
         """Takes a mark at the current position and thins old ones to the budget."""
+        self._take_mark()
+        self._thin()
+
+    def _take_mark(self) -> None:
         position = len(self.token_ids)
         if position and not self.is_trimmable and position not in self.marks:
             self.marks[position] = self.cache.snapshot()
-            self._thin()
 
     def report(self) -> CacheReport:
         """Describes what is held."""
@@ -293,37 +303,41 @@ class PrefixCache:
             del self.token_ids[position:]
         self.marks = {p: m for p, m in self.marks.items() if p <= position}
 
-    def _stash(self, base: int) -> None:
+    def _copy_branch(self, base: int) -> Stash:
         """Copies what lies after `base`, so that it can come back."""
         rows: list[Rows | None] = []
         for layer in self.cache.layers:
-            if isinstance(layer, RowCache) and layer.origin > base:
-                return  # a window that moved on holds no whole branch
-            rows.append(_copy_rows(layer, base) if isinstance(layer, RowCache) else None)
+            # A window that moved on no longer holds all rows; its snapshot brings it back.
+            if isinstance(layer, RowCache) and layer.origin <= base:
+                rows.append(_copy_rows(layer, base))
+            else:
+                rows.append(None)
         marks = {p: m for p, m in self.marks.items() if p > base}
         if not self.is_trimmable:
             marks[len(self.token_ids)] = self.cache.snapshot()
         mx.eval([a for pair in rows if pair for a in pair if a is not None])
-        self.stashes.append(Stash(base, list(self.token_ids), rows, marks))
-        self._thin()
+        return Stash(base, list(self.token_ids), rows, marks)
 
     def _resume(self, stash: Stash) -> None:
         """Appends a stash to the live sequence, which stands at its base."""
-        for layer, pair in zip(self.cache.layers, stash.rows, strict=True):
-            if isinstance(layer, RowCache) and pair is not None and pair[0] is not None:
-                layer.update_and_fetch(pair[0], pair[1])
+        end = len(stash.token_ids)
+        snapshots = stash.marks.get(end, (None,) * len(stash.rows))
+        for layer, pair, snapshot in zip(self.cache.layers, stash.rows, snapshots, strict=True):
+            if isinstance(layer, RowCache) and pair is not None:
+                if pair[0] is not None:
+                    layer.update_and_fetch(pair[0], pair[1])
+            elif snapshot is not None:
+                layer.restore(end, snapshot)
         self.token_ids = list(stash.token_ids)
         self.marks |= stash.marks
-        end = len(self.token_ids)
-        for layer, snapshot in zip(self.cache.layers, stash.marks.get(end, ()), strict=False):
-            if snapshot is not None and not isinstance(layer, RowCache):
-                layer.restore(end, snapshot)
         mx.eval(self.cache.arrays())
 
     def _thin(self) -> None:
         """Drops old stashes, then the mark missed least, until the budget holds."""
         while self.mark_bytes > self.budget_bytes:
-            if len(self.stashes) > 1 or (self.stashes and not self.marks):
+            # One stash may stay, but marks serve every turn: it must leave them half the budget.
+            is_large = bool(self.stashes) and self.stashes[0].nbytes > self.budget_bytes // 2
+            if len(self.stashes) > 1 or is_large or (self.stashes and not self.marks):
                 self.stashes.pop(0)
             elif self.marks:
                 del self.marks[choose_mark_to_drop(sorted(self.marks))]

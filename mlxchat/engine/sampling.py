@@ -13,8 +13,11 @@ from typing import Any
 import mlx.core as mx
 
 from mlxchat.engine.options import SamplingSettings
+from mlxchat.settings import SAMPLING_BOUNDS
 
 _KEYS_AT_ONCE = 64  # one split serves this many tokens
+# Below this the likeliest token's lead is all there is, and float32 logits would overflow.
+_GREEDY_BELOW = 1e-5
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,19 +51,22 @@ def resolve_sampling(
 
     Args:
         settings: What the person asked for.
-        generation_config: The checkpoint's own defaults; values of a wrong type are ignored.
+        generation_config: The checkpoint's own defaults; values that are not allowed are ignored.
         seed: Of this answer; each retry of a question has its own.
     """
     chosen: dict[str, Any] = {}
-    if generation_config.get("do_sample") is False:
+    is_greedy = generation_config.get("do_sample") is False
+    truncation = () if is_greedy else ("temperature", "top_p", "top_k", "min_p")
+    for name in (*truncation, "repetition_penalty"):
+        value = generation_config.get(name)
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            continue
+        if SAMPLING_BOUNDS[name].allow(value):
+            chosen[name] = int(value) if name == "top_k" else float(value)
+    if "top_p" not in chosen and chosen.keys() & truncation:
+        chosen["top_p"] = 1.0  # the checkpoint names its own truncation
+    if is_greedy:
         chosen["temperature"] = 0.0
-    else:
-        for name in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty"):
-            value = generation_config.get(name)
-            if isinstance(value, int | float) and not isinstance(value, bool) and value >= 0:
-                chosen[name] = int(value) if name == "top_k" else float(value)
-        if chosen and "top_p" not in chosen:
-            chosen["top_p"] = 1.0  # the checkpoint names its own truncation
     named = {f.name: getattr(settings, f.name) for f in fields(settings)}
     chosen |= {name: value for name, value in named.items() if value is not None}
     return replace(Sampling(), **{**chosen, "seed": seed})
@@ -79,7 +85,7 @@ class Sampler:
         self, sampling: Sampling, vocab_size: int, context_ids: Iterable[int] = ()
     ) -> None:
         self.sampling = sampling
-        self._key = mx.random.key(sampling.seed)
+        self._key = mx.random.key(sampling.seed % 2**64)  # a retry counts up from any seed
         self._keys: list[mx.array] = []
         self._counts: mx.array | None = None
         if sampling.has_penalties:
@@ -115,7 +121,7 @@ class Sampler:
 
     def _draw(self, logits: mx.array) -> mx.array:
         s = self.sampling
-        if s.temperature == 0 or s.top_k == 1:
+        if s.temperature < _GREEDY_BELOW or s.top_k == 1:
             return mx.argmax(logits, axis=-1)
         return draw(
             logits,

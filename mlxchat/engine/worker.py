@@ -6,8 +6,11 @@ the caller's thread. Foreground jobs go first; an idle job is told to stop as so
 job is waiting.
 """
 
+import atexit
 import queue
+import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -69,6 +72,29 @@ class Job(Generic[T]):
             yield event
         self._context._events.put(_END)  # a second iteration ends at once
 
+    def batches(self, interval_s: float) -> Iterator[list[Any]]:
+        """Yields the job's events in lists, at most one every `interval_s` seconds.
+
+        The first event comes at once; the next ones wait until the interval since the last list is
+        over. So a consumer whose work costs the same for one event and for many keeps up.
+        """
+        due = 0.0
+        while True:
+            batch = [self._context._events.get()]
+            while batch[-1] is not _END:
+                wait_s = due - time.monotonic()
+                try:
+                    batch.append(self._context._events.get(wait_s > 0, max(wait_s, 0.0)))
+                except queue.Empty:
+                    break
+            if batch[-1] is _END:
+                self._context._events.put(_END)
+                if batch[:-1]:
+                    yield batch[:-1]
+                return
+            due = time.monotonic() + interval_s
+            yield batch
+
     def result(self, timeout_s: float | None = None) -> T:
         """Waits for the job and returns its value, or raises what it raised.
 
@@ -98,6 +124,18 @@ class _Queues:
     idle: deque[Job[Any]]
 
 
+def release_streams() -> None:
+    """Ends MLX's own threads for the calling thread, if MLX was used at all.
+
+    Left to the end of the process, one exit in four aborted with "terminate called without an
+    active exception" (mlx 0.32.4 on Linux, 15 runs).
+    """
+    mlx = sys.modules.get("mlx.core")
+    if mlx is not None and hasattr(mlx, "clear_streams"):
+        mlx.synchronize()
+        mlx.clear_streams()
+
+
 class Worker:
     """Runs jobs one at a time on its own daemon thread."""
 
@@ -108,6 +146,7 @@ class Worker:
         self._closed = False
         self._thread = threading.Thread(target=self._loop, name="mlx-worker", daemon=True)
         self._thread.start()
+        atexit.register(self.close)
 
     def submit(self, function: Callable[[JobContext], T], *, idle: bool = False) -> Job[T]:
         """Queues a job.
@@ -144,6 +183,7 @@ class Worker:
 
     def close(self, timeout_s: float = 5.0) -> None:
         """Cancels what runs or waits and ends the thread."""
+        atexit.unregister(self.close)
         with self._changed:
             self._closed = True
             for job in (*self._queues.foreground, *self._queues.idle):
@@ -169,3 +209,5 @@ class Worker:
             job._run()
             with self._changed:
                 self._running = None
+        del job
+        release_streams()

@@ -53,6 +53,8 @@ def make_decoder_plan(state: bytes | None) -> DecoderPlan:
     kinds = [stage["type"] for stage in stages]
     if kinds == ["ByteLevel"]:
         return DecoderPlan("bytes")
+    if kinds == ["ByteLevel", "Strip"] and stages[1]["stop"] == 0:
+        return DecoderPlan("bytes", strip=stages[1]["content"], num_strip=stages[1]["start"])
     if kinds == ["Metaspace"]:
         space = stages[0]["replacement"]
         drops = "" if stages[0].get("prepend_scheme") == "never" else space
@@ -126,19 +128,37 @@ class StreamDecoder:
         raise NotImplementedError
 
 
+class _Strip:
+    """Takes the plan's number of characters off the start of a stream of text."""
+
+    def __init__(self, plan: DecoderPlan) -> None:
+        self._char = plan.strip
+        self._num_left = plan.num_strip
+
+    def __call__(self, text: str) -> str:
+        while self._num_left and text:
+            if not text.startswith(self._char):
+                self._num_left = 0
+                break
+            text = text.removeprefix(self._char)
+            self._num_left -= 1
+        return text
+
+
 class ByteStream(StreamDecoder):
     """Byte-level tokens: holds back an incomplete UTF-8 character."""
 
-    def __init__(self, spelling: Spelling) -> None:
+    def __init__(self, spelling: Spelling, plan: DecoderPlan) -> None:
         self._spelling = spelling
+        self._strip = _Strip(plan)
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, token_id: int) -> str:  # noqa: D102
         token = self._spelling(token_id)
-        return self._decoder.decode(spell_bytes(token)) if token else ""
+        return self._strip(self._decoder.decode(spell_bytes(token))) if token else ""
 
     def finish(self) -> str:  # noqa: D102
-        return self._decoder.decode(b"", final=True)
+        return self._strip(self._decoder.decode(b"", final=True))
 
 
 class PieceStream(StreamDecoder):
@@ -151,7 +171,7 @@ class PieceStream(StreamDecoder):
         self._spelling = spelling
         self._plan = plan
         self._bytes = bytearray()
-        self._num_strip = plan.num_strip
+        self._strip = _Strip(plan)
         self._is_first = True
 
     def push(self, token_id: int) -> str:  # noqa: D102
@@ -180,15 +200,6 @@ class PieceStream(StreamDecoder):
             return run.decode("utf-8")
         except UnicodeDecodeError:
             return "\ufffd" * len(run)
-
-    def _strip(self, text: str) -> str:
-        while self._num_strip and text:
-            if not text.startswith(self._plan.strip):
-                self._num_strip = 0
-                break
-            text = text.removeprefix(self._plan.strip)
-            self._num_strip -= 1
-        return text
 
 
 class WindowStream(StreamDecoder):

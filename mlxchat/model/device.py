@@ -11,6 +11,7 @@ import os
 import platform
 import shutil
 import sys
+import time
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -22,6 +23,9 @@ Backend = Literal["metal", "cuda", "cpu"]
 Blas = Literal["accelerate", "openblas", "bundled", "none"]
 
 _OPENBLAS_NAMES = ("libopenblas.so.0", "libopenblas.so", "libopenblasp.so.0")
+
+# Weights below this stay in processor caches: their rate says nothing of memory.
+SMALLEST_STREAM = 64 << 20
 
 # Share of the machine's memory that float32 copies of quantised weights may take on the CPU
 # backend.
@@ -55,7 +59,9 @@ class DevicePlan:
         return self.float32 and num_bytes <= self.memory_bytes * DEQUANTISE_MEMORY_SHARE
 
 
-@cache
+_openblas: str | None = None  # what serves MLX's products, once `load_mlx` has found it
+
+
 def _preload_openblas() -> str | None:
     if sys.platform != "linux" or os.environ.get("MLXCHAT_NO_OPENBLAS"):
         return None
@@ -74,8 +80,9 @@ def load_mlx() -> Any:
     Raises:
         BackendError: MLX or its backend library is missing; says what to install.
     """
-    if "mlx.core" not in sys.modules:
-        _preload_openblas()
+    global _openblas
+    if "mlx.core" not in sys.modules:  # later it would be too late: MLX's symbols are bound
+        _openblas = _preload_openblas()
     try:
         import mlx.core as mx
     except ImportError as error:
@@ -118,7 +125,7 @@ def make_device_plan() -> DevicePlan:
             mx.set_wired_limit(memory)  # keeps weights resident between turns
         return DevicePlan(backend, "none", False, True, "row", memory)
     blas: Blas = "accelerate" if sys.platform == "darwin" else "bundled"
-    if _preload_openblas():
+    if _openblas is not None:
         blas = "openblas"
     return DevicePlan(
         backend="cpu",
@@ -128,6 +135,27 @@ def make_device_plan() -> DevicePlan:
         matvec="transposed" if blas == "bundled" else "column",
         memory_bytes=total_memory_bytes(),
     )
+
+
+@cache
+def measure_bandwidth() -> float:
+    """Measures how fast this device reads memory, once per process, in bytes per second.
+
+    Decoding reads all weights for each token, so this is what bounds it. The product of a vector
+    and a matrix larger than any cache, either way round; the best of five.
+    """
+    mx = load_mlx()
+    num_bytes = SMALLEST_STREAM if make_device_plan().backend == "cpu" else 4 * SMALLEST_STREAM
+    matrix = mx.ones((num_bytes // 4096, 1024), mx.float32)
+    row, column = mx.ones((1, matrix.shape[0])), mx.ones((1024, 1))
+    mx.eval(matrix, row, column)
+    times = []
+    for _ in range(5):
+        for left, right in ((matrix, column), (row, matrix)):
+            start = time.perf_counter()
+            mx.eval(left @ right)
+            times.append(time.perf_counter() - start)
+    return num_bytes / min(times)
 
 
 def format_backend(plan: DevicePlan) -> str:
@@ -149,11 +177,10 @@ def describe() -> list[tuple[str, str]]:
         ("mlx device", str(mx.default_device())),
     ]
     if plan.backend == "cpu" and sys.platform == "linux":
-        found = _preload_openblas()
         rows.append(
             (
                 "OpenBLAS",
-                found
+                _openblas
                 or "not found: float32 products are ~40x slower; install libopenblas0-pthread",
             )
         )

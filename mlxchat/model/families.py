@@ -4,6 +4,7 @@ A family is described by what it changes about the plain Llama block. A `model_t
 in `FAMILIES` belongs to `zoo.py`. Nothing here touches arrays.
 """
 
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -12,6 +13,9 @@ from mlxchat.errors import CheckpointError
 from mlxchat.model.rope import Rope, make_rope
 
 Config = Mapping[str, Any]
+
+_MOST = 2**31 - 1  # MLX's own limit for one axis
+_MOST_LAYERS = 4096  # far above any model; a damaged number must not fill the memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,21 +78,33 @@ class _Reader:
     def __init__(self, config: Config) -> None:
         self.config = config
 
-    def integer(self, key: str, default: int | None = None) -> int:
+    def integer(self, key: str, default: int | None = None, *, low: int = 1) -> int:
         value = self.config.get(key)
         value = default if value is None else value
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= _MOST:
             raise CheckpointError(
-                f"config.json has {key} = {value!r}; it must be a whole number of at least 1"
+                f"config.json has {key} = {value!r}; it must be a whole number of at least {low},"
+                " below 2^31"
             )
         return value
 
     def number(self, key: str, default: float | None = None) -> float:
+        """Every number of a config is a scale, a base or a bound: above 0."""
         value = self.config.get(key)
         value = default if value is None else value
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise CheckpointError(f"config.json has {key} = {value!r}; it must be a number")
-        return float(value)
+        is_bool = isinstance(value, bool)
+        if isinstance(value, int | float) and not is_bool and 0 < value <= sys.float_info.max:
+            return float(value)
+        raise CheckpointError(f"config.json has {key} = {value!r}; it must be a number above 0")
+
+    def cap(self, key: str, default: float) -> float | None:
+        """A soft-cap: null switches it off."""
+        is_off = key in self.config and self.config[key] is None
+        return None if is_off else self.number(key, default)
+
+    def window(self) -> int | None:
+        value = self.config.get("sliding_window")
+        return None if value in (None, 0, False) else self.integer("sliding_window")
 
     def flag(self, key: str, default: bool) -> bool:
         value = self.config.get(key)
@@ -104,12 +120,17 @@ def _rope_source(config: Config, layer_type: str) -> Config:
 
 
 def _rope(config: Config, head_dim: int, layer_type: str, theta: float | None = None) -> Rope:
-    read = _Reader(config)
-    scaling = _rope_source(config, layer_type)
+    read, scaling = _Reader(config), _rope_source(config, layer_type)
+    nested = _Reader(scaling)
     if theta is None:
-        theta = float(scaling.get("rope_theta") or read.number("rope_theta", 10000.0))
-    share = float(scaling.get("partial_rotary_factor") or read.number("partial_rotary_factor", 1.0))
+        theta = nested.number("rope_theta", read.number("rope_theta", 10000.0))
+    share = nested.number("partial_rotary_factor", read.number("partial_rotary_factor", 1.0))
     dims = int(head_dim * share) // 2 * 2
+    if not 2 <= dims <= head_dim:
+        raise CheckpointError(
+            f"config.json rotates {dims} of {head_dim} dimensions of a head;"
+            " partial_rotary_factor must be above 0 and at most 1"
+        )
     original = config.get("original_max_position_embeddings")
     return make_rope(dims, theta, scaling, read.integer("max_position_embeddings", 2048), original)
 
@@ -129,7 +150,7 @@ def _layer_types(config: Config, n_layers: int) -> list[str]:
 
 def _plain_layers(config: Config, n_layers: int, head_dim: int) -> tuple[LayerKind, ...]:
     types = _layer_types(config, n_layers)
-    window = config.get("sliding_window")
+    window = _Reader(config).window()
     return tuple(
         LayerKind(_rope(config, head_dim, t), window if t == "sliding_attention" else None)
         for t in types
@@ -139,6 +160,10 @@ def _plain_layers(config: Config, n_layers: int, head_dim: int) -> tuple[LayerKi
 def _base(config: Config, family: str) -> ModelConfig:
     read = _Reader(config)
     n_layers, n_heads = read.integer("num_hidden_layers"), read.integer("num_attention_heads")
+    if n_layers > _MOST_LAYERS:
+        raise CheckpointError(
+            f"config.json has num_hidden_layers = {n_layers}; at most {_MOST_LAYERS} are read"
+        )
     d_model = read.integer("hidden_size")
     head_dim = read.integer("head_dim", max(d_model // n_heads, 1))
     n_kv_heads = read.integer("num_key_value_heads", n_heads)
@@ -177,7 +202,7 @@ def _llama(config: Config, base: ModelConfig) -> ModelConfig:
 
 
 def _mistral(config: Config, base: ModelConfig) -> ModelConfig:
-    window = config.get("sliding_window")
+    window = _Reader(config).window()
     layers = base.layers
     if window and config.get("layer_types") is None:  # Mistral 7B v0.1: every layer slides
         layers = tuple(replace(k, window=window) for k in layers)
@@ -189,7 +214,8 @@ def _qwen_windows(config: Config, base: ModelConfig) -> tuple[LayerKind, ...]:
         return base.layers
     if not config.get("use_sliding_window"):
         return base.layers
-    first, window = int(config.get("max_window_layers", 0)), config.get("sliding_window")
+    read = _Reader(config)
+    first, window = read.integer("max_window_layers", 0, low=0), read.window()
     return tuple(
         replace(k, window=window if i >= first else None) for i, k in enumerate(base.layers)
     )
@@ -210,10 +236,10 @@ def _smollm3(config: Config, base: ModelConfig) -> ModelConfig:
     keep = config.get("no_rope_layers") or [
         int((i + 1) % interval != 0) for i in range(base.n_layers)
     ]
-    if len(keep) != base.n_layers:
+    if not isinstance(keep, list) or len(keep) != base.n_layers:
         raise CheckpointError(
-            f"config.json has {len(keep)} no_rope_layers; it needs one for each of"
-            f" {base.n_layers} layers"
+            "config.json has no_rope_layers that do not fit; it needs a list with one entry for"
+            f" each of {base.n_layers} layers"
         )
     layers = _qwen_windows(config, base)
     return replace(
@@ -225,7 +251,7 @@ def _smollm3(config: Config, base: ModelConfig) -> ModelConfig:
 
 
 def _phi3(config: Config, base: ModelConfig) -> ModelConfig:
-    window = config.get("sliding_window")
+    window = _Reader(config).window()
     if not window or window >= base.max_context:
         window = None
     layers = tuple(replace(k, window=window) for k in base.layers)
@@ -234,7 +260,7 @@ def _phi3(config: Config, base: ModelConfig) -> ModelConfig:
 
 def _gemma2(config: Config, base: ModelConfig) -> ModelConfig:
     read = _Reader(config)
-    window = config.get("sliding_window")
+    window = read.window()
     layers = base.layers
     if config.get("layer_types") is None and window:
         layers = tuple(
@@ -249,8 +275,8 @@ def _gemma2(config: Config, base: ModelConfig) -> ModelConfig:
         norm_weight_offset=1.0,
         activation="gelu",
         embed_scale=base.d_model**0.5,
-        attn_softcap=read.number("attn_logit_softcapping", 50.0),
-        final_softcap=read.number("final_logit_softcapping", 30.0),
+        attn_softcap=read.cap("attn_logit_softcapping", 50.0),
+        final_softcap=read.cap("final_logit_softcapping", 30.0),
     )
 
 
@@ -260,10 +286,12 @@ def _gemma3(config: Config, base: ModelConfig) -> ModelConfig:
     window = read.integer("sliding_window", 512)
     types = config.get("layer_types")
     full = _rope({"rope_theta": 1e6, **config}, base.head_dim, "full_attention")
-    local_theta = _rope_source(config, "sliding_attention").get("rope_theta")
-    if "sliding_attention" not in (config.get("rope_parameters") or {}) or local_theta is None:
-        local_theta = read.number("rope_local_base_freq", 10000.0)
-    local = make_rope(base.head_dim, float(local_theta), None, base.max_context, None)
+    local_theta = read.number("rope_local_base_freq", 10000.0)
+    nested = config.get("rope_parameters")
+    if isinstance(nested, Mapping) and "sliding_attention" in nested:
+        source = _Reader(_rope_source(config, "sliding_attention"))
+        local_theta = source.number("rope_theta", local_theta)
+    local = make_rope(base.head_dim // 2 * 2, local_theta, None, base.max_context, None)
 
     def kind(i: int) -> LayerKind:
         slides = types[i] == "sliding_attention" if types else (i + 1) % pattern != 0
@@ -338,5 +366,6 @@ def make_model_config(config: Config) -> ModelConfig:
         UnsupportedModelError: A RoPE scheme is unknown.
     """
     family = str(config["model_type"])
-    full = {**_DEFAULTS.get(family, {}), **{k: v for k, v in config.items() if v is not None}}
+    given = {k: v for k, v in config.items() if v is not None or k.endswith("softcapping")}
+    full = {**_DEFAULTS.get(family, {}), **given}
     return FAMILIES[family](full, _base(full, family))

@@ -118,6 +118,15 @@ class _Bar:
     """What huggingface_hub wants of a tqdm class, without drawing anything."""
 
     meter: _Meter  # set by the subclass that one download makes
+    _lock: Any = threading.RLock()
+
+    @classmethod
+    def get_lock(cls) -> Any:
+        return cls._lock
+
+    @classmethod
+    def set_lock(cls, lock: Any) -> None:
+        cls._lock = lock
 
     def __init__(
         self,

@@ -211,6 +211,9 @@ def _infer(path: str, weight: TensorInfo | None, scales: TensorInfo, in_dims: in
 
 def _foreign(block: Mapping[str, Any], model_type: object) -> QuantizationPlan:
     method = str(block["quant_method"]).lower()
+    nested = block.get("quantization")
+    if method == "modelopt" and isinstance(nested, dict):
+        block = nested
     if _mlx_lm_converts(method, block, model_type):
         return QuantizationPlan(needs_mlx_lm=True, method=method)
     detail = block.get("format") or block.get("quant_algo")

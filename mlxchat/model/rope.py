@@ -54,31 +54,45 @@ def make_rope(
 
     Raises:
         UnsupportedModelError: The scheme is not one of default, linear, llama3, yarn, longrope,
-        dynamic.
-        CheckpointError: The scheme lacks a value that it needs.
+            dynamic.
+        CheckpointError: The scheme lacks a value that it needs, or has one that makes no sense.
     """
-    plain = tuple(theta ** (i / dims) for i in range(0, dims, 2))
     scaling = scaling or {}
     kind = str(scaling.get("rope_type") or scaling.get("type") or "default")
     try:
-        if kind in ("default", "mrope"):
-            return Rope(plain)
-        if kind == "linear":
-            factor = float(scaling["factor"])
-            return Rope(tuple(p * factor for p in plain))
-        if kind == "dynamic":
-            return Rope(plain, max_exact=max_context)
-        if kind == "llama3":
-            return Rope(_llama3_periods(plain, scaling))
-        if kind == "yarn":
-            return _yarn(plain, dims, theta, scaling, original)
-        if kind in ("longrope", "su"):
-            return _longrope(plain, scaling, max_context, original)
-    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+        rope = _make_rope(kind, dims, theta, scaling, max_context, original)
+        if not all(0 < value < math.inf for value in (*rope.periods, rope.mscale)):
+            raise ValueError("it gives no finite rotation")
+    except (KeyError, TypeError, ValueError, ArithmeticError) as error:
         raise CheckpointError(
             f"rope_scaling of type {kind!r} in config.json is broken ({error!r});"
             " compare it with the model's page on the Hub"
         ) from error
+    return rope
+
+
+def _make_rope(
+    kind: str,
+    dims: int,
+    theta: float,
+    scaling: Mapping[str, Any],
+    max_context: int,
+    original: int | None,
+) -> Rope:
+    plain = tuple(theta ** (i / dims) for i in range(0, dims, 2))
+    if kind in ("default", "mrope"):
+        return Rope(plain)
+    if kind == "linear":
+        factor = float(scaling["factor"])
+        return Rope(tuple(p * factor for p in plain))
+    if kind == "dynamic":
+        return Rope(plain, max_exact=max_context)
+    if kind == "llama3":
+        return Rope(_llama3_periods(plain, scaling))
+    if kind == "yarn":
+        return _yarn(plain, dims, theta, scaling, original)
+    if kind in ("longrope", "su"):
+        return _longrope(plain, scaling, max_context, original)
     raise UnsupportedModelError(
         f"rope_scaling type {kind!r} is unknown;"
         " known are default, linear, llama3, yarn, longrope and dynamic"

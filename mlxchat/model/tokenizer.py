@@ -59,6 +59,7 @@ class Tokenizer:
         special_tokens: Mapping[str, str] | None = None,
         eos_ids: Iterable[int] = (),
         chat_templates: Mapping[str, str] | None = None,
+        file: Path | None = None,
     ) -> None:
         backend.no_truncation()
         backend.no_padding()
@@ -73,6 +74,7 @@ class Tokenizer:
         decoder = backend.decoder
         self._plan = make_decoder_plan(decoder.__getstate__() if decoder else None)
         self._spellings: dict[int, str | None] = {}
+        self._file = file
 
     @classmethod
     def load(cls, folder: Path) -> Tokenizer:
@@ -83,10 +85,12 @@ class Tokenizer:
         """
         folder = Path(folder)
         config = _read_json(folder / "tokenizer_config.json")
-        if not (folder / "tokenizer.json").is_file():
-            backend, fallback_special = _load_through_mlx_lm(folder)
+        file = folder / "tokenizer.json"
+        is_fast, fallback_special = file.is_file(), dict[str, str]()
+        if is_fast:
+            backend = _read_backend(file)
         else:
-            backend, fallback_special = _read_backend(folder / "tokenizer.json"), {}
+            backend, fallback_special = _load_through_mlx_lm(folder)
         special = fallback_special | _read_special_tokens(folder, config)
         try:
             _add_missing_tokens(backend, config, special)
@@ -100,6 +104,7 @@ class Tokenizer:
             special_tokens=special,
             eos_ids=_read_eos_ids(folder),
             chat_templates=_read_chat_templates(folder, config),
+            file=file if is_fast else None,
         )
 
     def encode(
@@ -161,7 +166,7 @@ class Tokenizer:
         """A decoder for ids that arrive one by one; see `StreamDecoder`."""
         spelling = self._visible_spelling if skip_special_tokens else self._spelling
         if self._plan.kind == "bytes":
-            return ByteStream(spelling)
+            return ByteStream(spelling, self._plan)
         if self._plan.kind == "pieces":
             return PieceStream(spelling, self._plan)
         return WindowStream(
@@ -227,7 +232,10 @@ class Tokenizer:
     @cached_property
     def fingerprint(self) -> str:
         """A short hash of everything that decides which ids a text becomes."""
-        return hashlib.sha256(self._backend.to_str().encode()).hexdigest()[:16]
+        # Writing a large tokenizer out takes 20 times as long as hashing its file.
+        added = repr(sorted(self._backend.get_added_tokens_decoder().items()))
+        content = self._file.read_bytes() if self._file else self._backend.to_str().encode()
+        return hashlib.sha256(content + added.encode()).hexdigest()[:16]
 
 
 def _one_line(error: BaseException) -> str:

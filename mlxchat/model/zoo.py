@@ -7,7 +7,8 @@ special cache. mlx-lm is imported on use. Sharded and adapter loading are the lo
 
 from __future__ import annotations
 
-import os
+import contextlib
+import io
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,7 @@ from mlx.nn.layers.quantized import QuantizedEmbedding, QuantizedLinear
 from mlx.utils import tree_flatten, tree_unflatten
 
 from mlxchat.errors import CheckpointError, UnsupportedModelError
+from mlxchat.model.device import DevicePlan, make_device_plan
 from mlxchat.model.kv_cache import ChunkedKV, FullKV, LayerCache, SequenceCache, WindowKV
 from mlxchat.model.language_model import ModelInfo
 from mlxchat.model.state_cache import Opaque, RecurrentState
@@ -31,10 +33,10 @@ Progress = Callable[[int, int], None]
 # mlx-lm's mask for these is one row wider than the rotating cache that it pairs it with, so a long
 # prefill sees W + 1 rows and a decode step W: the wider buffer makes both agree (CACHES.md 1.1).
 WINDOW_ONE_WIDER = frozenset({"plamo3"})
-# These add the mask to the scores, so a boolean one leaves the future visible.
-ADDED_MASK = frozenset({"phi3small"})
-# Share of the physical memory that float32 weights may take; the rest is for KV and the system.
-FLOAT32_MEMORY_SHARE = 0.7
+# Why a module of mlx-lm is refused: its results are not the model's, whatever the cache does.
+REFUSED = {
+    "phi3small": "mlx-lm's prefill for it lets tokens see later ones, so its answers are wrong",
+}
 CONTEXT_KEYS = (
     "max_position_embeddings",
     "n_positions",
@@ -87,8 +89,7 @@ class ZooModel:
         """Make an empty cache: mlx-lm decides the kinds, our classes hold the rows."""
         from mlx_lm.models.cache import make_prompt_cache
 
-        floats = (a.dtype for a in _parameters(self.model).values() if _is_floating(a))
-        replace = _Replacement(self.module_name, next(floats, mx.float32))
+        replace = _Replacement(self.module_name)
         raw = [replace(cache) for cache in make_prompt_cache(self.model)]
         return SequenceCache(raw, replace.layers)
 
@@ -125,11 +126,6 @@ class ZooModel:
         return int(self.forward(mx.zeros((1, 1), mx.int32), self.make_cache()).shape[-1])
 
 
-def _is_floating(array: mx.array) -> bool:
-    """Say whether an array holds floating-point numbers."""
-    return mx.issubdtype(array.dtype, mx.floating)
-
-
 def _parameters(model: Module) -> dict[str, mx.array]:
     """Return the parameters of a model by their dotted names."""
     parameters = model.parameters()  # type: ignore[no-untyped-call]
@@ -144,11 +140,9 @@ def _named_modules(model: Module) -> list[tuple[str, Any]]:
 class _Replacement:
     """Turns mlx-lm's empty caches into ours and lists the layers that it made, flat."""
 
-    def __init__(self, module_name: str, dtype: mx.Dtype) -> None:
+    def __init__(self, module_name: str) -> None:
         self.layers: list[LayerCache] = []
         self._wider = int(module_name in WINDOW_ONE_WIDER)
-        self._added_mask = module_name in ADDED_MASK
-        self._dtype = dtype
 
     def __call__(self, cache: Any) -> Any:
         """Return what the model gets in place of `cache`."""
@@ -166,7 +160,7 @@ class _Replacement:
         # Exact types: a subclass may do more than the class that we know.
         kind = type(cache)
         if kind is theirs.KVCache:
-            return AddedMaskKV(self._dtype) if self._added_mask else FullKV()
+            return FullKV()
         if kind is theirs.RotatingKVCache and cache.keep == 0:
             return WindowKV(cache.max_size + self._wider)
         if kind is theirs.ChunkedKVCache:
@@ -176,36 +170,11 @@ class _Replacement:
         return Opaque(cache)
 
 
-class AddedMaskKV(FullKV):
-    """A full cache whose masks are added to the scores: 0 where a query may look, else -inf.
-
-    Args:
-        dtype: Type of the scores.
-    """
-
-    def __init__(self, dtype: mx.Dtype) -> None:
-        super().__init__()
-        self._dtype = dtype
-
-    def make_mask(
-        self,
-        N: int,  # noqa: N803 (mlx-lm's models name it)
-        return_array: bool = False,
-        window_size: int | None = None,
-    ) -> mx.array | str | None:
-        """Return the mask of the next `N` tokens, arrays in the added form."""
-        mask = super().make_mask(N, return_array, window_size)
-        if isinstance(mask, mx.array):
-            return mx.where(mask, mx.array(0, self._dtype), mx.array(-mx.inf, self._dtype))
-        return mask
-
-
 def load_zoo_model(
     folder: Path,
     config: Config,
     *,
-    float32: bool | None = None,
-    memory_limit: int | None = None,
+    plan: DevicePlan | None = None,
     progress: Progress | None = None,
 ) -> ZooModel:
     """Load a model folder through mlx-lm.
@@ -213,8 +182,7 @@ def load_zoo_model(
     Args:
         folder: Holds config.json and model*.safetensors.
         config: The config that was read from there.
-        float32: Whether to bring all weights to float32; None for what the device wants (CPU: yes).
-        memory_limit: Bytes that float32 weights may take; None for a share of physical memory.
+        plan: The device's choices; default: this machine's.
         progress: Called with bytes done and bytes in all while weights are evaluated.
 
     Returns:
@@ -225,16 +193,13 @@ def load_zoo_model(
         CheckpointError: The weights are missing, damaged or do not fit the config.
     """
     validate_architecture(config)
+    plan = plan or make_device_plan()
     model = _load_lazily(folder, config)
     notices: list[str] = []
-    if float32 is None:
-        float32 = mx.default_device().type == mx.DeviceType.cpu
-    if float32:
-        limit = _physical_memory() * FLOAT32_MEMORY_SHARE if memory_limit is None else memory_limit
-        if 4 * _count_params(model) <= limit:
-            notices += convert_to_float32(model)
-        else:
-            notices.append("The weights stay quantised: as float32 they would not fit into memory.")
+    if plan.can_dequantise(4 * _count_params(model)):
+        notices += convert_to_float32(model)
+    elif plan.float32:
+        notices.append("The weights stay as stored: as float32 they would not fit into memory.")
     try:
         _evaluate(model, progress)
     except MODEL_FAULTS as fault:
@@ -272,12 +237,16 @@ def validate_architecture(config: Config) -> None:
     try:
         if not re.fullmatch(r"[\w-]+", name):
             raise ValueError(name)
-        utils._get_classes(config)
-    except (ValueError, AttributeError, ImportError) as fault:
+        # A module that misses a package prints so and ends the process.
+        with contextlib.redirect_stdout(io.StringIO()):
+            utils._get_classes(config)
+    except (ValueError, AttributeError, ImportError, SystemExit) as fault:
         raise UnsupportedModelError(
             f"model_type {name!r} is not among the architectures of mlx-lm; "
             "update mlx-lm or try a model of a known family (llama, qwen3, gemma3, mistral, ...)"
         ) from fault
+    if name in REFUSED:
+        raise UnsupportedModelError(f"{name} is refused: {REFUSED[name]}; try another model")
 
 
 def _load_lazily(folder: Path, config: Config) -> Module:
@@ -404,11 +373,6 @@ def _count_params(model: Module) -> int:
         elif name == "bias":
             count += array.size
     return count
-
-
-def _physical_memory() -> int:
-    """Return the bytes of physical memory of this machine."""
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _find_layers(model: Module) -> list[Module]:

@@ -1,0 +1,88 @@
+"""The README says what the program does: its tables are checked against the registries."""
+
+import re
+from pathlib import Path
+
+import click
+import pytest
+
+from mlxchat.cli.main import cli
+from mlxchat.cli.slash import COMMANDS
+
+REPOSITORY = Path(__file__).parents[1]
+README = (REPOSITORY / "README.md").read_text()
+
+
+def table(header):
+    """Returns the rows of the first table below a heading whose rows start with code."""
+    section = README.split(f"\n{header}\n")[1].split("\n#")[0]
+    rows = re.findall(r"^\| (`.*?) \| (.*?) \|$", section, re.MULTILINE)
+    return {name.replace("\\|", "|"): text for name, text in rows}
+
+
+def test_commands():
+    """Every command is in the table with its summary."""
+    rows = {}
+    for name, command in cli.commands.items():
+        context = click.Context(command, info_name=name)
+        arguments = [
+            p.make_metavar(context) for p in command.params if p.param_type_name != "option"
+        ]
+        rows["`" + " ".join(["mlxchat", name, *arguments]) + "`"] = command.get_short_help_str(200)
+    assert table("## Commands") == rows
+
+
+def test_history_commands():
+    """Every subcommand of `history` is in its table with its summary."""
+    rows = {}
+    for name, command in cli.commands["history"].commands.items():
+        arguments = [p.metavar for p in command.params if p.param_type_name == "argument"]
+        usage = " ".join(["mlxchat history", name, *arguments])
+        rows[f"`{usage}`"] = command.get_short_help_str(200)
+    assert table("## History") == rows
+
+
+@pytest.mark.parametrize("name", ["chat", "generate"])
+def test_options(name):
+    """Every option of `chat` and `generate` is in the tables with its help."""
+    rows = {}
+    for option in cli.commands[name].params:
+        if isinstance(option, click.Option):
+            metavar = "" if option.is_flag else f" {option.metavar}"
+            names = [f"`{text}`" for text in (*option.opts, *option.secondary_opts)]
+            rows[", ".join(names)[:-1] + f"{metavar}`"] = option.help
+    shared = table("### Options of `chat` and `generate`")
+    own = table("### Options of `chat` alone") if name == "chat" else {}
+    assert shared | own == rows
+
+
+def test_cache_commands():
+    """Every command of `mlxchat cache` is in the table with its summary."""
+    commands = cli.commands["cache"].commands
+    rows = {f"`mlxchat cache {n}`": c.get_short_help_str(200) for n, c in commands.items()}
+    assert table("## Stored prompts") == rows
+
+
+def test_slash_commands():
+    """Every slash command is in the table with its usage and summary, in the order of /help."""
+    rows = table("## In the chat")
+    assert list(rows.items()) == [(f"`{c.usage}`", c.summary) for c in COMMANDS.values()]
+
+
+def test_scripts():
+    """Every script that is named exists and can be run."""
+    for name in table("## Development"):
+        path = REPOSITORY / name.strip("`")
+        assert path.is_file()
+        assert path.stat().st_mode & 0o111
+
+
+def test_module_map():
+    """Every folder of the package and every module of cli/ is named."""
+    package = REPOSITORY / "mlxchat"
+    section = README.split("\n## Module map\n")[1].split("\n## ")[0]
+    for path in package.iterdir():
+        if path.is_dir() and (path / "__init__.py").exists():
+            assert f"`mlxchat/{path.name}/`" in section
+    for path in (package / "cli").glob("[!_]*.py"):
+        assert f"`{path.name}`" in section

@@ -1,0 +1,303 @@
+"""The chat in a real pseudo-terminal: screens, Ctrl-C, signals, the speed of the first prompt."""
+
+import os
+import signal
+import statistics
+import termios
+import time
+from pathlib import Path
+
+import pytest
+from terminal import Terminal
+
+FAKES = str(Path(__file__).with_name("fakes.py"))
+CTRL_C, CTRL_D = "\x03", "\x04"
+
+BANNER = """\
+mlxchat 0.1.0 · the built-in model, a tiny demo that knows a small world
+For a real model: mlxchat -m mlx-community/Qwen3-4B-4bit
+/help lists commands · Alt-Enter new line · Ctrl-C stops · Ctrl-D leaves
+"""
+FIGURES = """\
+312 tokens · ttft 0.08 s · 54.1 tok/s at depth 2 310 (81 % of bandwidth)
+reused 2290, read 20
+"""
+
+
+@pytest.fixture
+def terminal():
+    """A chat with the fake session, its prompt drawn and its model loaded."""
+    with Terminal(FAKES) as terminal:
+        terminal.wait_for("builtin · 0 of 512 tokens")
+        yield terminal
+
+
+def settings_of(terminal):
+    """Returns the terminal's modes without the state of what waits to be read."""
+    return termios.tcgetattr(terminal.process.child_fd)[:4]
+
+
+def test_screen_of_a_conversation(terminal):
+    """Golden screen: banner, message, answer, its figures, the next prompt, the toolbar."""
+    terminal.send("hello\r")
+    terminal.wait_for("10 of 512")
+    toolbar = "builtin · 10 of 512 tokens (2 %) · 54.1 tok/s"
+    screen = f"{BANNER}> hello\nyou said: hello\n{FIGURES}>"
+    assert terminal.text == screen + "\n" * (23 - screen.count("\n")) + toolbar
+
+
+def test_screen_of_thinking_and_commands(terminal):
+    """Golden screen: reasoning and the line that closes it, a notice, a command's output."""
+    terminal.send("think\rnotice\r/system Be brief.\r/undo x\r")
+    terminal.wait_for("a whole number >= 1")
+    thought = next(line for line in terminal.lines if line.startswith("thought for 0.0"))
+    assert (
+        "\n".join(terminal.lines[3:19]).rstrip()
+        == (
+            f"> think\nI wonder.\n{thought}\nyou said: think\n{FIGURES}"
+            f"> notice\nSomething to know.\nyou said: notice\n{FIGURES}"
+            "> /system Be brief.\nSystem prompt: Be brief.\n"
+            "The next turn reads 700 of 1000 tokens again.\n"
+            "> /undo x\nError: 'x' is not allowed; write /undo [N] with a whole number >= 1"
+        ).rstrip()
+    )
+
+
+def test_reasoning_and_figures_are_dim():
+    """Reasoning and figures are dimmed; with --plain or NO_COLOR nothing of ours is."""
+    for arguments, environment, is_dim in (
+        ((), {}, True),
+        (("--plain",), {}, False),
+        ((), {"NO_COLOR": "1"}, False),
+    ):
+        with Terminal(FAKES, *arguments, **environment) as terminal:
+            terminal.wait_for(">")
+            terminal.send("think\r")
+            terminal.wait_for("read 20")
+            assert (b"\x1b[2mwonder\x1b[0m" in terminal.raw) == is_dim
+            assert (b"\x1b[2m312 tokens" in terminal.raw) == is_dim
+            assert b"\x1b[2myou said" not in terminal.raw
+
+
+def test_plain_has_no_toolbar():
+    """--plain shows neither toolbar nor progress."""
+    with Terminal(FAKES, "--plain") as terminal:
+        terminal.wait_for(">")
+        terminal.send("read this\r")
+        terminal.wait_for("read 20")
+        assert b" of 512 tokens" not in terminal.raw
+        assert b"reading" not in terminal.raw
+
+
+def test_progress_comes_and_goes(terminal):
+    """A long prefill shows a line with tokens, rate and time left, which the answer replaces."""
+    terminal.send("read this\r")
+    terminal.wait_for("reading ")
+    terminal.wait_for("tok/s · 0.")
+    terminal.wait_for("10 of 512")
+    assert "reading" not in terminal.text
+    assert f"> read this\nyou said: read this\n{FIGURES}" in terminal.text
+
+
+def test_load_progress_is_in_the_toolbar():
+    """While the model loads the prompt is there and the toolbar says how far it is."""
+    with Terminal(FAKES, "-m", "slow") as terminal:
+        terminal.wait_for("slow · loading ")
+        terminal.send("typed while loading")
+        terminal.wait_for("> typed while loading")
+        terminal.wait_for("slow · 0 of 512 tokens")
+        assert "> typed while loading" in terminal.text
+
+
+def test_a_message_that_waits_for_the_model():
+    """A message sent during the load shows its progress; Ctrl-C takes back the message only."""
+    with Terminal(FAKES, "-m", "slow") as terminal:
+        terminal.wait_for("slow · loading ")
+        terminal.send("hello\r")
+        terminal.wait_for("> hello\nloading ")
+        terminal.send(CTRL_C)
+        terminal.wait_for("> hello\nStopped.\n")
+        terminal.wait_for("slow · loading ")
+        terminal.send("again\r")
+        terminal.wait_for("you said: again")
+        assert "you said: hello" not in terminal.text
+
+
+def test_a_model_that_is_missing():
+    """A model that cannot be loaded ends the chat with one line, the terminal as before."""
+    with Terminal(FAKES, "-m", "missing") as terminal:
+        assert terminal.wait_for_end() == 1
+        assert "Error: there is no model 'missing'; give a folder" in terminal.text
+        assert "Traceback" not in terminal.text
+
+
+def test_ctrl_c_stops_the_answer(terminal):
+    """Ctrl-C during an answer stops it; what was typed meanwhile waits in the next prompt."""
+    terminal.send("long\r")
+    terminal.wait_for("word5")
+    terminal.send("next")
+    pressed = time.monotonic()
+    terminal.send(CTRL_C)
+    terminal.wait_for("312 tokens (stopped)")
+    assert time.monotonic() - pressed < 1.5
+    terminal.wait_for("> next")
+    assert "^C" not in terminal.text
+    terminal.send(" one\r")
+    terminal.wait_for("you said: next one")
+
+
+def test_a_paste_during_the_answer_stays_one_message(terminal):
+    """The terminal marks pastes during an answer too, so that their lines are not sent one by one.
+
+    What is pasted waits in the next prompt; after the chat the marks are off.
+    """
+    terminal.send("long\r")
+    terminal.wait_for("word5")
+    assert terminal.raw.rfind(b"\x1b[?2004h") > terminal.raw.rfind(b"\x1b[?2004l")
+    terminal.send("\x1b[200~one\ntwo\nthree\x1b[201~")
+    terminal.send(CTRL_C)
+    terminal.wait_for("> one\n  two\n  three")
+    terminal.send("\r/exit\r")
+    assert terminal.wait_for_end() == 0
+    assert terminal.raw.rfind(b"\x1b[?2004l") > terminal.raw.rfind(b"\x1b[?2004h")
+
+
+def test_the_hint_on_leaving_goes_away(terminal):
+    """When a second Ctrl-C would no longer leave, the toolbar no longer says so."""
+    terminal.send(CTRL_C)
+    terminal.wait_for("Press Ctrl-C again to leave.")
+    terminal.wait_for("builtin · 0 of 512 tokens", timeout_s=5)
+
+
+def test_ctrl_c_at_the_prompt(terminal):
+    """Ctrl-C clears the line and says how to leave; the second one on the empty line leaves."""
+    terminal.send("half a line")
+    terminal.wait_for("> half a line")
+    terminal.send(CTRL_C)
+    terminal.wait_for("Press Ctrl-C again to leave.")
+    assert "half a line" not in terminal.text
+    terminal.send(CTRL_C)
+    assert terminal.wait_for_end() == 0
+
+
+@pytest.mark.parametrize("keys", [CTRL_D, "/exit\r", CTRL_C * 2])
+def test_the_terminal_is_put_back(keys):
+    """However the chat is left, the terminal is as it was."""
+    with Terminal("-c", "input('shell> ')") as terminal:
+        terminal.wait_for("shell>")
+        before = settings_of(terminal)
+    with Terminal(FAKES) as terminal:
+        terminal.wait_for(">")
+        terminal.send("hello\r")
+        terminal.wait_for("10 of 512")
+        assert settings_of(terminal) != before
+        terminal.send(keys)
+        assert terminal.wait_for_end() == 0
+        assert settings_of(terminal) == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("message", ["", "long\r"])
+def test_the_terminal_is_put_back_by_signals(number, message):
+    """SIGTERM and SIGHUP end prompt and answer with the terminal as it was."""
+    with Terminal("-c", "input('shell> ')") as terminal:
+        terminal.wait_for("shell>")
+        before = settings_of(terminal)
+    with Terminal(FAKES) as terminal:
+        terminal.wait_for("builtin · 0 of 512")
+        terminal.send(message)
+        terminal.wait_for("word5" if message else ">")
+        os.kill(terminal.process.pid, number)
+        assert terminal.wait_for_end() == 128 + number
+        assert settings_of(terminal) == before
+        assert "Traceback" not in terminal.text
+
+
+def test_escapes_never_reach_the_screen(terminal):
+    """An answer full of escape sequences is shown, not obeyed."""
+    terminal.read()
+    start = len(terminal.raw)
+    terminal.send("escape\r")
+    terminal.wait_for("read 20")
+    written = terminal.raw[start:]
+    assert "␛[31mred␇<U+009B>2J<U+202E>abc" in terminal.text
+    assert b"\x1b[31m" not in written
+    assert b"\x07" not in written
+    assert "\x9b".encode() not in written
+
+
+def test_narrow_terminal():
+    """In 40 columns the figures break at their dots where they can."""
+    with Terminal(FAKES, columns=40) as terminal:
+        terminal.wait_for("of 512")
+        terminal.send("hello\r")
+        terminal.wait_for("10 of 512")
+        assert "\n312 tokens · ttft 0.08 s\n54.1 tok/s at depth 2 310" in terminal.text
+        assert "\nreused 2290, read 20\n" in terminal.text
+
+
+def test_dumb_terminal():
+    """Where the terminal can do nothing (Emacs' shell) messages are answered all the same."""
+    with Terminal(FAKES, TERM="dumb") as terminal:
+        terminal.wait_for(">")
+        terminal.send("hello\r")
+        terminal.wait_for("you said: hello")
+        terminal.send("again\r")
+        terminal.wait_for("you said: again")
+        assert b"\x1b[2m" not in terminal.raw
+        terminal.send("/exit\r")
+        assert terminal.wait_for_end() == 0
+
+
+def test_json_in_a_terminal():
+    """--json in a terminal reads lines and prints objects, without a prompt."""
+    with Terminal(FAKES, "--json", columns=2000) as terminal:
+        terminal.send("hello\n")
+        terminal.wait_for('"text": "you said: hello"')
+        terminal.send(CTRL_D)
+        assert terminal.wait_for_end() == 0
+        assert b"\x1b" not in terminal.raw
+
+
+BARE = "from prompt_toolkit import PromptSession\nPromptSession().prompt('> ')\n"
+
+
+def time_to_prompt(*arguments):
+    """Returns the seconds until the first prompt is drawn: its cursor is shown."""
+    started = time.perf_counter()
+    with Terminal(*arguments) as terminal:
+        while b"\x1b[?25h" not in terminal.raw:
+            assert terminal.read(), terminal.text
+        return time.perf_counter() - started
+
+
+def test_the_prompt_is_fast():
+    """The real chat shows its prompt within 1.5 times the time of a bare PromptSession script.
+
+    Both are started in turn until the medians agree with that, at most 40 times: other programs
+    on the machine make single times useless.
+    """
+    bare, ours = [], []
+    for attempt in range(40):
+        bare.append(time_to_prompt("-c", BARE))
+        ours.append(time_to_prompt("-m", "mlxchat"))
+        if attempt >= 4 and statistics.median(ours) <= 1.5 * statistics.median(bare):
+            return
+    ratio = statistics.median(ours) / statistics.median(bare)
+    pytest.fail(f"the prompt takes {ratio:.2f} times as long as a bare one")
+
+
+def test_a_real_conversation():
+    """The built-in model answers in a terminal, a second turn reuses the first, Ctrl-D leaves."""
+    with Terminal("-m", "mlxchat", "--max-tokens", "8", "--temp", "0", rows=30) as terminal:
+        terminal.wait_for("builtin · 0 of ", timeout_s=60)
+        terminal.send("hello\r")
+        terminal.wait_for("reused 0, read ", timeout_s=60)
+        terminal.send("and again\r/stats\r")
+        terminal.wait_for("turns    2", timeout_s=60)
+        figures = [line for line in terminal.lines if "reused" in line]
+        assert "reused 0," in figures[0]
+        assert "reused 0," not in figures[1]
+        terminal.send(CTRL_D)
+        assert terminal.wait_for_end() == 0
+        assert "Traceback" not in terminal.text
