@@ -437,7 +437,8 @@ class TurnRunner:
 
     def _verify(self, prompt: RenderedPrompt, logits: Logits, context: JobContext) -> Verify:
         """Proves the turn; where it fails, reuse is switched off for this model."""
-        found = self.engine.verify(prompt.token_ids, logits, check=context.check)
+        check = (lambda: None) if context.cancelled else context.check  # an answer was stopped
+        found = self.engine.verify(prompt.token_ids, logits, check=check)
         decode = self.tokenizer.decode
         shown = decode(prompt.token_ids, skip_special_tokens=False)
         wanted = decode(self.tokenizer.encode(prompt.text), skip_special_tokens=False)
