@@ -49,17 +49,35 @@ LENGTH_BOUNDS = {
 
 
 @dataclass(frozen=True, slots=True)
+class Display:
+    """How answers look in a terminal: as Markdown or as written, and in which colours."""
+
+    markdown: bool = True
+    theme: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """What `config.toml` says; None and the empty mapping where it says nothing."""
 
     model: str | None = None
     system: str | None = None
     sampling: dict[str, float] = field(default_factory=dict)
+    display: Display = field(default_factory=Display)
 
 
 def settings_path() -> Path:
     """Returns where `config.toml` is looked for."""
     return paths.config_dir() / "config.toml"
+
+
+KINDS: dict[str, type] = {
+    "model": str,
+    "system": str,
+    **{f"sampling.{name}": int if b.is_integer else float for name, b in SAMPLING_BOUNDS.items()},
+    "display.markdown": bool,
+    "display.theme": str,
+}
 
 
 def load_settings() -> Settings:
@@ -69,39 +87,74 @@ def load_settings() -> Settings:
         SettingsError: The file cannot be read, is no TOML, or holds an unknown name or wrong value.
     """
     path = settings_path()
+    text = read_settings(path)
+    return _parse(parse_toml(text, path), path) if text else Settings()
+
+
+def read_settings(path: Path) -> str:
+    """Returns the text of the settings file, nothing where there is none.
+
+    Raises:
+        SettingsError: It cannot be read.
+    """
     try:
-        text = path.read_bytes().decode()
+        return path.read_bytes().decode()
     except FileNotFoundError:
-        return Settings()
+        return ""
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"cannot read {path}: {error}; repair or remove it") from None
 
+
+def parse_toml(text: str, path: Path) -> dict[str, Any]:
+    """Returns the tables of a settings file.
+
+    Raises:
+        SettingsError: It is no TOML.
+    """
     import tomllib  # only here: most people have no settings file
 
     try:
-        table = tomllib.loads(text)
+        return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise SettingsError(f"{path} is not valid TOML: {error}; repair or remove it") from None
+
+
+def check_settings(table: dict[str, Any], path: Path) -> Settings:
+    """Returns what the tables of a settings file say.
+
+    Raises:
+        SettingsError: A name is unknown or a value not allowed.
+    """
     return _parse(table, path)
 
 
 def _parse(table: dict[str, Any], path: Path) -> Settings:
-    _refuse_unknown(table, ("model", "system", "sampling"), path, "")
+    _refuse_unknown(table, ("model", "system", "sampling", "display"), path, "")
     for name in ("model", "system"):
         if name in table and not isinstance(table[name], str):
             raise SettingsError(f"{path}: {name} = {table[name]!r} is not allowed; give a string")
-    sampling = table.get("sampling", {})
-    if not isinstance(sampling, dict):
-        raise SettingsError(
-            f"{path}: sampling = {sampling!r} is not allowed; give a [sampling] table"
-        )
-    _refuse_unknown(sampling, tuple(SAMPLING_BOUNDS), path, "sampling.")
+    sampling = _section(table, "sampling", tuple(SAMPLING_BOUNDS), path)
     for name, value in sampling.items():
         bounds = SAMPLING_BOUNDS[name]
         types = int if bounds.is_integer else (int, float)
         if isinstance(value, bool) or not isinstance(value, types) or not bounds.allow(value):
             raise SettingsError(f"{path}: sampling.{name} = {value} is not allowed; give {bounds}")
-    return Settings(table.get("model"), table.get("system"), sampling)
+    display = _section(table, "display", ("markdown", "theme"), path)
+    for name, kind, wanted in (("markdown", bool, "true or false"), ("theme", str, "a string")):
+        if name in display and not isinstance(display[name], kind):
+            value = display[name]
+            raise SettingsError(f"{path}: display.{name} = {value!r} is not allowed; give {wanted}")
+    return Settings(table.get("model"), table.get("system"), sampling, display=Display(**display))
+
+
+def _section(
+    table: dict[str, Any], name: str, known: tuple[str, ...], path: Path
+) -> dict[str, Any]:
+    section = table.get(name, {})
+    if not isinstance(section, dict):
+        raise SettingsError(f"{path}: {name} = {section!r} is not allowed; give a [{name}] table")
+    _refuse_unknown(section, known, path, f"{name}.")
+    return section
 
 
 def _refuse_unknown(table: dict[str, Any], known: tuple[str, ...], path: Path, prefix: str) -> None:

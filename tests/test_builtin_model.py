@@ -106,7 +106,9 @@ def test_history_is_a_prefix(template, tokenizer, content):
 
 def test_no_default_system_text(template):
     """Nothing is said in the person's name."""
-    assert template.render([user("Hi")]) == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    assert (
+        template.render([user("Hi")]) == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    )
 
 
 @pytest.mark.parametrize("text", ["Your name is Zwablin-Tor.", "47 + 12 = 59.", "狗 is Chinese."])

@@ -20,7 +20,7 @@ For a real model: mlxchat -m mlx-community/Qwen3-4B-4bit
 """
 FIGURES = """\
 312 tokens · ttft 0.08 s · 54.1 tok/s at depth 2 310 (81 % of bandwidth)
-reused 2290, read 20
+reused 2 290, read 20
 """
 
 
@@ -41,20 +41,20 @@ def test_screen_of_a_conversation(terminal):
     """Golden screen: banner, message, answer, its figures, the next prompt, the toolbar."""
     terminal.send("hello\r")
     terminal.wait_for("10 of 512")
-    toolbar = "builtin · 10 of 512 tokens (2 %) · 54.1 tok/s"
+    toolbar = "builtin · 10 of 512 tokens (2 %) ░░░░░░░░ · 54.1 tok/s · 933.6 MiB · 2 290 cached"
     screen = f"{BANNER}> hello\nyou said: hello\n{FIGURES}>"
     assert terminal.text == screen + "\n" * (23 - screen.count("\n")) + toolbar
 
 
 def test_screen_of_thinking_and_commands(terminal):
-    """Golden screen: reasoning and the line that closes it, a notice, a command's output."""
+    """Golden screen: the line that reasoning folds to, a notice, a command's output."""
     terminal.send("think\rnotice\r/system Be brief.\r/undo x\r")
     terminal.wait_for("20 of 512")
     thought = next(line for line in terminal.lines if line.startswith("thought for 0.0"))
     assert (
-        "\n".join(terminal.lines[3:18]).rstrip()
+        "\n".join(terminal.lines[3:17]).rstrip()
         == (
-            f"> think\nI wonder.\n{thought}\nyou said: think\n{FIGURES}"
+            f"> think\n{thought}\nyou said: think\n{FIGURES}"
             f"> notice\nSomething to know.\nyou said: notice\n{FIGURES}"
             "> /system Be brief.\nSystem prompt: Be brief.\n"
             "> /undo x\nError: 'x' is not allowed; write /undo [N] with a whole number >= 1"
@@ -73,7 +73,7 @@ def test_reasoning_and_figures_are_dim():
             terminal.wait_for(">")
             terminal.send("think\r")
             terminal.wait_for("read 20")
-            assert (b"\x1b[2mwonder\x1b[0m" in terminal.raw) == is_dim
+            assert (b"\x1b[2mI wonder.\x1b[0m" in terminal.raw) == is_dim
             assert (b"\x1b[2m312 tokens" in terminal.raw) == is_dim
             assert b"\x1b[2myou said" not in terminal.raw
 
@@ -195,7 +195,7 @@ def test_narrow_terminal():
         terminal.send("hello\r")
         terminal.wait_for("10 of 512")
         assert "\n312 tokens · ttft 0.08 s\n54.1 tok/s at depth 2 310" in terminal.text
-        assert "\nreused 2290, read 20\n" in terminal.text
+        assert "\nreused 2 290, read 20\n" in terminal.text
 
 
 def test_json_in_a_terminal():

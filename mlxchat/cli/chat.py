@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mlxchat.cli.failures import explain
-from mlxchat.cli.options import chat_options, read_request
+from mlxchat.cli.options import chat_options, read_look, read_request
 from mlxchat.cli.screen import Screen
 from mlxchat.errors import MlxchatError
 
@@ -27,7 +27,7 @@ def chat(as_json: bool, timing: bool, plain: bool, **params: Any) -> int:
     request = read_request(params)
     is_interactive = sys.stdin is not None and sys.stdin.isatty() and sys.stdout.isatty()
     is_repl = is_interactive and not as_json
-    screen = Screen(sys.stdout, sys.stdout if is_repl else sys.stderr, plain=plain)
+    screen = Screen(sys.stdout, sys.stdout if is_repl else sys.stderr, plain=plain, **read_look())
     with contextlib.ExitStack() as stack:
 
         def open_answers() -> "Answers":
@@ -51,7 +51,7 @@ def run_lines(answers: "Answers") -> int:
     """
     from mlxchat.cli import slash
 
-    context = slash.Context(answers.session, answers.screen.note)
+    context = slash.Context(answers.session, answers.screen.note, answers.screen)
     has_failed = False
     for line in _read_lines():
         try:

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mlxchat.settings import LENGTH_BOUNDS, SAMPLING_BOUNDS, Settings, load_settings
+from mlxchat.cli.theme import DEFAULT, find_theme
+from mlxchat.errors import SettingsError, UsageError
+from mlxchat.settings import (
+    LENGTH_BOUNDS,
+    SAMPLING_BOUNDS,
+    Settings,
+    load_settings,
+    settings_path,
+)
 
 if TYPE_CHECKING:
     from mlxchat.chat.session import Session
@@ -133,3 +141,17 @@ def read_request(params: dict[str, Any]) -> Request:
     model = resolve_model(given.pop("model", None), settings)
     system = given.pop("system", settings.system) or None  # `--system ""` takes the default away
     return Request(model, sampling, {"system": system, **given})
+
+
+def read_look() -> dict[str, Any]:
+    """Returns how answers shall look, as `Screen` takes it.
+
+    Raises:
+        SettingsError: `config.toml` is broken or names no theme.
+    """
+    display = load_settings().display
+    try:
+        find_theme(display.theme or DEFAULT)
+    except UsageError as error:
+        raise SettingsError(f"{settings_path()}: {error}") from None
+    return {"markdown": display.markdown, "theme": display.theme or DEFAULT}

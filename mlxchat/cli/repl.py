@@ -16,7 +16,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from prompt_toolkit import PromptSession
-from prompt_toolkit.application import Application
+from prompt_toolkit.application import Application, run_in_terminal
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion
 from prompt_toolkit.document import Document
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
@@ -109,7 +109,8 @@ class Repl:
     def _take(self, text: str, answers: "Answers") -> None:
         try:
             with quiet_terminal():
-                start = slash.interpret(slash.Context(answers.session, self._screen.note), text)
+                context = slash.Context(answers.session, self._screen.note, self._screen)
+                start = slash.interpret(context, text)
                 if start is not None:
                     answers.tell_load()
                     answers.give(start)
@@ -152,7 +153,13 @@ class Repl:
         if time.monotonic() - self._ctrl_c_at < LEAVE_WITHIN_S:
             return _LEAVE_HINT
         session = None if self._answers is None else self._answers.session
-        return format_toolbar(session, self._model, self._load_text)
+        width = self._prompt.app.output.get_size().columns
+        return format_toolbar(session, self._model, self._load_text, width)
+
+    def _show_thinking(self) -> None:
+        last = None if self._answers is None else self._answers.session.last
+        thinking = None if last is None else last.reasoning
+        self._screen.note((thinking or "").strip("\n") or "The last answer came without thinking.")
 
     def _keys(self) -> KeyBindings:
         keys = KeyBindings()
@@ -165,6 +172,10 @@ class Repl:
         @keys.add("c-j")
         def _new_line(event: KeyPressEvent) -> None:
             event.current_buffer.insert_text("\n")
+
+        @keys.add("c-o")
+        def _show_thinking(event: KeyPressEvent) -> None:
+            run_in_terminal(self._show_thinking)
 
         @keys.add("c-c")
         @keys.add("<sigint>")

@@ -16,6 +16,7 @@ from mlxchat.errors import MlxchatError, UsageError
 
 if TYPE_CHECKING:
     from mlxchat.chat.session import Session
+    from mlxchat.cli.screen import Screen
     from mlxchat.cli.turn import Start
 
 _COMMAND = re.compile(r"(/?)/([A-Za-z][\w-]*)(?:\s+(.*))?", re.DOTALL | re.ASCII)
@@ -31,6 +32,7 @@ class Context:
 
     session: "Session"
     say: Callable[[str], None]  # shows lines that are no answer
+    screen: "Screen | None" = None  # None where nothing can be set on it
 
 
 # A handler gets the text after the command's name; what it returns starts an answer.
@@ -223,6 +225,10 @@ def _say_cost(context: Context) -> None:
     if counts is not None and counts[0] > 1:
         read, total = counts
         context.say(f"The next turn reads {read} of {total} tokens again.")
+
+
+# Here, so that they stand before /exit in /help.
+from mlxchat.cli import slash_display  # noqa: E402, F401  # it registers its commands
 
 
 @command("exit", "", "Leave the chat; Ctrl-D does the same.")
