@@ -158,12 +158,14 @@ def test_options_reach_the_session(run, sessions):
 
 
 def test_nothing_given_is_nothing_set(run, sessions):
-    """Without options the session decides by itself."""
+    """Without options the session decides by itself; one answer is not followed by idle work."""
     run("generate", "hi")
     from mlxchat.chat.session import ChatOptions
 
     assert sessions[0].model is None
-    assert sessions[0].options == ChatOptions()
+    assert sessions[0].options == ChatOptions(idle_work=False)
+    run("chat", text="hi")
+    assert sessions[1].options == ChatOptions()
 
 
 @pytest.mark.parametrize(

@@ -165,3 +165,20 @@ def test_ctrl_c_between_messages():
         process.send_signal(signal.SIGINT)
         assert process.wait(20) == 130
         assert b"Traceback" not in process.stderr.read()
+
+
+def test_a_closed_stdin_does_not_keep_the_weights_from_being_read():
+    """With stdin closed from the start the model is read and the argument answered."""
+    done = subprocess.run(
+        [
+            "sh",
+            "-c",
+            f"exec '{sys.executable}' -m mlxchat generate hello --json {' '.join(GREEDY)} <&-",
+        ],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["usage"]["completion_tokens"] >= 1

@@ -214,7 +214,7 @@ def test_toolbar_and_stats():
         session.send("hello").result()
         assert (
             render.format_toolbar(session, None, "")
-            == "builtin · 10 of 512 tokens (2 %) ░░░░░░░░ · 54.1 tok/s · 933.6 MiB · 2 290 cached"
+            == "builtin · 10 of 512 tokens (2 %) ░░░░░░░░ · 54.1 tok/s · 934 MiB · 2 290 cached"
         )
         assert render.format_stats(session) == (
             "model    builtin (fake, 3.0 M parameters)\n"

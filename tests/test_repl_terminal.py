@@ -41,7 +41,7 @@ def test_screen_of_a_conversation(terminal):
     """Golden screen: banner, message, answer, its figures, the next prompt, the toolbar."""
     terminal.send("hello\r")
     terminal.wait_for("10 of 512")
-    toolbar = "builtin · 10 of 512 tokens (2 %) ░░░░░░░░ · 54.1 tok/s · 933.6 MiB · 2 290 cached"
+    toolbar = "builtin · 10 of 512 tokens (2 %) ░░░░░░░░ · 54.1 tok/s · 934 MiB · 2 290 cached"
     screen = f"{BANNER}> hello\nyou said: hello\n{FIGURES}>"
     assert terminal.text == screen + "\n" * (23 - screen.count("\n")) + toolbar
 
@@ -49,14 +49,15 @@ def test_screen_of_a_conversation(terminal):
 def test_screen_of_thinking_and_commands(terminal):
     """Golden screen: the line that reasoning folds to, a notice, a command's output."""
     terminal.send("think\rnotice\r/system Be brief.\r/undo x\r")
-    terminal.wait_for("20 of 512")
+    terminal.wait_for("a whole number >= 1")
     thought = next(line for line in terminal.lines if line.startswith("thought for 0.0"))
     assert (
-        "\n".join(terminal.lines[3:17]).rstrip()
+        "\n".join(terminal.lines[3:18]).rstrip()
         == (
             f"> think\n{thought}\nyou said: think\n{FIGURES}"
             f"> notice\nSomething to know.\nyou said: notice\n{FIGURES}"
             "> /system Be brief.\nSystem prompt: Be brief.\n"
+            "The next turn reads 700 of 1000 tokens again.\n"
             "> /undo x\nError: 'x' is not allowed; write /undo [N] with a whole number >= 1"
         ).rstrip()
     )
@@ -108,6 +109,20 @@ def test_load_progress_is_in_the_toolbar():
         assert "> typed while loading" in terminal.text
 
 
+def test_a_message_that_waits_for_the_model():
+    """A message sent during the load shows its progress; Ctrl-C takes back the message only."""
+    with Terminal(FAKES, "-m", "slow") as terminal:
+        terminal.wait_for("slow · loading ")
+        terminal.send("hello\r")
+        terminal.wait_for("> hello\nloading ")
+        terminal.send(CTRL_C)
+        terminal.wait_for("> hello\nStopped.\n")
+        terminal.wait_for("slow · loading ")
+        terminal.send("again\r")
+        terminal.wait_for("you said: again")
+        assert "you said: hello" not in terminal.text
+
+
 def test_a_model_that_is_missing():
     """A model that cannot be loaded ends the chat with one line, the terminal as before."""
     with Terminal(FAKES, "-m", "missing") as terminal:
@@ -129,6 +144,29 @@ def test_ctrl_c_stops_the_answer(terminal):
     assert "^C" not in terminal.text
     terminal.send(" one\r")
     terminal.wait_for("you said: next one")
+
+
+def test_a_paste_during_the_answer_stays_one_message(terminal):
+    """The terminal marks pastes during an answer too, so that their lines are not sent one by one.
+
+    What is pasted waits in the next prompt; after the chat the marks are off.
+    """
+    terminal.send("long\r")
+    terminal.wait_for("word5")
+    assert terminal.raw.rfind(b"\x1b[?2004h") > terminal.raw.rfind(b"\x1b[?2004l")
+    terminal.send("\x1b[200~one\ntwo\nthree\x1b[201~")
+    terminal.send(CTRL_C)
+    terminal.wait_for("> one\n  two\n  three")
+    terminal.send("\r/exit\r")
+    assert terminal.wait_for_end() == 0
+    assert terminal.raw.rfind(b"\x1b[?2004l") > terminal.raw.rfind(b"\x1b[?2004h")
+
+
+def test_the_hint_on_leaving_goes_away(terminal):
+    """When a second Ctrl-C would no longer leave, the toolbar no longer says so."""
+    terminal.send(CTRL_C)
+    terminal.wait_for("Press Ctrl-C again to leave.")
+    terminal.wait_for("builtin · 0 of 512 tokens", timeout_s=5)
 
 
 def test_ctrl_c_at_the_prompt(terminal):

@@ -276,6 +276,13 @@ class TestResolve:
         assert self.resolve({"do_sample": False, "temperature": 0.6}).temperature == 0.0
         assert self.resolve({"do_sample": False}, temperature=0.9).temperature == 0.9
 
+    def test_a_penalty_alone(self) -> None:
+        """A checkpoint's penalty counts when it is greedy too, and leaves our truncation alone."""
+        got = self.resolve({"do_sample": False, "repetition_penalty": 1.1})
+        assert (got.temperature, got.repetition_penalty) == (0.0, 1.1)
+        got = self.resolve({"repetition_penalty": 1.1})
+        assert (got.temperature, got.top_p, got.repetition_penalty) == (0.7, 0.95, 1.1)
+
     def test_the_person_wins(self) -> None:
         """What was asked for wins over the checkpoint, 0 included."""
         config = {"temperature": 0.6, "top_k": 20, "top_p": 0.9}

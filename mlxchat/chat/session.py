@@ -81,7 +81,10 @@ class Session:
                 context.check()
                 context.emit(event)
 
-            self._runner, self.info = load_runner(self.model, self.options, report, context.check)
+            options = self.options
+            self._runner, self.info = load_runner(self.model, options, report, context.check)
+            if self.options is not options:  # a command changed them meanwhile
+                self._runner.set_options(self.options)
         return self.info
 
     # -- turns -------------------------------------------------------------------------------------
@@ -239,8 +242,10 @@ class Session:
 
     @property
     def context_used(self) -> int:
-        """Tokens that the cache holds."""
-        return self._runner.num_cached if self._runner is not None else 0
+        """Tokens of the conversation that the cache holds."""
+        if self._runner is None or self.conversation.head is None:
+            return 0
+        return self._runner.num_cached
 
     def cache_report(self) -> "CacheReport | None":
         """Describes what the cache holds; None before the model is loaded."""

@@ -35,6 +35,7 @@ from mlxchat.engine.worker import JobCancelledError, JobContext
 from mlxchat.errors import ContextFullError, TemplateError
 from mlxchat.model.device import format_backend, make_device_plan
 from mlxchat.model.hub import resolve_model
+from mlxchat.model.language_model import ModelInfo
 from mlxchat.model.loader import LoadedModel, load_model
 from mlxchat.model.tokenizer import Tokenizer
 
@@ -74,8 +75,14 @@ def load_runner(
         backend=format_backend(make_device_plan()),
         is_builtin=folder.is_builtin,
         load_s=loaded.load_s,
-        notices=(*info.notices, *runner.template_notices()),
+        notices=(*info.notices, *_context_notices(options, info), *runner.template_notices()),
     )
+
+
+def _context_notices(options: ChatOptions, info: ModelInfo) -> list[str]:
+    if (options.max_context or 0) <= info.max_context:
+        return []
+    return [f"--max-context {options.max_context} is more than this model's {info.max_context}"]
 
 
 @dataclass(slots=True)
@@ -124,10 +131,12 @@ class TurnRunner:
         return PromptRenderer(template, self.tokenizer, keep_thinking=keep)
 
     def set_options(self, options: ChatOptions) -> list[str]:
-        """Takes other options from the next turn on; returns new notices of the template."""
+        """Takes other options from the next turn on; returns what the template cannot do."""
         self.options = options
         self.renderer = self._make_renderer(self._template)
-        return [text for text in self.template_notices() if text not in self._notices_told]
+        notices = self.renderer.template.notices
+        self._notices_told.update(notices)
+        return [text for text in notices if text not in self._template.notices]
 
     def count_rereads(self, conversation: Conversation) -> tuple[int, int]:
         """Counts the ids that are held in the conversation but would be read again, and all."""
@@ -207,9 +216,11 @@ class TurnRunner:
 
     def _check_room(self, num_prompt: int) -> None:
         if num_prompt >= self.context_limit:
+            could_be_more = self.context_limit < self.loaded.model.info.max_context
             raise ContextFullError(
                 f"the prompt has {num_prompt} tokens, but the context holds {self.context_limit};"
-                " shorten the message, start over with /reset, or raise --max-context"
+                " shorten the message, take turns back with /undo"
+                + (", or raise --max-context" if could_be_more else ", or start over with /reset")
             )
 
     def _plan(self, messages: list[Message], prompt: RenderedPrompt) -> Plan:
@@ -359,7 +370,7 @@ class TurnRunner:
             weight_bytes=self.loaded.model.info.weight_bytes,
         )
         reason = f"reused {num_cached}, read {usage.prefill_tokens}"
-        why = self._settle_note or (plan.reason if plan.action != "continue" else "")
+        why = self._settle_note if plan.action == "continue" else plan.reason
         self._is_first, self._num_settled, self._settle_note = False, 0, ""
         return TurnResult(
             model=self.name,

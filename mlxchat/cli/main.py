@@ -55,10 +55,21 @@ for _command in (chat, generate, doctor):
     cli.add_command(_command)
 
 
+def _fill_closed_descriptors() -> None:
+    # The next file that is opened would get the number: MLX takes 0 for a failure, and what is
+    # written to stderr would end up in a file that got 2.
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+
+
 def main() -> None:
     """Runs the program; the console script."""
     # Start-up makes only objects that stay; walking them costs a tenth of the time to the prompt.
     gc.set_threshold(50_000, 20, 20)
+    _fill_closed_descriptors()
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by the caller
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  # open until the end

@@ -117,13 +117,18 @@ class Request:
     sampling: dict[str, Any]
     options: dict[str, Any]
 
-    def open(self) -> "Session":
-        """Makes the session; nothing is loaded yet."""
+    def open(self, *, idle_work: bool = True) -> "Session":
+        """Makes the session; nothing is loaded yet.
+
+        Args:
+            idle_work: Prepare the next turn after each; a waste of time where there is none.
+        """
         from mlxchat.chat.session import ChatOptions, Session
         from mlxchat.engine.options import SamplingSettings
 
         sampling = SamplingSettings(**self.sampling)
-        return Session(self.model, ChatOptions(sampling=sampling, **self.options))
+        options = ChatOptions(sampling=sampling, idle_work=idle_work, **self.options)
+        return Session(self.model, options)
 
 
 def read_request(params: dict[str, Any]) -> Request:

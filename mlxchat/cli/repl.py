@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 
 # Two presses further apart than this are two wishes to clear the line.
 LEAVE_WITHIN_S = 2.0
+# How often a message that waits for the model looks whether it is there.
+LOAD_POLL_S = 0.05
+_MARK_PASTES, _LEAVE_PASTES = "\x1b[?2004h", "\x1b[?2004l"
 _LEAVE_HINT = "Press Ctrl-C again to leave."
 
 
@@ -112,6 +115,7 @@ class Repl:
                 context = slash.Context(answers.session, self._screen.note, self._screen)
                 start = slash.interpret(context, text)
                 if start is not None:
+                    self._wait_for_load()
                     answers.tell_load()
                     answers.give(start)
         except Stopped:
@@ -122,6 +126,24 @@ class Repl:
             if answers.session.info is None and self._load is not None and self._load.done:
                 raise  # without a model there is nothing to go on with
             self._screen.error(str(explain(error)))
+
+    def _wait_for_load(self) -> None:
+        """Shows how the load goes on while a message waits for it.
+
+        Raises:
+            Stopped: Ctrl-C took the message back; the load goes on.
+        """
+        from mlxchat.cli.turn import StopOnCtrlC
+
+        with StopOnCtrlC() as ctrl_c:
+            while self._load is not None and not self._load.done:
+                if ctrl_c.pressed_at is not None:
+                    self._screen.clear_progress()
+                    raise Stopped
+                if self._load_text:
+                    self._screen.progress(self._load_text)
+                time.sleep(LOAD_POLL_S)
+        self._screen.clear_progress()
 
     def _begin(self, app: "Application[str]") -> None:
         """Opens the session and loads the model; runs once, after the first drawing."""
@@ -187,6 +209,8 @@ class Repl:
                 return
             event.current_buffer.reset()
             self._ctrl_c_at = now
+            if event.app.loop is not None:  # takes the hint away when it is no longer true
+                event.app.loop.call_later(LEAVE_WITHIN_S, event.app.invalidate)
 
         return keys
 
@@ -246,7 +270,8 @@ def chat_signals() -> Iterator[None]:
 def quiet_terminal() -> Iterator[None]:
     """Keeps keys that are pressed during an answer from showing; Ctrl-C still interrupts.
 
-    What was typed is there when the next prompt opens.
+    What was typed is there when the next prompt opens. What was pasted is still one piece then: the
+    terminal goes on marking where a paste begins and ends.
     """
     import termios
 
@@ -261,7 +286,14 @@ def quiet_terminal() -> Iterator[None]:
     quiet[3] &= ~(termios.ECHO | termios.ICANON)
     quiet[3] |= termios.NOFLSH  # Ctrl-C does not throw away what was typed before it
     termios.tcsetattr(descriptor, termios.TCSADRAIN, quiet)
+    marks_pastes = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+    if marks_pastes:
+        sys.stdout.write(_MARK_PASTES)
+        sys.stdout.flush()
     try:
         yield
     finally:
+        if marks_pastes:
+            sys.stdout.write(_LEAVE_PASTES)
+            sys.stdout.flush()
         termios.tcsetattr(descriptor, termios.TCSADRAIN, old)

@@ -55,17 +55,18 @@ def resolve_sampling(
         seed: Of this answer; each retry of a question has its own.
     """
     chosen: dict[str, Any] = {}
-    if generation_config.get("do_sample") is False:
+    is_greedy = generation_config.get("do_sample") is False
+    truncation = () if is_greedy else ("temperature", "top_p", "top_k", "min_p")
+    for name in (*truncation, "repetition_penalty"):
+        value = generation_config.get(name)
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            continue
+        if SAMPLING_BOUNDS[name].allow(value):
+            chosen[name] = int(value) if name == "top_k" else float(value)
+    if "top_p" not in chosen and chosen.keys() & truncation:
+        chosen["top_p"] = 1.0  # the checkpoint names its own truncation
+    if is_greedy:
         chosen["temperature"] = 0.0
-    else:
-        for name in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty"):
-            value = generation_config.get(name)
-            if not isinstance(value, int | float) or isinstance(value, bool):
-                continue
-            if SAMPLING_BOUNDS[name].allow(value):
-                chosen[name] = int(value) if name == "top_k" else float(value)
-        if chosen and "top_p" not in chosen:
-            chosen["top_p"] = 1.0  # the checkpoint names its own truncation
     named = {f.name: getattr(settings, f.name) for f in fields(settings)}
     chosen |= {name: value for name, value in named.items() if value is not None}
     return replace(Sampling(), **{**chosen, "seed": seed})

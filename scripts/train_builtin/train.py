@@ -11,6 +11,7 @@ import argparse
 import json
 import math
 import os
+import signal
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -151,6 +152,8 @@ class Trainer:
         self.step = self.chunk = self.tokens = 0
         self.seconds, self.budget = 0.0, args.minutes * 60
         self.seen: set[torch.Size] = set()
+        self.stopped = False
+        signal.signal(signal.SIGTERM, self.stop)
         self.hidden, self.score = self.model.hidden, self.model.score
         if args.compile:
             self.hidden = torch.compile(self.hidden)
@@ -166,6 +169,10 @@ class Trainer:
             self.adam.load_state_dict(state["adam"])
             self.step, self.chunk, self.tokens, self.seconds = state["counts"]
             self.chunk += 1
+
+    def stop(self, *_: object) -> None:
+        """Save and leave after the step under way."""
+        self.stopped = True
 
     def save(self) -> None:
         counts = (self.step, self.chunk, self.tokens, self.seconds)
@@ -226,10 +233,11 @@ class Trainer:
                     flush=True,
                 )
             progress[0] = self.seconds / self.budget
-            if time.time() - saved > 240 or progress[0] >= 1:
+            done = self.stopped or progress[0] >= 1
+            if done or time.time() - saved > 240:
                 self.save()
                 saved = time.time()
-            if progress[0] >= 1:
+            if done:
                 break
 
 

@@ -179,6 +179,29 @@ def make_up(rng: Random, capital: bool = True) -> str:
     return word.capitalize() if capital else word
 
 
+@cache
+def _lexicon() -> list[str]:
+    """Return the words that occur in training text anyway."""
+    from faq import TERMS
+
+    texts = [*demo_words(), *COMMON, *TOPICS, *(e.answer for e in TERMS)]
+    texts += [v for values in POOLS.values() for v in values]
+    words = {w for text in texts for w in text.replace("-", " ").split()}
+    return sorted(w for w in words if len(w) > 3 and w.isalpha() and not is_held_out(w))
+
+
+def mix_up(rng: Random, capital: bool) -> str:
+    """Return a known word, or the head of one with the tail of another.
+
+    Syllables use few of the tokens; copying must work for all of them.
+    """
+    word = rng.choice(_lexicon())
+    if rng.random() < 0.65:
+        tail = rng.choice(_lexicon())
+        word = word[: rng.randint(2, len(word) - 1)] + tail[rng.randint(1, len(tail) - 2) :].lower()
+    return word.capitalize() if capital else word.lower()
+
+
 _PROPER = {"name", "city", "pet_name", "band", "language"}
 # How often a value of each kind is of several parts.
 _HYPHEN = {"name": 0.14, "city": 0.04, "pet_name": 0.04}
@@ -187,7 +210,7 @@ _TWO = {"city": 0.08, "name": 0.06, "food": 0.08, "job": 0.06, "band": 0.2, "col
 
 def _new_value(rng: Random, pool: str) -> str:
     capital = pool in _PROPER
-    word = make_up(rng, capital)
+    word = mix_up(rng, capital) if rng.random() < 0.4 else make_up(rng, capital)
     roll = rng.random()
     hyphen, two = _HYPHEN.get(pool, 0.0), _TWO.get(pool, 0.0)
     if roll < hyphen:
@@ -231,7 +254,11 @@ COMMON = (
 def pick_word(rng: Random, strict: bool = False) -> str:
     """Pick a word to be repeated: a common one or a made-up one."""
     while True:
-        word = make_up(rng, rng.random() < 0.15) if rng.random() < 0.5 else rng.choice(COMMON)
+        capital, roll = rng.random() < 0.15, rng.random()
+        if roll < 0.35:
+            word = rng.choice(COMMON)
+        else:
+            word = make_up(rng, capital) if roll < 0.7 else mix_up(rng, capital)
         if is_held_out(word) == strict:
             return word
 

@@ -1,0 +1,121 @@
+"""The whole matrix of exact reuse: every architecture, chunks of 1, 7 and 64, sampled and greedy.
+
+Each play is the script of `tests/matrix.py`, which checks every step. Results are lines of JSON in
+the file given by --out; what stands there for the same versions of MLX and mlx-lm is not played
+again, failures excepted. Prints a table by kind of cache; exits with 1 where something failed.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+import mlx.core as mx  # noqa: E402
+from matrix import build, names, play_model  # noqa: E402
+
+CHUNKS = (1, 7, 64)
+# How answers are chosen, and the template that goes with it: each has to meet each kind of cache.
+WAYS = {"sampled": ("stripped", False), "greedy": ("exact", True)}
+
+Result = dict[str, Any]
+Key = tuple[str, int, str]
+
+
+def read_results(file: Path) -> dict[Key, Result]:
+    """Reads earlier results of these versions; a later line replaces an earlier one."""
+    found: dict[Key, Result] = {}
+    if file.exists():
+        for line in file.read_text().splitlines():
+            result = json.loads(line)
+            if result["versions"] == versions():
+                found[(result["model"], result["chunk"], result["way"])] = result
+    return found
+
+
+def versions() -> list[str]:
+    return [version("mlx"), version("mlx-lm"), str(mx.default_device().type).rpartition(".")[2]]
+
+
+def play_all(todo: list[Key]) -> Iterator[Result]:
+    """Plays in order; a model is built once for neighbours in the list."""
+    built, model = "", None
+    for name, chunk, way in todo:
+        if name != built:
+            model = None
+            mx.clear_cache()
+            built, model = name, build(name)
+        assert model is not None
+        template, is_greedy = WAYS[way]
+        start = time.perf_counter()
+        result: Result = {
+            "model": name,
+            "chunk": chunk,
+            "way": way,
+            "kinds": sorted(model.make_cache().kinds),
+            "versions": versions(),
+            "error": None,
+        }
+        try:
+            result |= asdict(play_model(model, chunk, template=template, is_greedy=is_greedy))
+        except Exception as error:  # whatever goes wrong is a result
+            result["error"] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+        yield {**result, "seconds": round(time.perf_counter() - start, 2)}
+
+
+def print_table(results: list[Result]) -> None:
+    """Prints one line for each kind of cache."""
+    print("\n| cache | models | plays | failed | worst difference | of | read / new | read / prompt |")
+    print("|---|---|---|---|---|---|---|---|")
+    for kinds in sorted({tuple(r["kinds"]) for r in results}):
+        mine = [r for r in results if tuple(r["kinds"]) == kinds]
+        good = [r for r in mine if not r["error"]]
+        row = [" + ".join(kinds), len({r["model"] for r in mine}), len(mine), len(mine) - len(good)]
+        if good:
+            worst = max(good, key=lambda r: r["worst"])
+            total = {k: sum(r[k] for r in good) for k in ("num_read", "num_new", "num_prompt")}
+            row += [f"{worst['worst']:.1e}", worst["model"]]
+            row += [f"{total['num_read'] / total['num_new']:.2f}"]
+            row += [f"{total['num_read'] / total['num_prompt']:.2f}"]
+        print("|", " | ".join(map(str, row)), "|")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="JSON lines; read and appended to")
+    parser.add_argument("--only", default="", help="only models whose name contains this")
+    parser.add_argument("--chunks", type=int, nargs="+", default=CHUNKS)
+    args = parser.parse_args()
+    wanted = [
+        (name, chunk, way)
+        for name in names()
+        for chunk in args.chunks
+        for way in WAYS
+        if args.only in name
+    ]
+    results = read_results(args.out)
+    todo = [key for key in wanted if key not in results or results[key]["error"]]
+    print(f"{len(wanted)} plays, {len(wanted) - len(todo)} known, {len(todo)} to do", flush=True)
+    with args.out.open("a") as out:
+        for result in play_all(todo):
+            results[(result["model"], result["chunk"], result["way"])] = result
+            print(json.dumps(result), file=out, flush=True)
+            if result["error"]:
+                name = f"{result['model']} chunk {result['chunk']} {result['way']}"
+                print(f"FAILED {name}: {result['error']}", flush=True)
+    chosen = [results[key] for key in wanted]
+    print_table(chosen)
+    failed = sum(bool(r["error"]) for r in chosen)
+    print(f"\n{len(chosen)} plays, {failed} failed")
+    return int(failed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
