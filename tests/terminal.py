@@ -21,7 +21,7 @@ class Terminal:
     """
 
     def __init__(self, *arguments, columns=80, rows=24, **environment):
-        self._screen = pyte.Screen(columns, rows)
+        self._screen = pyte.HistoryScreen(columns, rows, history=10_000, ratio=1)
         self._screen.write_process_input = self._reply  # answers cursor position requests
         self._stream = pyte.ByteStream(self._screen)
         self.raw = b""
@@ -65,6 +65,24 @@ class Terminal:
     def text(self):
         """The screen as one text, without empty lines at its end."""
         return "\n".join(self.lines).rstrip()
+
+    @property
+    def scrollback(self):
+        """The lines that have left the screen at its top."""
+        columns = range(self._screen.columns)
+        lines = ("".join(row[c].data for c in columns) for row in self._screen.history.top)
+        return [line.rstrip() for line in lines]
+
+    def resize(self, columns, rows):
+        """Gives the terminal another size and tells the program."""
+        self._screen.resize(rows, columns)
+        self.process.setwinsize(rows, columns)
+
+    def style_at(self, line, text):
+        """Returns colour and boldness of the first character of a text in a (number, line)."""
+        number, content = line
+        char = self._screen.buffer[number][content.index(text)]
+        return char.fg, char.bold
 
     def wait_for(self, text, timeout_s=20.0):
         """Reads until `text` is on the screen."""

@@ -28,7 +28,8 @@ MAX_BLOCK_CHARS = 32_000
 # Lines before a line of code that its colours depend on, and the longest line that gets colours.
 CONTEXT_LINES, MAX_CODE_CHARS = 60, 2_000
 FRAME_WIDTH = 60
-_MIN_WIDTH = 20  # of what stands inside lists and quotes, however deep
+_STAR_OPENS, _STAR_CLOSES = re.compile(r"(?<!\S)\*(?=\S)"), re.compile(r"(?<=\S)\*(?![\w*])")
+_MIN_WIDTH = 4  # of what stands inside lists and quotes, however deep
 
 
 @lru_cache(1)
@@ -98,7 +99,8 @@ class MarkdownRenderer:
             return wrap([(block.source, "")], width)
         source = block.source if is_final else mend(block.source)
         nodes = SyntaxTreeNode(_parser().parse(source)).children
-        return _Layout(self._theme, block, width).blocks(nodes, width)
+        rows = _Layout(self._theme, block, width).blocks(nodes, width)
+        return [part for row in rows for part in (fold(row, width) if row else [row])]
 
     def _frame(self, label: str, width: int) -> Row:
         text = f"── {label} " if label else ""
@@ -118,19 +120,20 @@ class MarkdownRenderer:
 
 def mend(source: str) -> str:
     """Closes the emphasis and the code that the end of an open block has half open."""
-    start = source.rfind("\n\n") + 1
-    tail = source[start:]
+    tail = source[source.rfind("\n\n") + 1 :]
     ticks = re.findall("`+", tail)
     if len(ticks) % 2:
-        return source + ticks[-1] if not tail.endswith("`") else source.rstrip("`")
-    closers = "*" if tail.replace("**", "").count("*") % 2 and "**" in tail else ""
-    for sign in ("**", "~~"):
-        if tail.count(sign) % 2:
-            closers += sign
-    if not closers:
+        return source.rstrip("`") if tail.endswith("`") else source + ticks[-1]
+    bare = tail.rstrip("*~")
+    single = bare.replace("**", "")
+    is_open = len(_STAR_OPENS.findall(single)) > len(_STAR_CLOSES.findall(single))
+    closers = "*" if is_open else ""
+    closers += "".join(sign for sign in ("**", "~~") if bare.count(sign) % 2)
+    if not closers and tail != bare and (not bare or bare[-1].isspace()):
+        return source[: len(source) - len(tail) + len(bare)]  # it has just been opened
+    if not closers or (tail != bare and tail.endswith(closers)):
         return source
-    bare = source.rstrip("*~")
-    return bare if bare[-1:].isspace() or not bare else bare + closers
+    return source[: len(source) - len(tail) + len(bare)].rstrip() + closers
 
 
 def _expand(row: Row) -> Row:

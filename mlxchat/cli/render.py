@@ -281,7 +281,7 @@ def format_toolbar(
         if last.timing.decode_tok_per_s is not None:
             parts.append(f"{format_rate(last.timing.decode_tok_per_s)} tok/s")
         size = format_bytes(last.timing.weight_bytes + last.timing.kv_bytes)
-        parts.append(re.sub(r"(\d{3})\.\d", r"\1", size))
+        parts.append(re.sub(r"\d{3}\.\d", lambda match: f"{float(match[0]):.0f}", size))
         parts.append(f"{format_count(last.usage.cached_tokens)} cached")
     while len(parts) > 2 and len(" · ".join(parts)) > width:
         parts.pop()
