@@ -32,6 +32,10 @@ class SettingsError(MlxchatError):
     """The settings file cannot be read or holds a wrong value."""
 
 
+class HistoryError(MlxchatError):
+    """The history of conversations cannot be read or written, or lacks what was asked for."""
+
+
 class HubError(MlxchatError):
     """A model could not be found in, or fetched from, the Hugging Face Hub."""
 

@@ -58,11 +58,16 @@ class Display:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What `config.toml` says; None and the empty mapping where it says nothing."""
+    """What `config.toml` says; None and the empty mapping where it says nothing.
+
+    Attributes:
+        history: Whether conversations are kept on disk.
+    """
 
     model: str | None = None
     system: str | None = None
     sampling: dict[str, float] = field(default_factory=dict)
+    history: bool = True
     display: Display = field(default_factory=Display)
 
 
@@ -71,9 +76,11 @@ def settings_path() -> Path:
     return paths.config_dir() / "config.toml"
 
 
+# All settings, and what `mlxchat config set` makes of a word.
 KINDS: dict[str, type] = {
     "model": str,
     "system": str,
+    "history": bool,
     **{f"sampling.{name}": int if b.is_integer else float for name, b in SAMPLING_BOUNDS.items()},
     "display.markdown": bool,
     "display.theme": str,
@@ -88,7 +95,7 @@ def load_settings() -> Settings:
     """
     path = settings_path()
     text = read_settings(path)
-    return _parse(parse_toml(text, path), path) if text else Settings()
+    return check_settings(parse_toml(text, path), path) if text else Settings()
 
 
 def read_settings(path: Path) -> str:
@@ -125,14 +132,13 @@ def check_settings(table: dict[str, Any], path: Path) -> Settings:
     Raises:
         SettingsError: A name is unknown or a value not allowed.
     """
-    return _parse(table, path)
-
-
-def _parse(table: dict[str, Any], path: Path) -> Settings:
-    _refuse_unknown(table, ("model", "system", "sampling", "display"), path, "")
+    _refuse_unknown(table, ("model", "system", "history", "sampling", "display"), path, "")
     for name in ("model", "system"):
         if name in table and not isinstance(table[name], str):
             raise SettingsError(f"{path}: {name} = {table[name]!r} is not allowed; give a string")
+    history = table.get("history", True)
+    if not isinstance(history, bool):
+        raise SettingsError(f"{path}: history = {history!r} is not allowed; give true or false")
     sampling = _section(table, "sampling", tuple(SAMPLING_BOUNDS), path)
     for name, value in sampling.items():
         bounds = SAMPLING_BOUNDS[name]
@@ -144,7 +150,7 @@ def _parse(table: dict[str, Any], path: Path) -> Settings:
         if name in display and not isinstance(display[name], kind):
             value = display[name]
             raise SettingsError(f"{path}: display.{name} = {value!r} is not allowed; give {wanted}")
-    return Settings(table.get("model"), table.get("system"), sampling, display=Display(**display))
+    return Settings(table.get("model"), table.get("system"), sampling, history, Display(**display))
 
 
 def _section(

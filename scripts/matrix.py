@@ -72,7 +72,8 @@ def play_all(todo: list[Key]) -> Iterator[Result]:
 
 def print_table(results: list[Result]) -> None:
     """Prints one line for each kind of cache."""
-    print("\n| cache | models | plays | failed | worst difference | of | read / new | read / prompt |")
+    columns = ("cache", "models", "plays", "failed", "worst difference", "of", "read / new")
+    print("\n| " + " | ".join((*columns, "read / prompt")) + " |")
     print("|---|---|---|---|---|---|---|---|")
     for kinds in sorted({tuple(r["kinds"]) for r in results}):
         mine = [r for r in results if tuple(r["kinds"]) == kinds]

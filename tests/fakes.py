@@ -105,8 +105,10 @@ class FakeSession:
 
     made: "ClassVar[list[FakeSession]]" = []  # noqa: RUF012  # the annotation is a string
 
-    def __init__(self, model: str | None, options: ChatOptions) -> None:
-        self.model, self.options = model, options
+    title: str | None = None
+
+    def __init__(self, model: str | None, options: ChatOptions, recorder: object = None) -> None:
+        self.model, self.options, self.recorder = model, options, recorder
         self.info: SessionInfo | None = None
         self.last: TurnResult | None = None
         self.system = options.system
@@ -167,6 +169,19 @@ class FakeSession:
         taken = min(count, len(self.sent))
         self.sent = self.sent[: len(self.sent) - taken]
         return taken
+
+    def prepare_history(self) -> None:
+        pass
+
+    def set_title(self, title: str | None) -> None:
+        self.title = title
+
+    def save(self, title: str) -> int:
+        self.title = title
+        return 7
+
+    def restore(self, restored: Any) -> None:
+        self.sent = [node.message.content for node in restored.conversation.questions()]
 
     def set_system(self, text: str | None) -> None:
         self.system = text

@@ -30,7 +30,6 @@ from mlxchat.chat.conversation import Conversation
 from mlxchat.chat.prompt import PromptRenderer
 from mlxchat.chat.results import PrefillProgress, SessionInfo, TurnResult
 from mlxchat.chat.session import ChatOptions, Session
-from mlxchat.chat.template import Message
 from mlxchat.chat.turn import TurnRunner
 from mlxchat.engine.chunking import PrefillChunker
 from mlxchat.engine.options import SamplingSettings
@@ -232,7 +231,9 @@ def in_answer(done: int, total: int, checks: int) -> bool:
 class SayingSampler(Sampler):
     """Says `SAID` first: the middle of an answer is then where a test wants it."""
 
-    def __init__(self, sampling: Sampling, vocab_size: int, context_ids: Iterable[int] = ()) -> None:
+    def __init__(
+        self, sampling: Sampling, vocab_size: int, context_ids: Iterable[int] = ()
+    ) -> None:
         super().__init__(sampling, vocab_size, context_ids)
         self._left = make_tokenizer("exact").encode(SAID)
 
@@ -293,7 +294,14 @@ class InlineSession(Session):
         self.runner = self._runner = TurnRunner("matrix", loaded, options)
         info = loaded.model.info
         self.info = SessionInfo(
-            "matrix", info.family, info.n_params, info.weight_bytes, info.max_context, "", False, 0.0
+            "matrix",
+            info.family,
+            info.n_params,
+            info.weight_bytes,
+            info.max_context,
+            "",
+            False,
+            0.0,
         )
         if chunk is not None:
             self.runner.engine.chunker = FixedChunker(chunk, chunk)
@@ -308,7 +316,9 @@ class InlineSession(Session):
 
 def count_common(a: Sequence[int], b: Sequence[int]) -> int:
     """The length of the longest common prefix, in the plainest way."""
-    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    return next(
+        (i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b))
+    )
 
 
 @dataclass
@@ -432,10 +442,7 @@ class Player:
         prompt = result.verify.prompt_ids
         self._check_exact(label, result, fed)
         self._check_reuse(label, result, held, marks)
-        messages = self._messages_before_answer()
-        renderer = self._renderer()
-        probe = renderer.probe_point(messages, renderer.render_ids(messages))
-        self._landmarks.append(prompt[:probe])
+        self._note_landmarks(prompt, held)
         self._add(label, result)
         held = tuple(self.prefix.token_ids)
         if settles:
@@ -443,8 +450,15 @@ class Player:
         self.tally.num_generated += count_common(held, self.prefix.token_ids) - len(prompt)
         return result
 
-    def _messages_before_answer(self) -> list[Message]:
-        return self.conversation.messages()[:-1]
+    def _note_landmarks(self, prompt: Ids, held: Ids) -> None:
+        """Notes where the issue wants marks: the probe's point, the end of the answer before."""
+        renderer, messages = self._renderer(), self.conversation.messages()[:-1]
+        rendered = renderer.render_ids(messages)
+        self._landmarks.append(prompt[: renderer.probe_point(messages, rendered)])
+        if len(messages) > 2:
+            self._landmarks.append(prompt[: rendered.message_ends[-2]])
+        if prompt[: len(held)] == held:
+            self._landmarks.append(held)
 
     def _check_exact(self, label: str, result: TurnResult, fed: int) -> None:
         """The cache holds the prompt and the answer, as if read from scratch."""
@@ -462,7 +476,9 @@ class Player:
         assert generated[: len(result.tokens)] == result.tokens[: len(generated)], label
         self._check_layers(label)
         assert usage.prompt_tokens == num_prompt == usage.cached_tokens + usage.prefill_tokens
-        really_fed = self._model.num_fed - fed - num_prompt - len(generated)  # less verify's, answer's
+        really_fed = (
+            self._model.num_fed - fed - num_prompt - len(generated)
+        )  # less verify's, answer's
         assert really_fed == usage.prefill_tokens, f"{label}: fed {really_fed} ids of the prompt"
 
     def _check_layers(self, label: str) -> None:
@@ -497,7 +513,10 @@ class Player:
         tally.num_prompt += len(prompt)
         tally.num_read += result.usage.prefill_tokens
         tally.num_new += max(len(prompt) - shared, 1)
-        for counts, key in ((tally.sources, result.cache.source), (tally.stops, result.stop_reason)):
+        for counts, key in (
+            (tally.sources, result.cache.source),
+            (tally.stops, result.stop_reason),
+        ):
             counts[key] = counts.get(key, 0) + 1
 
 
@@ -514,6 +533,7 @@ def play(player: Player) -> Tally:
     player.send("And then?", label="turn 2")
     player.send("in this?", label="turn 3", settles=False)
     player.send("Why so?", label="turn 4")
+    player.edit(4, "No, how?", label="edit of turn 4")
     player.edit(3, "in that one", label="edit of turn 3")
     player.retry(label="retry")
     player.session.undo()

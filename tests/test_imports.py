@@ -157,7 +157,7 @@ def test_the_session_is_light():
 AT_OPEN = """
 import os
 from mlxchat.cli import options
-def reached(*_):
+def reached(*_, **__):
     print()
     print(json.dumps([*heavy(), *(m for m in sys.modules if m == 'mlxchat.chat.session')]))
     sys.stdout.flush()

@@ -25,7 +25,7 @@ from mlxchat.engine.prefix_cache import (  # noqa: E402
     count_common,
     make_plan,
 )
-from mlxchat.model.kv_cache import RowCache, SequenceCache  # noqa: E402
+from mlxchat.model.kv_cache import RowCache  # noqa: E402
 
 # -- the planner -----------------------------------------------------------------------------------
 
@@ -186,17 +186,6 @@ LONG = mx.random.randint(0, VOCAB_SIZE // 2, (400,), key=mx.random.key(2)).tolis
 OTHER = mx.random.randint(VOCAB_SIZE // 2, VOCAB_SIZE, (400,), key=mx.random.key(3)).tolist()
 
 
-class SmallSteps(CountingModel):
-    """Buffers grow by 8 rows instead of 256, so that windows drop rows within a short test."""
-
-    def make_cache(self) -> SequenceCache:
-        cache = super().make_cache()
-        for layer in cache.layers:
-            if isinstance(layer, RowCache):
-                layer.step = 8
-        return cache
-
-
 @dataclass
 class Feeder:
     """An engine whose every prefill is compared with a fresh one."""
@@ -223,7 +212,7 @@ class Feeder:
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, CountingModel]:
-    return {k: SmallSteps(make_model(k, tmp_path_factory.mktemp(k)).model) for k in KINDS}
+    return {k: make_model(k, tmp_path_factory.mktemp(k)) for k in KINDS}
 
 
 @pytest.fixture(params=KINDS)

@@ -130,9 +130,10 @@ def test_ctrl_c_stops_the_answer_and_keeps_the_chat(chat):
 
 
 def test_ctrl_c_while_loading_keeps_the_chat(make_chat):
-    """Ctrl-C before there is anything to keep says so and goes on."""
+    """Ctrl-C while a message waits for the model takes the message back and goes on."""
     chat = make_chat("slow")
-    with ctrl_c(lambda: chat.session.send_calls):
+    waits = "StopOnCtrlC._press"  # what handles Ctrl-C by then
+    with ctrl_c(lambda: waits in repr(signal.getsignal(signal.SIGINT))):
         out = chat.run(f"hello{ENTER}again{ENTER}")
     assert chat.session.sent == ["again"]
     assert "Stopped.\nyou said: again" in out
@@ -237,7 +238,7 @@ def test_history_that_cannot_be_kept(make_chat, mlxchat_home):
 @pytest.mark.parametrize(
     ("text", "names"),
     [
-        ("/s", ["/system", "/stats"]),
+        ("/s", ["/system", "/stats", "/save"]),
         ("/he", ["/help"]),
         ("he", []),
         ("/system t", []),

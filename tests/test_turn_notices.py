@@ -1,11 +1,11 @@
 """What a turn says about itself: the reason of its reuse, and notices of switches."""
 
 import pytest
-from tiny import REASONING, TinySession, biased, make_tiny_folder
+from tiny import REASONING, TinySession, biased, make_tiny_folder, mx
 
 from mlxchat.chat.results import LoadProgress
 from mlxchat.chat.session import ChatOptions, Session
-from mlxchat.errors import ContextFullError
+from mlxchat.errors import CheckpointError, ContextFullError, TemplateError
 
 NO_SWITCH = "this model's template has no switch to turn thinking off"
 
@@ -89,4 +89,24 @@ def test_an_empty_conversation_uses_no_context(folder):
     session.say("hello")
     session.reset()
     assert session.context_used == 0
+    session.close()
+
+
+def test_an_empty_prompt(tmp_path):
+    """A template that renders nothing is an error of the template."""
+    session = TinySession(make_tiny_folder(tmp_path / "model", template=""))
+    with pytest.raises(TemplateError, match="renders an empty prompt; fix or replace it"):
+        session.send("hello").result()
+    session.close()
+
+
+def test_weights_that_are_no_numbers(tmp_path):
+    """A model that computes NaN is refused at the load, before it writes nonsense."""
+    folder = make_tiny_folder(tmp_path / "model")
+    weights = mx.load(str(folder / "model.safetensors"))
+    weights["model.norm.weight"] *= float("nan")
+    mx.save_safetensors(str(folder / "model.safetensors"), weights)
+    session = Session(str(folder), ChatOptions())
+    with pytest.raises(CheckpointError, match=r"no numbers \(NaN\); fetch the model again"):
+        session.load().result()
     session.close()

@@ -5,21 +5,34 @@ job on the worker (`turn.py`), and the main thread only hands in text and takes 
 Importing this module costs nothing; the engine side is imported by the first job.
 """
 
+import contextlib
 import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 from mlxchat.chat.conversation import Branch, Conversation
+from mlxchat.chat.history_writer import LiveTurn
+from mlxchat.chat.pause import AfterPause
 from mlxchat.chat.results import LoadProgress, SessionInfo, TurnResult
 from mlxchat.engine.options import SamplingSettings
-from mlxchat.engine.worker import Job, JobContext, Worker
+from mlxchat.engine.worker import Job, JobCancelledError, JobContext, Worker
 from mlxchat.errors import UsageError
 
 if TYPE_CHECKING:
+    from mlxchat.chat.history import Record, Restored
+    from mlxchat.chat.recorder import Recorder
     from mlxchat.chat.turn import TurnRunner
+    from mlxchat.chat.warming import Warmed
     from mlxchat.engine.prefix_cache import CacheReport
+
+
+# The conversation is stored when nothing was said for so long: seldom enough for the disk.
+STORE_AFTER_S = 20.0
+# Leaving waits so long for what is being stored.
+LEAVE_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +45,9 @@ class ChatOptions:
         think: Thinking on or off, where the template has a switch.
         keep_thinking: Earlier thinking stays in the prompt, where the template can.
         verify: Compare every turn with a from-scratch prefill.
-        idle_work: After an answer, bring the cache to what the next turn will render.
+        idle_work: After an answer, bring the cache to what the next turn will render, and store it.
+        keeps_history: The conversation may be on disk, its keys and values too.
+        now: The date that the template shows for the whole conversation; None is now.
     """
 
     system: str | None = None
@@ -44,6 +59,13 @@ class ChatOptions:
     keep_thinking: bool = False
     verify: bool = False
     idle_work: bool = True
+    keeps_history: bool = True
+    now: datetime | None = None
+
+    @property
+    def stores_conversation(self) -> bool:
+        """Whether the conversation's keys and values are read from disk and written to it."""
+        return self.keeps_history and self.idle_work
 
 
 class Session:
@@ -52,17 +74,26 @@ class Session:
     Args:
         model: A folder, a Hub id, or None for the built-in model.
         options: How to answer.
+        recorder: Keeps what is said; None keeps nothing.
     """
 
-    def __init__(self, model: str | None, options: ChatOptions) -> None:
+    def __init__(
+        self, model: str | None, options: ChatOptions, recorder: "Recorder | None" = None
+    ) -> None:
         self.model = model
-        self.options = options
+        self.options = replace(options, now=options.now or datetime.now())
         self.conversation = Conversation(options.system)
+        self.recorder = recorder
+        if recorder is not None:
+            recorder.begin(self.conversation)
         self.info: SessionInfo | None = None
         self.last: TurnResult | None = None
         self._worker = Worker()
         self._runner: TurnRunner | None = None
-        self._keep_branch = False
+        self._keep_branch = self._is_closed = False
+        self._turn_job: Job[TurnResult] | None = None
+        self._pause = AfterPause(STORE_AFTER_S, lambda: self._keep_prompts(whole=True, idle=True))
+        self._made_by: dict[int, str | None] = {}
 
     # -- loading -----------------------------------------------------------------------------------
 
@@ -85,6 +116,9 @@ class Session:
             self._runner, self.info = load_runner(self.model, options, report, context.check)
             if self.options is not options:  # a command changed them meanwhile
                 self._runner.set_options(self.options)
+            if self.conversation.head is not None:
+                self._drop_foreign_ids()
+                self._settle_when_idle()
         return self.info
 
     # -- turns -------------------------------------------------------------------------------------
@@ -122,29 +156,44 @@ class Session:
         start = time.perf_counter()
         branch = self._keep_branch or keep_branch
         self._keep_branch = False
+        conversation = self.conversation
+        model, system = self._model_name(), conversation.system
+        num_before = len(conversation.nodes)
+        turn = LiveTurn(question, find_head(), num_before, system, self.options, model, self.info)
 
         def job(context: JobContext) -> TurnResult:
             loading = time.perf_counter()
             self._load(context)
             loaded_s = time.perf_counter() - loading
             assert self._runner is not None
-            before, head = self.conversation.head, find_head()
-            self.conversation.head = head
+            turn.info = self.info
+            before, head = conversation.head, find_head()
+            conversation.head = head
+            num_before = len(conversation.nodes)
             try:
                 self.last = self._runner.run(
-                    self.conversation,
+                    conversation,
                     question,
                     context,
                     start=start + loaded_s,
                     keep_branch=branch,
                 )
             finally:
-                if self.conversation.head == head:  # the turn was not kept
-                    self.conversation.head = before
+                if conversation.head == head:  # the turn was not kept
+                    conversation.head = before
+            turn.nodes = tuple(range(num_before + 1, len(conversation.nodes) + 1))
             self._settle_when_idle()
             return self.last
 
-        return self._worker.submit(job)
+        self._turn_job = submitted = self._worker.submit(job)
+        if self.recorder is None:
+            return submitted
+        # The worker reads the prompt while the question is written.
+        return self.recorder.start(turn, submitted)
+
+    def _model_name(self) -> str:
+        """Returns the name under which the model is opened again."""
+        return (self.info.source if self.info else None) or self.model or "builtin"
 
     def _settle_when_idle(self) -> None:
         """Has the cache brought to what the next turn will begin with, in the background."""
@@ -154,6 +203,29 @@ class Session:
                 lambda context: runner.settle(self.conversation, context, keep_branch=branch),
                 idle=True,
             )
+            self._keep_prompts(whole=False, idle=True)
+            self._pause.restart()
+
+    def _keep_prompts(self, *, whole: bool, idle: bool) -> Job[None]:
+        """Has what was computed stored: the system prompt, or the whole conversation too."""
+
+        def job(context: JobContext) -> None:
+            if self._runner is not None:
+                self._runner.keep_prompts(self.conversation, context, whole=whole)
+
+        return self._worker.submit(job, idle=idle)
+
+    def warm(self, system: str) -> "Job[Warmed]":
+        """Reads a system prompt and stores it for later chats with this model."""
+
+        def job(context: JobContext) -> "Warmed":
+            self._load(context)
+            from mlxchat.chat.warming import warm
+
+            assert self._runner is not None
+            return warm(self._runner, system, context)
+
+        return self._worker.submit(job)
 
     # -- moves in the tree -------------------------------------------------------------------------
 
@@ -193,6 +265,8 @@ class Session:
         self._keep_branch = True
         self._worker.cancel_idle()
         self._settle_when_idle()
+        if self.recorder is not None:
+            self.recorder.note_move()
 
     def set_system(self, text: str | None) -> None:
         """Sets the system prompt; it takes effect with the next turn."""
@@ -227,11 +301,100 @@ class Session:
         """The system prompt."""
         return self.conversation.system
 
+    def prepare_history(self) -> None:
+        """Opens the history in the background, so that the first turn finds it open."""
+        if self.recorder is not None:
+            self.recorder.prepare()
+
+    @property
+    def title(self) -> str | None:
+        """What the person called the conversation."""
+        return self.recorder.title if self.recorder is not None else None
+
+    def set_title(self, title: str | None) -> None:
+        """Names the conversation in the history.
+
+        Raises:
+            UsageError: It is not kept.
+            HistoryError: It cannot be written.
+        """
+        if self.recorder is None:
+            raise UsageError("this conversation is not kept; /save TITLE keeps it from now on")
+        self.recorder.set_title(title)
+
+    def save(self, title: str) -> int:
+        """Names the conversation and keeps it from now on; returns its number in the history.
+
+        Raises:
+            UsageError: Nothing was said yet.
+            HistoryError: It cannot be written.
+        """
+        if not self.conversation.nodes:
+            raise UsageError("nothing was said yet; say something first")
+        recorder = self.recorder
+        if recorder is None:
+            from mlxchat.chat.recorder import Recorder
+
+            recorder = Recorder("chat")
+            recorder.begin(self.conversation)
+        recorder.set_title(title)
+        if recorder.conversation_id is None:
+            recorder.save(self.options, self._model_name())
+        self.recorder, self.options = recorder, replace(self.options, keeps_history=True)
+        assert recorder.conversation_id is not None
+        return recorder.conversation_id
+
+    def record(self) -> "Record":
+        """Returns the conversation as the history holds it, or would hold it."""
+        from mlxchat.chat.history import History, describe
+
+        number = self.recorder.conversation_id if self.recorder is not None else None
+        if self.recorder is None or number is None:
+            return describe(self.conversation, self._model_name(), self.options.now)
+        with contextlib.closing(History(self.recorder.path)) as history:
+            return history.record(number)
+
     def reset(self) -> None:
-        """Empties the conversation; the system prompt stays."""
+        """Begins another conversation with the same system prompt; the old one is history."""
+        self._take(Conversation(self.system), {})
+
+    def restore(self, restored: "Restored") -> None:
+        """Goes on with a conversation of the history.
+
+        Its tree, system prompt, date and thinking switches come back, so that it renders to the
+        ids it had; generated ids are dropped where another model made them.
+        """
+        record = restored.record
+        self.options = replace(
+            self.options,
+            think=record.think,
+            keep_thinking=record.keep_thinking,
+            now=record.template_now or self.options.now,
+        )
+        self._take(restored.conversation, restored.fingerprints)
+        if self.recorder is not None:
+            self.recorder.adopt(restored)
+        if self._runner is not None:
+            runner, options = self._runner, self.options
+            self._drop_foreign_ids()
+            self._worker.run(lambda _: runner.set_options(options))
+            self._settle_when_idle()
+
+    def _take(self, conversation: Conversation, made_by: dict[int, str | None]) -> None:
         self._worker.cancel_idle()
-        self.conversation.reset()
-        self.last = None
+        self.conversation, self._made_by = conversation, made_by
+        self.last, self._keep_branch = None, False
+        if self.recorder is not None:
+            self.recorder.begin(conversation)
+
+    def _drop_foreign_ids(self) -> None:
+        """Forgets the ids of answers that another model gave: its text alone counts."""
+        fingerprint = self.info.fingerprint if self.info is not None else None
+        nodes = self.conversation.nodes
+        for number, made_by in self._made_by.items():
+            if number in nodes and (made_by is None or made_by != fingerprint):
+                message = replace(nodes[number].message, content_ids=None, reasoning_ids=None)
+                nodes[number] = replace(nodes[number], message=message)
 
     # -- what is shown -----------------------------------------------------------------------------
 
@@ -259,8 +422,21 @@ class Session:
         self._worker.submit(lambda _: None, idle=True).result(timeout_s)
 
     def close(self) -> None:
-        """Ends the worker."""
-        self._worker.close()
+        """Stores what the next start can use, ends the worker, and completes the history."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        self._pause.stop()
+        try:
+            if self._runner is not None and self._turn_job is not None and self._turn_job.done:
+                job = self._keep_prompts(whole=True, idle=False)
+                with contextlib.suppress(TimeoutError, JobCancelledError):
+                    job.result(LEAVE_S)
+                    self._runner.keeping.finish(LEAVE_S)
+        finally:
+            self._worker.close()
+            if self.recorder is not None:
+                self.recorder.close()
 
 
 def pick_seed() -> int:

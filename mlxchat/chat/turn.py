@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from mlxchat.chat.conversation import Conversation
 from mlxchat.chat.prompt import PromptRenderer, RenderedPrompt
+from mlxchat.chat.prompt_keeping import PromptKeeping, open_keeping
 from mlxchat.chat.reasoning import Delta, Split
 from mlxchat.chat.results import (
     CacheUse,
@@ -34,7 +35,7 @@ from mlxchat.engine.timing import Stopwatch
 from mlxchat.engine.worker import JobCancelledError, JobContext
 from mlxchat.errors import ContextFullError, TemplateError
 from mlxchat.model.device import format_backend, make_device_plan
-from mlxchat.model.hub import resolve_model
+from mlxchat.model.hub import ModelFolder, resolve_model
 from mlxchat.model.language_model import ModelInfo
 from mlxchat.model.loader import LoadedModel, load_model
 from mlxchat.model.tokenizer import Tokenizer
@@ -76,7 +77,15 @@ def load_runner(
         is_builtin=folder.is_builtin,
         load_s=loaded.load_s,
         notices=(*info.notices, *_context_notices(options, info), *runner.template_notices()),
+        source=_name_to_reopen(folder),
+        commit=folder.commit,
+        fingerprint=loaded.fingerprint,
     )
+
+
+def _name_to_reopen(folder: ModelFolder) -> str:
+    is_local = folder.commit is None and not folder.is_builtin
+    return str(folder.path) if is_local else folder.name
 
 
 def _context_notices(options: ChatOptions, info: ModelInfo) -> list[str]:
@@ -110,10 +119,13 @@ class TurnRunner:
         self.loaded = loaded
         self.options = options
         self.engine = Engine(loaded.model)
+        self.keeping: PromptKeeping = open_keeping(
+            name, loaded, self.engine.prefix, keeps_conversation=options.stores_conversation
+        )
         self.context_limit = min(
             options.max_context or loaded.model.info.max_context, loaded.model.info.max_context
         )
-        self._template = ChatTemplate.for_tokenizer(loaded.tokenizer)
+        self._template = ChatTemplate.for_tokenizer(loaded.tokenizer, now=options.now)
         self.renderer = self._make_renderer(self._template)
         self._seed = pick_seed() if options.sampling.seed is None else options.sampling.seed
         self._reuses = True
@@ -132,6 +144,8 @@ class TurnRunner:
 
     def set_options(self, options: ChatOptions) -> list[str]:
         """Takes other options from the next turn on; returns what the template cannot do."""
+        if options.now != self.options.now:  # another conversation
+            self._template = ChatTemplate.for_tokenizer(self.tokenizer, now=options.now)
         self.options = options
         self.renderer = self._make_renderer(self._template)
         notices = self.renderer.template.notices
@@ -188,10 +202,17 @@ class TurnRunner:
             messages = [*messages, Message("user", question)]
         now = time.perf_counter()
         prompt = self.renderer.render_ids(messages)
+        if not prompt.token_ids:
+            raise TemplateError("the chat template renders an empty prompt; fix or replace it")
         self._check_room(len(prompt.token_ids))
         plan = self._plan(messages, prompt)
         now = watch.add("template", now)
+        if self._reuses:
+            plan = self.keeping.restore(prompt.token_ids, plan, context.check)
+        for text in self.keeping.take_notices():
+            context.emit(Notice(text))
         self.engine.prefix.apply(plan, keep_branch=keep_branch)
+        self.engine.prefix.mark()  # mostly the end of the last answer: this question may be edited
         self._pin = min([plan.start, *plan.marks])
         self.engine.prefix.cache.pin(self._pin)
         now = watch.add("restore", now)
@@ -203,6 +224,7 @@ class TurnRunner:
         )
         assert logits is not None
         watch.add("prefill", now)
+        self.keeping.note(messages, prompt.token_ids, prompt.message_ends[0])
         attempt = len(conversation.children(conversation.head)) if question is None else 0
         answer = self._decode(prompt, logits, watch, context, self._seed + attempt)
         for text in self._record(conversation, question, messages, prompt, answer):
@@ -369,7 +391,8 @@ class TurnRunner:
             kv_bytes=self.engine.prefix.cache.nbytes,
             weight_bytes=self.loaded.model.info.weight_bytes,
         )
-        reason = f"reused {num_cached}, read {usage.prefill_tokens}"
+        where = " from disk" if plan.action == "load" else ""
+        reason = f"reused {num_cached}{where}, read {usage.prefill_tokens}"
         why = self._settle_note if plan.action == "continue" else plan.reason
         self._is_first, self._num_settled, self._settle_note = False, 0, ""
         return TurnResult(
@@ -396,6 +419,7 @@ class TurnRunner:
         )
         if not verify.holds and self._reuses:
             self._reuses = False
+            self.keeping.distrust()
             context.emit(
                 Notice("the cached prompt was not exact; reuse is off for this conversation")
             )
@@ -426,3 +450,21 @@ class TurnRunner:
             return
         if lost > 1 and not keep_branch:
             self._settle_note = f"the template dropped or moved {lost} ids of the last turn"
+
+    def keep_prompts(self, conversation: Conversation, context: JobContext, *, whole: bool) -> None:
+        """Stores what was computed, as far as the context lets it; the rest waits for another call.
+
+        Args:
+            conversation: Where the person is.
+            context: The job's.
+            whole: More than the system prompt.
+        """
+        if not self._reuses:
+            return
+        try:
+            self.keeping.keep_system(context.check)
+            if whole and conversation.head is not None:
+                target = self.renderer.settle_target(conversation.messages())
+                self.keeping.keep_conversation(target, context.check)
+        except JobCancelledError:
+            return

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mlxchat.cli.failures import explain
+from mlxchat.cli.history import complete_conversation
 from mlxchat.cli.options import chat_options, read_look, read_request
+from mlxchat.cli.resume import PICK, find_conversation
 from mlxchat.cli.screen import Screen
 from mlxchat.errors import MlxchatError
 
@@ -17,8 +19,20 @@ if TYPE_CHECKING:
 
 
 @click.command()
+@click.option("-c", "--continue", "goes_on", is_flag=True, help="Go on with the last chat.")
+@click.option(
+    "-r",
+    "--resume",
+    metavar="[ID]",
+    is_flag=False,
+    flag_value=PICK,
+    shell_complete=complete_conversation,
+    help="Go on with a conversation of the history; without ID choose from a list.",
+)
 @chat_options
-def chat(as_json: bool, timing: bool, plain: bool, **params: Any) -> int:
+def chat(
+    goes_on: bool, resume: str | None, as_json: bool, timing: bool, plain: bool, **params: Any
+) -> int:
     """Talk with a model.
 
     In a terminal this opens the chat. Otherwise each line of stdin is one message, and each answer
@@ -28,6 +42,13 @@ def chat(as_json: bool, timing: bool, plain: bool, **params: Any) -> int:
     is_interactive = sys.stdin is not None and sys.stdin.isatty() and sys.stdout.isatty()
     is_repl = is_interactive and not as_json
     screen = Screen(sys.stdout, sys.stdout if is_repl else sys.stderr, plain=plain, **read_look())
+    restored = find_conversation(resume, is_last=goes_on, can_ask=is_repl)
+    greeting = ""
+    if restored is not None:
+        from mlxchat.cli.render_history import format_restored
+
+        request = request.go_on_with(restored)
+        greeting = format_restored(restored, shows_last=is_repl)
     with contextlib.ExitStack() as stack:
 
         def open_answers() -> "Answers":
@@ -37,10 +58,14 @@ def chat(as_json: bool, timing: bool, plain: bool, **params: Any) -> int:
             return Answers(session, screen, as_json=as_json, timing=timing, turn_line=is_repl)
 
         if not is_repl:
+            if greeting:
+                screen.note(greeting)
             return run_lines(open_answers())
         from mlxchat.cli.repl import Repl
 
-        return Repl(open_answers, screen, request.model, plain=plain).run()
+        keeps = request.keeps_history
+        repl = Repl(open_answers, screen, request.model, plain=plain, keeps_history=keeps)
+        return repl.run(greeting)
 
 
 def run_lines(answers: "Answers") -> int:

@@ -3,7 +3,7 @@
 import contextlib
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -19,6 +19,7 @@ from mlxchat.settings import (
 )
 
 if TYPE_CHECKING:
+    from mlxchat.chat.history import Restored
     from mlxchat.chat.session import Session
 
 BUILTIN = "builtin"
@@ -49,15 +50,16 @@ def _refuse_empty(
     return value
 
 
+MODEL_OPTION = click.option(
+    "-m",
+    "--model",
+    metavar="NAME",
+    envvar="MLXCHAT_MODEL",
+    show_envvar=True,
+    help="A folder, a Hugging Face repository, or 'builtin' (the tiny model that is included).",
+)
 _OPTIONS = (
-    click.option(
-        "-m",
-        "--model",
-        metavar="NAME",
-        envvar="MLXCHAT_MODEL",
-        show_envvar=True,
-        help="A folder, a Hugging Face repository, or 'builtin' (the tiny model that is included).",
-    ),
+    MODEL_OPTION,
     click.option("-s", "--system", metavar="TEXT", help="The system prompt."),
     _number("--max-tokens", "max_tokens", "Stop the answer after N tokens."),
     _number("--temp", "temperature", "Temperature; 0 is greedy and reproducible."),
@@ -81,6 +83,7 @@ _OPTIONS = (
     ),
     click.option("--keep-thinking", is_flag=True, help="Keep reasoning in the conversation."),
     click.option("--verify", is_flag=True, help="Compare each turn with a from-scratch prefill."),
+    click.option("--no-history", is_flag=True, help="Keep this conversation off the disk."),
     click.option("--timing", is_flag=True, help="Report where the time went, on stderr."),
     click.option("--json", "as_json", is_flag=True, help="Print one JSON object per answer."),
     click.option("--plain", is_flag=True, help="No colour and no progress display."),
@@ -111,11 +114,28 @@ class Request:
         model: None is the built-in one.
         sampling: Fields of `SamplingSettings`.
         options: Fields of `ChatOptions`, the sampling apart.
+        kind: The command, as the history names it.
+        restored: The conversation to go on with.
+        given: What the command line itself says, which goes before what was restored.
     """
 
     model: str | None
     sampling: dict[str, Any]
     options: dict[str, Any]
+    kind: str = "chat"
+    restored: "Restored | None" = None
+    given: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def keeps_history(self) -> bool:
+        """Whether what is said goes to disk."""
+        return bool(self.options.get("keeps_history", True))
+
+    def go_on_with(self, restored: "Restored") -> "Request":
+        """Returns the request for a conversation of the history, whose model is the default."""
+        has_model = self.given.get("model") is not None
+        stored = resolve_model(restored.record.summary.model, Settings())
+        return replace(self, model=self.model if has_model else stored, restored=restored)
 
     def open(self, *, idle_work: bool = True) -> "Session":
         """Makes the session; nothing is loaded yet.
@@ -123,19 +143,29 @@ class Request:
         Args:
             idle_work: Prepare the next turn after each; a waste of time where there is none.
         """
+        from mlxchat.chat.recorder import Recorder
         from mlxchat.chat.session import ChatOptions, Session
         from mlxchat.engine.options import SamplingSettings
 
         sampling = SamplingSettings(**self.sampling)
         options = ChatOptions(sampling=sampling, idle_work=idle_work, **self.options)
-        return Session(self.model, options)
+        recorder = Recorder(self.kind) if options.keeps_history else None
+        session = Session(self.model, options, recorder)
+        if self.restored is not None:
+            session.restore(self.restored)
+            if self.given.get("system") is not None:
+                session.set_system(self.given["system"])
+            if self.given.get("think") is not None:
+                session.set_thinking(self.given["think"])
+        return session
 
 
-def read_request(params: dict[str, Any]) -> Request:
+def read_request(params: dict[str, Any], kind: str = "chat") -> Request:
     """Joins the command line with `config.toml`; the command line wins.
 
     Args:
         params: The values of `chat_options` by name, without those that only concern the display.
+        kind: The command, as the history names it.
 
     Raises:
         SettingsError: `config.toml` is broken.
@@ -145,7 +175,18 @@ def read_request(params: dict[str, Any]) -> Request:
     sampling = settings.sampling | {n: given.pop(n) for n in SAMPLING_BOUNDS if n in given}
     model = resolve_model(given.pop("model", None), settings)
     system = given.pop("system", settings.system) or None  # `--system ""` takes the default away
-    return Request(model, sampling, {"system": system, **given})
+    if given.pop("no_history", False) or not settings.history:
+        given["keeps_history"] = False
+    options = {"system": system, **given}
+    return Request(model, sampling, options, kind, given=_from_command_line(params))
+
+
+def _from_command_line(params: dict[str, Any]) -> dict[str, Any]:
+    context = click.get_current_context(silent=True)
+    if context is None:
+        return {}
+    typed = click.core.ParameterSource.COMMANDLINE
+    return {n: x for n, x in params.items() if context.get_parameter_source(n) is typed}
 
 
 def read_look() -> dict[str, Any]:

@@ -89,6 +89,14 @@ def format_seconds(seconds: float) -> str:
     return f"{minutes} min {rest:02d} s"
 
 
+def format_age(seconds: float) -> str:
+    """Returns how long ago something was, in the unit that suits it: `3 h ago`."""
+    for limit, unit, name in ((60, 1, "s"), (3600, 60, "min"), (86400, 3600, "h")):
+        if seconds < limit:
+            return f"{int(seconds / unit)} {name} ago"
+    return f"{int(seconds / 86400)} d ago"
+
+
 def format_rate(tok_per_s: float | None) -> str:
     """Returns a rate in tokens per second without its unit, `-` where there is none."""
     if tok_per_s is None:
@@ -100,6 +108,15 @@ def format_table(rows: list[tuple[str, str]]) -> str:
     """Returns names and values in two columns."""
     width = max((len(name) for name, _ in rows), default=0)
     return "\n".join(f"{name:<{width}}  {sanitize(value)}".rstrip() for name, value in rows)
+
+
+def format_columns(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    """Returns a table with a header; every column is as wide as its widest cell."""
+    lines = [header, *rows]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    return "\n".join(
+        "  ".join(f"{c:<{w}}" for c, w in zip(line, widths, strict=True)).rstrip() for line in lines
+    )
 
 
 def wrap_parts(line: str, width: int) -> str:

@@ -43,17 +43,24 @@ _LEAVE_HINT = "Press Ctrl-C again to leave."
 
 
 class SlashCompleter(Completer):
-    """Completes the names of slash commands from their registry."""
+    """Completes slash commands and their arguments from their registry."""
 
     def get_completions(
         self, document: Document, complete_event: CompleteEvent
     ) -> Iterable[Completion]:
         """Yields the commands that begin with what stands before the cursor."""
         text = document.text_before_cursor
-        if text.startswith("/") and not text[1:].startswith("/"):
-            for name, command in slash.COMMANDS.items():
-                if name.startswith(text[1:]):
-                    yield Completion(f"/{name}", -len(text), display_meta=command.summary)
+        if not text.startswith("/") or text[1:].startswith("/"):
+            return
+        name, space, argument = text[1:].partition(" ")
+        if space:
+            known = slash.COMMANDS.get(name)
+            for value, meaning in known.complete(argument) if known and known.complete else ():
+                yield Completion(value, -len(argument), display_meta=meaning)
+            return
+        for name, command in slash.COMMANDS.items():
+            if name.startswith(text[1:]):
+                yield Completion(f"/{name}", -len(text), display_meta=command.summary)
 
 
 class Repl:
@@ -64,6 +71,7 @@ class Repl:
         screen: Where to.
         model: The name that was asked for; None is the built-in one.
         plain: No toolbar.
+        keeps_history: What is typed goes to disk, to be recalled another day.
     """
 
     def __init__(
@@ -73,6 +81,7 @@ class Repl:
         model: str | None,
         *,
         plain: bool = False,
+        keeps_history: bool = True,
     ) -> None:
         self._open_answers, self._screen, self._model = open_answers, screen, model
         self._answers: Answers | None = None
@@ -83,7 +92,7 @@ class Repl:
             "> ",
             multiline=True,
             prompt_continuation="  ",
-            history=open_history(paths.data_dir() / "input_history"),
+            history=open_history(paths.data_dir() / "input_history", is_kept=keeps_history),
             completer=SlashCompleter(),
             complete_style=CompleteStyle.READLINE_LIKE,
             complete_while_typing=False,
@@ -91,8 +100,11 @@ class Repl:
             bottom_toolbar=None if plain else self._toolbar,
         )
 
-    def run(self) -> int:
+    def run(self, greeting: str = "") -> int:
         """Talks until the person leaves.
+
+        Args:
+            greeting: What is said before the first prompt, besides the banner.
 
         Returns:
             The exit code.
@@ -101,17 +113,19 @@ class Repl:
             MlxchatError: The model could not be loaded.
         """
         self._screen.note(format_banner(__version__, self._model))
+        if greeting:
+            self._screen.note(greeting, dim=False)
         self._prompt.app.after_render += self._begin
-        with chat_signals(), contextlib.suppress(EOFError, slash.LeaveChat):
+        with chat_signals(), quiet_terminal(), contextlib.suppress(EOFError, slash.LeaveChat):
             while True:
                 text = self._prompt.prompt()
-                if text.strip() and self._answers is not None:
-                    self._take(text, self._answers)
+                if text.strip():
+                    self._take(text, self._answers or self._open(self._prompt.app))
         return 0
 
     def _take(self, text: str, answers: "Answers") -> None:
         try:
-            with quiet_terminal():
+            with marked_pastes():
                 context = slash.Context(answers.session, self._screen.note, self._screen)
                 start = slash.interpret(context, text)
                 if start is not None:
@@ -146,30 +160,39 @@ class Repl:
         self._screen.clear_progress()
 
     def _begin(self, app: "Application[str]") -> None:
-        """Opens the session and loads the model; runs once, after the first drawing."""
+        """Opens the session after the first drawing; a dumb terminal's prompt never gets here."""
         app.after_render -= self._begin
-        from mlxchat.chat.results import LoadProgress
-
         try:
-            self._answers = self._open_answers()
-            self._load = job = self._answers.session.load()
+            self._open(app)
         except Exception as error:
             leave_prompt(app, error)
-            return
+
+    def _open(self, app: "Application[str]") -> "Answers":
+        """Opens the session and loads the model in the background; returns what answers."""
+        from mlxchat.chat.results import LoadProgress
+
+        self._answers = answers = self._open_answers()
+        self._load = job = answers.session.load()
+        answers.session.prepare_history()
+
+        def redraw() -> None:
+            with contextlib.suppress(RuntimeError):  # the prompt's loop has just ended
+                app.invalidate()
 
         def watch() -> None:
             started = time.monotonic()
             for event in job:
                 if isinstance(event, LoadProgress):
                     self._load_text = format_progress(event, time.monotonic() - started)
-                    app.invalidate()
+                    redraw()
             try:
                 job.result()
-                app.invalidate()
+                redraw()
             except Exception as error:
                 leave_prompt(app, error)
 
         threading.Thread(target=watch, name="load-watch", daemon=True).start()
+        return answers
 
     def _toolbar(self) -> str:
         if time.monotonic() - self._ctrl_c_at < LEAVE_WITHIN_S:
@@ -215,10 +238,18 @@ class Repl:
         return keys
 
 
-def open_history(path: Path) -> History:
+class _ForgetfulHistory(FileHistory):
+    """Recalls what the file holds; what is typed now lasts as long as the chat."""
+
+    def store_string(self, string: str) -> None:
+        pass
+
+
+def open_history(path: Path, *, is_kept: bool = True) -> History:
     """Returns the input history kept in `path`, which only its owner can read.
 
-    Where the file cannot be written the history lasts as long as the chat.
+    Where the file cannot be written, or nothing shall be kept, what is typed lasts as long as the
+    chat.
     """
     try:
         paths.make_private_dir(path.parent)
@@ -226,7 +257,7 @@ def open_history(path: Path) -> History:
         path.chmod(0o600)
     except OSError:
         return InMemoryHistory()
-    return FileHistory(str(path))
+    return FileHistory(str(path)) if is_kept else _ForgetfulHistory(str(path))
 
 
 def leave_prompt(app: "Application[str]", error: Exception) -> None:
@@ -268,10 +299,9 @@ def chat_signals() -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet_terminal() -> Iterator[None]:
-    """Keeps keys that are pressed during an answer from showing; Ctrl-C still interrupts.
+    """Keeps keys that are pressed between prompts from showing; Ctrl-C still interrupts.
 
-    What was typed is there when the next prompt opens. What was pasted is still one piece then: the
-    terminal goes on marking where a paste begins and ends.
+    What was typed is there when the next prompt opens, which takes the terminal over as it is here.
     """
     import termios
 
@@ -286,14 +316,25 @@ def quiet_terminal() -> Iterator[None]:
     quiet[3] &= ~(termios.ECHO | termios.ICANON)
     quiet[3] |= termios.NOFLSH  # Ctrl-C does not throw away what was typed before it
     termios.tcsetattr(descriptor, termios.TCSADRAIN, quiet)
-    marks_pastes = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
-    if marks_pastes:
+    try:
+        yield
+    finally:
+        termios.tcsetattr(descriptor, termios.TCSADRAIN, old)
+
+
+@contextlib.contextmanager
+def marked_pastes() -> Iterator[None]:
+    """Has the terminal mark where a paste begins and ends, as it does at the prompt.
+
+    So what is pasted during an answer is still one piece when the next prompt reads it.
+    """
+    is_able = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+    if is_able:
         sys.stdout.write(_MARK_PASTES)
         sys.stdout.flush()
     try:
         yield
     finally:
-        if marks_pastes:
+        if is_able:
             sys.stdout.write(_LEAVE_PASTES)
             sys.stdout.flush()
-        termios.tcsetattr(descriptor, termios.TCSADRAIN, old)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
+from mlxchat.cli.history import conversation_names
 from mlxchat.cli.render import format_cache, format_stats, format_tree
 from mlxchat.errors import MlxchatError, UsageError
 
@@ -37,16 +38,19 @@ class Context:
 
 # A handler gets the text after the command's name; what it returns starts an answer.
 Handler: TypeAlias = "Callable[[Context, str], Start | None]"
+# Gets the beginning of the argument; returns (value, meaning).
+Completer: TypeAlias = Callable[[str], list[tuple[str, str]]]
 
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """One slash command."""
+    """One slash command; `complete` offers values for its argument, with what they mean."""
 
     name: str
     arguments: str
     summary: str
     run: Handler
+    complete: Completer | None = None
 
     @property
     def usage(self) -> str:
@@ -58,11 +62,13 @@ COMMANDS: dict[str, Command] = {}
 ALIASES = {"quit": "exit"}
 
 
-def command(name: str, arguments: str, summary: str) -> Callable[[Handler], Handler]:
+def command(
+    name: str, arguments: str, summary: str, complete: Completer | None = None
+) -> Callable[[Handler], Handler]:
     """Registers a handler under a name."""
 
     def register(handler: Handler) -> Handler:
-        COMMANDS[name] = Command(name, arguments, summary, handler)
+        COMMANDS[name] = Command(name, arguments, summary, handler, complete)
         return handler
 
     return register
@@ -217,6 +223,60 @@ def cache(context: Context, argument: str) -> None:
     """Shows what the KV cache holds."""
     report = context.session.cache_report()
     context.say("The model is not loaded yet." if report is None else format_cache(report))
+
+
+@command("title", "[TEXT]", "Show the conversation's title, or set it.")
+def title(context: Context, argument: str) -> None:
+    """Shows or sets the title."""
+    if argument:
+        context.session.set_title(argument)
+    name = context.session.title
+    context.say(f"Title: {name}" if name else "No title; the first message stands for it.")
+
+
+@command("save", "TITLE", "Keep the conversation under a title, also after --no-history.")
+def save(context: Context, argument: str) -> None:
+    """Names the conversation, and keeps it where it was not kept so far."""
+    if not argument:
+        raise UsageError("there is no title; write /save TITLE")
+    number = context.session.save(argument)
+    context.say(f"Saved as {number}; mlxchat chat --resume {number} goes on with it.")
+
+
+@command("resume", "[ID]", "Go on with another conversation, or list them.", conversation_names)
+def resume(context: Context, argument: str) -> None:
+    """Takes a conversation of the history up again."""
+    from mlxchat.cli.render_history import format_restored
+    from mlxchat.cli.resume import find_conversation, list_conversations
+
+    restored = find_conversation(argument or None)
+    if restored is None:
+        context.say(f"{list_conversations()}\n/resume ID goes on with one.")
+        return
+    context.session.restore(restored)
+    context.say(format_restored(restored))
+    _say_cost(context)
+
+
+@command("export", "[FILE]", "Write the conversation to FILE: .md, .json, .jsonl or .html.")
+def export(context: Context, argument: str) -> None:
+    """Writes the conversation to a file that does not exist yet."""
+    from pathlib import Path
+
+    from mlxchat.chat.export import format_export
+    from mlxchat.cli.history import read_format
+    from mlxchat.cli.render import sanitize
+
+    _need_turns_ever(context.session)
+    record = context.session.record()
+    file = Path(argument or f"conversation-{record.summary.id or 'unkept'}.md").expanduser()
+    text = format_export([record], read_format(None, file.name), sanitize)
+    try:
+        with file.open("x", encoding="utf-8") as stream:
+            stream.write(text)
+    except FileExistsError:
+        raise MlxchatError(f"{file} exists; write /export FILE with another name") from None
+    context.say(f"Wrote {file}.")
 
 
 def _say_cost(context: Context) -> None:

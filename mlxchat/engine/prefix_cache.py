@@ -15,9 +15,10 @@ from typing import Literal
 
 import mlx.core as mx
 
+from mlxchat.engine.token_ids import count_common
 from mlxchat.model.kv_cache import Marks, RowCache, SequenceCache
 
-Action = Literal["continue", "trim", "restore", "resume", "fresh"]
+Action = Literal["continue", "trim", "restore", "resume", "load", "fresh"]
 
 # Shorter branches are read again sooner than their copies pay off.
 MIN_STASH_TOKENS = 32
@@ -61,15 +62,19 @@ class Plan:
     marks: tuple[int, ...] = ()
 
     @property
-    def source(self) -> Literal["none", "live", "checkpoint"]:
+    def source(self) -> Literal["none", "live", "checkpoint", "disk"]:
         """Where the reused ids come from, in the words of the JSON contract."""
         if self.start == 0:
             return "none"
+        if self.action == "load":
+            return "disk"
         return "checkpoint" if self.action in ("restore", "resume") else "live"
 
     @property
     def reason(self) -> str:
-        """Why as many ids are reused as are, in words."""
+        """Why as many ids are reused as are, in words; nothing where that needs no words."""
+        if self.action == "load":
+            return ""
         if self.num_held == 0:
             return "nothing was cached"
         if self.action == "fresh":
@@ -87,21 +92,6 @@ class Plan:
                 f" so it went back to its checkpoint at {self.start}"
             )
         return f"{lost} cached ids no longer stand in the prompt"
-
-
-def count_common(a: Sequence[int], b: Sequence[int]) -> int:
-    """Returns the length of the longest common prefix of two id sequences."""
-    size = min(len(a), len(b))
-    if list(a[:size]) == list(b[:size]):
-        return size
-    low, high = 0, size  # a[:low] equal, a[:high] not: bisect, since list comparison runs in C
-    while high - low > 1:
-        middle = (low + high) // 2
-        if list(a[low:middle]) == list(b[low:middle]):
-            low = middle
-        else:
-            high = middle
-    return low
 
 
 def reachable(held: Held, common: int) -> tuple[Action, int]:
@@ -243,6 +233,8 @@ class PrefixCache:
         if keep_branch and len(self.token_ids) - target >= MIN_STASH_TOKENS:
             left = self._copy_branch(target)
         self._go_to(target)
+        if left is not None:
+            self._take_mark()  # the branch that is left is resumed from here
         if stash is not None:
             self._resume(stash)
             self._go_to(plan.start)
@@ -257,16 +249,30 @@ class PrefixCache:
         self.token_ids.clear()
         self.cache = self.make_cache()  # a forward pass that broke off may have filled some layers
 
+    def adopt(self, cache: SequenceCache, token_ids: Sequence[int]) -> None:
+        """Makes another cache the live sequence; marks and stashes that still fit it stay.
+
+        Args:
+            cache: Made by `make_cache` and filled; holds exactly `token_ids`.
+            token_ids: Every id in it.
+        """
+        common = count_common(self.token_ids, token_ids)
+        self.marks = {p: m for p, m in self.marks.items() if p <= common}
+        self.cache, self.token_ids = cache, list(token_ids)
+
     def extend(self, token_ids: Iterable[int]) -> None:
         """Notes ids that were just fed."""
         self.token_ids.extend(token_ids)
 
     def mark(self) -> None:
         """Takes a mark at the current position and thins old ones to the budget."""
+        self._take_mark()
+        self._thin()
+
+    def _take_mark(self) -> None:
         position = len(self.token_ids)
         if position and not self.is_trimmable and position not in self.marks:
             self.marks[position] = self.cache.snapshot()
-            self._thin()
 
     def report(self) -> CacheReport:
         """Describes what is held."""

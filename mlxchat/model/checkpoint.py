@@ -146,7 +146,8 @@ class Checkpoint:
                 )
             if tensor.shape != tuple(shape):
                 raise CheckpointError(
-                    f"{name} has shape {tensor.shape}; config.json asks for {tuple(shape)}"
+                    f"{name} has shape {tensor.shape}, but config.json asks for {tuple(shape)}; "
+                    f"the files in {self.folder} do not belong together"
                 )
 
     def load(self) -> dict[str, "mx.array"]:

@@ -70,8 +70,16 @@ class LayerCache(Protocol):
     def pin(self, pos: int) -> None:
         """Keep what `rewind` needs for every position from `pos` on."""
 
-    def export(self) -> tuple[Meta, dict[str, mx.array]] | None:
-        """Return the live state for storage, or None where it has no stored form."""
+    def export(
+        self, pos: int | None = None, mark: Snapshot | None = None, since: int = 0
+    ) -> tuple[Meta, dict[str, mx.array]] | None:
+        """Return the state for storage, unevaluated, or None where it has no stored form.
+
+        Args:
+            pos: The position whose state is wanted; None for the live one.
+            mark: The snapshot taken there, where one was and the layer cannot rewind to it.
+            since: Rows before this position are stored elsewhere, where rows never change.
+        """
 
     def load_export(self, meta: Meta, arrays: dict[str, mx.array]) -> None:
         """Take over what `export` returned."""
@@ -250,22 +258,30 @@ class RowCache:
         self.offset = pos
         self.origin = self.start_position = start
 
-    def _live_rows(self) -> tuple[int, mx.array | None, mx.array | None]:
-        """Return the first position that the next token needs, and the rows from there on."""
-        start = self._first_needed(self.offset)
-        rows = slice(start - self.origin, self.offset - self.origin)
+    def _rows_for(self, pos: int) -> tuple[int, mx.array | None, mx.array | None]:
+        """Return the first position that a token at `pos` needs, and the rows from there on."""
+        start = self._first_needed(pos)
+        rows = slice(start - self.origin, pos - self.origin)
         keys, values = (
             None if array is None else mx.contiguous(array[..., rows, :])
             for array in (self.keys, self.values)
         )
         return start, keys, values
 
-    def export(self) -> tuple[Meta, dict[str, mx.array]]:
-        """Return the rows that the next token needs, without room for growth or deleted rows."""
-        start, keys, values = self._live_rows()
+    def export(
+        self, pos: int | None = None, mark: Snapshot | None = None, since: int = 0
+    ) -> tuple[Meta, dict[str, mx.array]] | None:
+        """Return the rows that a token at `pos` needs, without room for growth or deleted rows."""
+        pos = self.offset if pos is None else pos
+        if self.can_rewind(pos):
+            start, keys, values = self._rows_for(pos)
+        elif mark is not None:
+            start, (keys, values) = mark.start, mark.arrays
+        else:
+            return None
         rows = {"keys": keys, "values": values}
         arrays = {name: array for name, array in rows.items() if array is not None}
-        return {"kind": self.kind, "offset": self.offset, "start": start}, arrays
+        return {"kind": self.kind, "offset": pos, "start": start}, arrays
 
     def load_export(self, meta: Meta, arrays: dict[str, mx.array]) -> None:
         """Take over exported rows; the first write copies them into a buffer with room."""
@@ -290,6 +306,17 @@ class FullKV(RowCache):
 
     def _first_needed(self, pos: int) -> int:
         return 0
+
+    def export(
+        self, pos: int | None = None, mark: Snapshot | None = None, since: int = 0
+    ) -> tuple[Meta, dict[str, mx.array]] | None:
+        """Return the rows from `since` to `pos`."""
+        pos = self.offset if pos is None else pos
+        if not 0 <= since <= pos <= self.offset:
+            return None
+        arrays = {"keys": self.keys, "values": self.values}
+        rows = {n: mx.contiguous(a[..., since:pos, :]) for n, a in arrays.items() if a is not None}
+        return {"kind": self.kind, "offset": pos, "start": since}, rows
 
     def make_mask(
         self,
@@ -345,7 +372,7 @@ class WindowKV(RowCache):
 
     def snapshot(self, evaluate: bool = True) -> Snapshot:
         """Copy the rows that the next token sees: they will slide out of the window."""
-        start, keys, values = self._live_rows()
+        start, keys, values = self._rows_for(self.offset)
         return own(Snapshot((keys, values), start), evaluate)
 
 
@@ -375,7 +402,7 @@ class ChunkedKV(RowCache):
 
     def snapshot(self, evaluate: bool = True) -> Snapshot:
         """Copy the rows of the current chunk: they will be dropped after it."""
-        start, keys, values = self._live_rows()
+        start, keys, values = self._rows_for(self.offset)
         return own(Snapshot((keys, values), start), evaluate)
 
 

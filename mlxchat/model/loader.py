@@ -185,15 +185,23 @@ def warm_up(model: LanguageModel, report: OnProgress) -> None:
 
     Raises:
         UnsupportedModelError: The model cannot run on this backend.
+        CheckpointError: What it computes is no number.
     """
     cache = model.make_cache()
     try:
         for done, num_new in enumerate((WARM_UP_TOKENS, 1, 1)):
             report("warm-up", done, 3)
-            mx.eval(model.forward(mx.zeros((1, num_new), mx.int32), cache))
+            logits = model.forward(mx.zeros((1, num_new), mx.int32), cache)
+            mx.eval(logits)
+        has_nan = mx.isnan(logits).any().item()
     except (RuntimeError, ValueError) as error:
         raise UnsupportedModelError(
             f"{model.info.family} does not run on this backend ({str(error).splitlines()[0]});"
             " try another model"
         ) from error
+    if has_nan:
+        raise CheckpointError(
+            "the weights give values that are no numbers (NaN); fetch the model again, or try"
+            " another quantisation of it"
+        )
     report("warm-up", 3, 3)

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from mlxchat.errors import CheckpointError
 
@@ -94,14 +94,25 @@ def read_header(file: Path) -> SafetensorsHeader:
     """
     try:
         with file.open("rb") as stream:
-            file_bytes = os.fstat(stream.fileno()).st_size
-            raw = _read_raw(stream.read, file_bytes)
-        entries = _parse(raw)
-        metadata = _take_metadata(entries)
-        tensors = _check_tensors(entries, file, 8 + len(raw), file_bytes)
+            return read_open_header(stream, file)
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise CheckpointError(f"cannot read {file} ({reason}); check the folder") from None
+
+
+def read_open_header(stream: BinaryIO, file: Path) -> SafetensorsHeader:
+    """Reads and checks the header of a file that is open already, from its first byte.
+
+    Raises:
+        CheckpointError: Header and size disagree.
+        OSError: The file cannot be read.
+    """
+    try:
+        file_bytes = os.fstat(stream.fileno()).st_size
+        raw = _read_raw(stream.read, file_bytes)
+        entries = _parse(raw)
+        metadata = _take_metadata(entries)
+        tensors = _check_tensors(entries, file, 8 + len(raw), file_bytes)
     except _BadHeaderError as error:
         raise CheckpointError(f"{file.name}: {error} (in {file.parent})") from None
     return SafetensorsHeader(tensors, metadata, hashlib.sha256(raw).hexdigest(), file_bytes)

@@ -68,11 +68,14 @@ class RecurrentState:
         """Put the state of a snapshot back; the snapshot stays usable."""
         self.raw.cache = [share(array) for array in snapshot.arrays]
 
-    def export(self) -> tuple[Meta, dict[str, mx.array]]:
-        """Return the filled slots by number, in their own dtypes."""
-        slots = enumerate(self.raw.cache)
-        arrays = {str(i): mx.contiguous(array) for i, array in slots if array is not None}
-        return {"kind": self.kind, "slots": len(self.raw.cache)}, arrays
+    def export(
+        self, pos: int | None = None, mark: Snapshot | None = None, since: int = 0
+    ) -> tuple[Meta, dict[str, mx.array]]:
+        """Return the filled slots by number, in their own dtypes: the mark's, or the live ones."""
+        slots = self.raw.cache if mark is None else mark.arrays
+        filled = ((str(i), array) for i, array in enumerate(slots) if array is not None)
+        arrays = {name: mx.contiguous(array) for name, array in filled}
+        return {"kind": self.kind, "slots": len(slots)}, arrays
 
     def load_export(self, meta: Meta, arrays: dict[str, mx.array]) -> None:
         """Take over exported slots."""
@@ -131,10 +134,13 @@ class Opaque:
         """Put the attributes of a snapshot back; the snapshot stays usable."""
         self._assign(snapshot.detail)
 
-    def export(self) -> tuple[Meta, dict[str, mx.array]] | None:
+    def export(
+        self, pos: int | None = None, mark: Snapshot | None = None, since: int = 0
+    ) -> tuple[Meta, dict[str, mx.array]] | None:
         """Return the attributes, or None where one is neither an array nor plain data."""
         arrays, plain = {}, {}
-        for name, value in vars(self.raw).items():
+        attributes = vars(self.raw) if mark is None else mark.detail
+        for name, value in attributes.items():
             if isinstance(value, mx.array):
                 arrays[name] = mx.contiguous(value)
             elif value is None or isinstance(value, str | int | float):

@@ -1,0 +1,432 @@
+"""Between a live sequence and the store: layers to file and back, a piece at a time.
+
+Runs on the worker thread. Rows that never change are stored once: a longer prefix is stored as
+what its longest stored beginning lacks. Windows, chunks and recurrent states are stored whole, as
+they are at the end of the prefix. What a file holds is taken over only after its checksum was
+found right.
+"""
+
+import contextlib
+import hashlib
+import json
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import mlx.core as mx
+
+from mlxchat import __version__
+from mlxchat.engine.prefix_cache import PrefixCache
+from mlxchat.engine.prompt_store import MIN_IDS, BrokenChainError, Entry, Match, PromptStore, What
+from mlxchat.engine.stored_file import (
+    FORMAT,
+    BadFileError,
+    Description,
+    FileWriter,
+    TensorShape,
+)
+from mlxchat.model.device import make_device_plan
+from mlxchat.model.kv_cache import Meta, SequenceCache
+from mlxchat.model.language_model import LanguageModel
+from mlxchat.model.safetensors_file import TensorInfo
+
+Arrays = dict[str, mx.array]
+
+# Files that are read one after the other for one prefix; a longer chain is written anew.
+MAX_DEPTH = 8
+# Written between two looks at whether a turn is waiting: about 10 ms.
+PIECE_BYTES = 8 << 20
+
+_NAMES = {
+    mx.bool_: "BOOL",
+    mx.uint8: "U8",
+    mx.int8: "I8",
+    mx.uint16: "U16",
+    mx.int16: "I16",
+    mx.float16: "F16",
+    mx.bfloat16: "BF16",
+    mx.uint32: "U32",
+    mx.int32: "I32",
+    mx.float32: "F32",
+    mx.uint64: "U64",
+    mx.int64: "I64",
+    mx.complex64: "C64",
+}
+_DTYPES = {name: dtype for dtype, name in _NAMES.items()}
+
+
+def make_key(fingerprint: str, model: LanguageModel) -> str:
+    """Returns the hash of all that keys and values depend on, apart from the token ids.
+
+    Args:
+        fingerprint: Of config and weights; rope and attention settings are in the config.
+        model: As it was loaded: how its weights are kept changes the rounding.
+    """
+    plan = make_device_plan()
+    binds = {
+        "format": FORMAT,
+        "model": fingerprint,
+        "implementation": f"{type(model).__name__} {__version__} {_zoo_version(model)}",
+        "mlx": getattr(mx, "__version__", ""),
+        "backend": plan.backend,
+        "float32": plan.float32,
+        "weight_bytes": model.info.weight_bytes,
+        "adapter": None,
+        "kv_bits": None,
+    }
+    return hashlib.sha256(json.dumps(binds, sort_keys=True).encode()).hexdigest()
+
+
+def _zoo_version(model: LanguageModel) -> str:
+    """The version of mlx-lm, for models whose code is in it."""
+    if not hasattr(model, "module_name"):
+        return ""
+    package = sys.modules.get("mlx_lm")
+    return str(getattr(package, "__version__", ""))
+
+
+@dataclass(slots=True)
+class StoredPrefixes:
+    """Stores prefixes of one model's live sequence, and loads them.
+
+    Attributes:
+        store: The folder.
+        key: From `make_key`.
+        model_name: For people.
+        prefix: The live sequence.
+        unstorable: Why this model's cache has no stored form, once that was found.
+    """
+
+    store: PromptStore
+    key: str
+    model_name: str
+    prefix: PrefixCache
+    unstorable: str = ""
+    _loaded: list[Entry] = field(default_factory=list)
+    _finishing: list[threading.Thread] = field(default_factory=list)
+
+    # -- loading -----------------------------------------------------------------------------------
+
+    def restore(
+        self,
+        token_ids: Sequence[int],
+        *,
+        at_least: int,
+        kinds: Iterable[What],
+        check: Callable[[], None],
+    ) -> int:
+        """Makes the longest stored prefix of some ids the live sequence.
+
+        Damaged files are given up on the way.
+
+        Args:
+            token_ids: The ids that may be held afterwards.
+            at_least: A shorter prefix is not worth it; the live sequence stays.
+            kinds: What may serve.
+            check: Called between pieces; may raise to stop.
+
+        Returns:
+            How many ids are held now; 0 where nothing was changed.
+        """
+        partly, allowed = self.prefix.is_trimmable, tuple(kinds)
+        while match := self.store.find(
+            self.key, token_ids, at_least=at_least, partly=partly, kinds=allowed
+        ):
+            try:
+                cache, chain = self._load(match, token_ids, check)
+            except BrokenChainError as broken:
+                self.store.give_up(match.entry, broken)
+            else:
+                self.prefix.adopt(cache, token_ids[: match.num_common])
+                self.store.touch(chain[::-1])
+                self._loaded = chain
+                return match.num_common
+        return 0
+
+    def _load(
+        self, match: Match, token_ids: Sequence[int], check: Callable[[], None]
+    ) -> tuple[SequenceCache, list[Entry]]:
+        """Reads a stored prefix into a new cache; also returns the files that were read."""
+        chain, wanted = self.store.chain(match.entry), match.num_common
+        while len(chain) > 1 and chain[-2].num_ids >= wanted:
+            chain.pop()
+        meta: Meta = {}
+        parts: dict[str, list[mx.array]] = {}
+        for link in chain:
+            with self.store.link(link) as file:
+                if file.description.key != self.key:
+                    raise BadFileError("it is of another model")
+                common = min(wanted, link.num_ids)
+                if file.read_ids()[:common] != list(token_ids[:common]):
+                    raise BadFileError("it is of other token ids")
+                meta = _read_meta(file.description)
+                rows = _names_of_rows(meta)
+                for info, data in file.read_tensors(check):
+                    before = parts.get(info.name, []) if info.name in rows else []
+                    parts[info.name] = [*before, _make_array(info, data)]
+        with _names_problem(chain[-1]):
+            return self._fill(meta, parts, chain[-1].num_ids, wanted), chain
+
+    def _fill(
+        self, meta: Meta, parts: dict[str, list[mx.array]], held: int, wanted: int
+    ) -> SequenceCache:
+        """Puts what was read into a new cache, and goes back to the ids that are wanted."""
+        arrays = {n: p[0] if len(p) == 1 else mx.concatenate(p, axis=2) for n, p in parts.items()}
+        parts.clear()
+        for name in _names_of_rows(meta):
+            meta[name.partition(".")[0] + ".start"] = 0
+        cache = self.prefix.make_cache()
+        cache.load_export(meta, arrays)
+        arrays.clear()
+        mx.eval(cache.arrays())
+        if cache.offsets() - {held}:
+            raise BadFileError("its rows are not as many as its ids")
+        if wanted < held:
+            cache.rewind(wanted)
+        return cache
+
+    def remove_loaded(self) -> None:
+        """Removes the files that were loaded last."""
+        self.store.remove(self._loaded)
+        self._loaded = []
+
+    # -- storing -----------------------------------------------------------------------------------
+
+    def reachable(self, wanted: int) -> int:
+        """Returns the last position up to `wanted` at which the live sequence can be stored."""
+        held = self.prefix.held()
+        if wanted >= len(held.token_ids):
+            return len(held.token_ids)
+        if wanted >= held.rewind_from:
+            return wanted
+        return max((m for m in held.marks if m <= wanted), default=0)
+
+    def save(self, end: int, what: What, label: str) -> Iterator[None]:
+        """Stores the first `end` ids of the live sequence, a piece per step.
+
+        Between two steps turns may run; storing ends when they changed these ids. Closing the
+        generator early leaves nothing behind. The file gets its name on a thread of its own.
+
+        Args:
+            end: From `reachable`.
+            what: What the ids are.
+            label: The beginning of the system prompt, for people.
+        """
+        prefix, store = self.prefix, self.store
+        token_ids = prefix.token_ids[:end]
+        while self._is_finishing():  # what comes to the disk now may be what this builds on
+            yield
+        is_held = prefix.token_ids[:end] == token_ids and self.reachable(end) == end
+        if end < MIN_IDS or not is_held or not store.is_writable or self.unstorable:
+            return
+        path = store.path_of(self.key, token_ids, what)
+        parent = self._find_parent(token_ids, what)
+        if parent and parent[-1].num_ids == end:
+            store.touch(parent[::-1])
+            return
+        replaced: list[Entry] = []
+        if len(parent) > MAX_DEPTH:
+            parent, replaced = parent[:1], parent[1:]
+        source = _Source(prefix, end, parent[-1].num_ids if parent else 0)
+        if source.problem:
+            self.unstorable = source.problem
+            store.notices.append(f"this model's cache is not stored: {source.problem}")
+            return
+        description = Description(
+            key=self.key,
+            model=self.model_name,
+            label=label,
+            what=what,
+            num_ids=end,
+            start=source.start,
+            parent=parent[-1].name if parent else "",
+            depth=len(parent),
+            created=time.time(),
+            cache=json.dumps(source.meta),
+        )
+        try:
+            yield from self._write(path, description, token_ids, source, parent, replaced)
+        except OSError as error:
+            store.note_failure(error)
+
+    def _write(
+        self,
+        path: Path,
+        description: Description,
+        token_ids: list[int],
+        source: "_Source",
+        parent: list[Entry],
+        replaced: list[Entry],
+    ) -> Iterator[None]:
+        """Writes a file, a piece per step, as long as the live sequence begins with its ids."""
+        self.store.prepare()
+        if not self.store.make_room(source.num_bytes, [e.name for e in parent]):
+            return
+        writer: FileWriter | None = FileWriter(path, description, token_ids, source.shapes)
+        assert writer is not None
+        try:
+            for piece in source.pieces():
+                writer.write(piece)
+                yield
+                if self.prefix.token_ids[: len(token_ids)] != token_ids:
+                    return
+            self._finish(writer, parent[::-1], replaced)
+            writer = None
+        finally:
+            if writer is not None:
+                writer.abandon()
+
+    def is_stored(self, token_ids: Sequence[int], what: What) -> bool:
+        """Says whether there is a file of exactly these ids."""
+        return self.store.path_of(self.key, token_ids, what).exists()
+
+    def _find_parent(self, token_ids: Sequence[int], what: What) -> list[Entry]:
+        """The files of the longest stored beginning of the ids, if there is one."""
+        kinds: tuple[What, ...] = ("system",) if what == "system" else ("system", "conversation")
+        match = self.store.find(self.key, token_ids, kinds=kinds)
+        if match is None:
+            return []
+        try:
+            return self.store.chain(match.entry)
+        except BrokenChainError as broken:
+            self.store.give_up(match.entry, broken)
+            return []
+
+    def _finish(self, writer: FileWriter, used: list[Entry], replaced: list[Entry]) -> None:
+        """Brings a file to the disk while the worker goes on: that may take seconds."""
+
+        def finish() -> None:
+            try:
+                writer.commit()
+            except FileNotFoundError:
+                return  # the folder was cleared meanwhile
+            except OSError as error:
+                self.store.note_failure(error)
+                return
+            self.store.remove(replaced)
+            self.store.note_use(writer.path.name, used)
+
+        thread = threading.Thread(target=finish, name="prompt-store")
+        thread.start()
+        self._finishing.append(thread)
+
+    def _is_finishing(self, patience_s: float = 0.01) -> bool:
+        self._finishing = [thread for thread in self._finishing if thread.is_alive()]
+        for thread in self._finishing:
+            thread.join(patience_s)
+        return bool(self._finishing)
+
+    def wait(self, timeout_s: float | None = None) -> None:
+        """Waits until everything that was stored is on the disk."""
+        for thread in self._finishing:
+            thread.join(timeout_s)
+
+
+class _Source:
+    """What will be stored of a live sequence: shapes first, then bytes.
+
+    `problem` says why it has no stored form, or nothing.
+
+    Args:
+        prefix: The live sequence.
+        end: Length of the prefix.
+        start: Rows before this position are stored elsewhere.
+    """
+
+    def __init__(self, prefix: PrefixCache, end: int, start: int) -> None:
+        self._prefix, self._end, self.start = prefix, end, start
+        self.meta: Meta = {"layers": len(prefix.cache.layers)}
+        self.shapes: list[TensorShape] = []
+        self._held: dict[int, Arrays] = {}
+        self.problem = ""
+        self._num_layers = len(prefix.cache.layers)
+        self._collect()
+
+    def _collect(self) -> None:
+        """Learns all shapes, and copies what is not rows: it changes with every token."""
+        if self._prefix.cache.offsets() - {len(self._prefix.token_ids)}:
+            self.problem = "its layers count positions in ways of their own"
+            return
+        marks = self._prefix.marks.get(self._end)
+        for i, layer in enumerate(self._prefix.cache.layers):
+            mark = marks[i] if marks and self._end < len(self._prefix.token_ids) else None
+            exported = layer.export(self._end, mark, self.start)
+            if exported is None:
+                self.problem = f"a layer of kind {layer.kind} has no stored form"
+                return
+            meta, arrays = exported
+            self.meta.update({f"{i}.{name}": value for name, value in meta.items()})
+            for name, array in arrays.items():
+                if array.dtype not in _NAMES:
+                    self.problem = f"{array.dtype} has no stored form"
+                    return
+                self.shapes.append(
+                    TensorShape(f"{i}.{name}", _NAMES[array.dtype], array.shape, array.nbytes)
+                )
+            if layer.kind != "full":
+                self._held[i] = arrays
+        mx.eval([list(arrays.values()) for arrays in self._held.values()])
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the arrays; ids and header are small beside them."""
+        return sum(shape.nbytes for shape in self.shapes)
+
+    def pieces(self) -> Iterator[memoryview]:
+        """Yields the bytes of all arrays in order; each array is copied when its turn comes."""
+        for i in range(self._num_layers):
+            arrays = self._held.pop(i, None)
+            if arrays is None:
+                exported = self._prefix.cache.layers[i].export(self._end, None, self.start)
+                assert exported is not None
+                arrays = exported[1]
+            # A lazy slice that is kept across a write of the buffer would have it copied.
+            mx.eval(list(arrays.values()))
+            for name in list(arrays):
+                yield from _split(arrays.pop(name))
+
+
+def _split(array: mx.array) -> Iterator[memoryview]:
+    if array.size:
+        data = memoryview(array.reshape(-1).view(mx.uint8))  # type: ignore[arg-type]
+        for first in range(0, len(data), PIECE_BYTES):
+            yield data[first : first + PIECE_BYTES]
+
+
+def _make_array(info: TensorInfo, data: bytes) -> mx.array:
+    if info.dtype not in _DTYPES:
+        raise BadFileError(f"it holds {info.dtype}, which no cache does")
+    dtype = _DTYPES[info.dtype]
+    if not info.nbytes:
+        return mx.zeros(info.shape, dtype)
+    raw = mx.array(memoryview(data))  # type: ignore[arg-type]  # any buffer will do
+    return raw.view(dtype).reshape(info.shape)
+
+
+def _read_meta(description: Description) -> Meta:
+    """Reads what the layers said of themselves."""
+    try:
+        meta = json.loads(description.cache)
+        if isinstance(meta, dict) and isinstance(meta["layers"], int):
+            return meta
+    except (ValueError, KeyError):
+        pass
+    raise BadFileError("it does not describe its layers")
+
+
+def _names_of_rows(meta: Meta) -> set[str]:
+    """The arrays whose rows continue those of the parent."""
+    full = [i for i in range(int(meta["layers"])) if meta.get(f"{i}.kind") == "full"]
+    return {f"{i}.{name}" for i in full for name in ("keys", "values")}
+
+
+@contextlib.contextmanager
+def _names_problem(entry: Entry) -> Iterator[None]:
+    """Turns what goes wrong with a file whose bytes are right into a broken chain."""
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, RuntimeError, BadFileError) as error:
+        raise BrokenChainError(entry, f"it does not fit the model: {error}") from None

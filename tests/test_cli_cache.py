@@ -1,0 +1,184 @@
+"""`mlxchat cache`: what it lists, makes and removes, and what it does without."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from stored import make_ids, make_store, write
+
+from mlxchat import paths
+from mlxchat.cli.main import cli
+from mlxchat.cli.render import format_age
+
+SYSTEM = " ".join(["Be kind and brief, and say where you know it from."] * 6)
+
+
+def run(*arguments):
+    return CliRunner().invoke(cli, ["cache", *arguments])
+
+
+def ok(*arguments):
+    result = run(*arguments)
+    assert result.exit_code == 0, result.stderr
+    assert result.stderr == ""
+    return result.stdout
+
+
+@pytest.fixture
+def store():
+    """Two stored prefixes where the commands look for them."""
+    store = make_store(paths.cache_dir() / "prompts")
+    write(store, make_ids(1, 40), size=5000)
+    write(store, make_ids(2, 70), what="conversation", size=300)
+    return store
+
+
+def test_list(store):
+    """One line per entry with model, kind, tokens, size, age and the beginning of the prompt."""
+    header, *lines = ok("list").splitlines()
+    assert header.split() == ["model", "what", "tokens", "size", "used", "begins"]
+    assert len(lines) == 2
+    by_kind = {line.split()[1]: line for line in lines}
+    assert by_kind["system"].startswith("tiny")
+    for part in (" 40 ", "KiB", "s ago", "Be kind."):
+        assert part in by_kind["system"]
+    assert " 70 " in by_kind["conversation"]
+
+
+def test_no_command_lists(store):
+    """`mlxchat cache` alone lists, as `mlxchat history` does."""
+    assert ok() == ok("list")
+
+
+def test_list_as_json(store):
+    """The same as one object."""
+    entries = json.loads(ok("list", "--json"))["entries"]
+    assert {e["tokens"] for e in entries} == {40, 70}
+    for entry in entries:
+        assert entry["model"] == "tiny"
+        assert entry["label"] == "Be kind."
+        assert 0 <= entry["age_s"] < 60
+        assert entry["bytes"] == (store.folder / entry["name"]).stat().st_size
+
+
+def test_an_unreadable_entry_is_listed_and_pruned(store):
+    """What cannot be read says so; `prune` removes it and nothing else."""
+    entry = store.entries()[0]
+    (store.folder / entry.name).write_bytes(b"junk")
+    assert "unreadable" in ok("list")
+    assert json.loads(ok("prune", "--json")) == {"removed": 1, "bytes": 4}
+    assert len(store.entries()) == 1
+    assert ok("prune") == "removed 0 prompt caches, 0 B\n"
+
+
+def test_info(store):
+    """Where they lie, how many there are, and what they may take."""
+    facts = json.loads(ok("info", "--json"))
+    assert facts["folder"] == str(store.folder)
+    assert facts["entries"] == 2
+    assert facts["used_bytes"] == sum(e.num_bytes for e in store.entries())
+    assert facts["min_free_bytes"] == 10 << 30
+    assert facts["allowed_bytes"] <= 10 << 30
+    text = ok("info")
+    assert str(store.folder) in text
+    assert "2 prompts" in text
+    assert "10.0 GiB of it always stay free" in text
+
+
+def test_clear(store):
+    """Everything goes, and a second time there is nothing."""
+    assert ok("clear").startswith("removed 2 prompt caches, ")
+    assert store.entries() == []
+    assert json.loads(ok("clear", "--json")) == {"removed": 0, "bytes": 0}
+    assert ok("list") == "nothing is stored\n"
+
+
+def test_clear_that_fails(store, monkeypatch):
+    """Files that cannot be removed are an error in one line."""
+    monkeypatch.setattr("pathlib.Path.unlink", lambda *_, **__: (_ for _ in ()).throw(OSError()))
+    result = run("clear")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("Error: 2 files in ")
+
+
+def test_without_a_folder(mlxchat_home):
+    """Before anything was stored the commands say so, and make nothing."""
+    assert ok("list") == "nothing is stored\n"
+    assert json.loads(ok("list", "--json")) == {"entries": []}
+    assert "0 prompts" in ok("info")
+    assert ok("prune").startswith("removed 0")
+    assert not mlxchat_home.exists()
+
+
+def test_warm(monkeypatch):
+    """`warm` stores a system prompt once, and the next answer uses it."""
+    answer = json.loads(ok("warm", "-s", SYSTEM, "-m", "builtin", "--json"))
+    assert answer["model"] == "builtin"
+    assert answer["num_read"] == answer["num_tokens"] > 32
+    again = ok("warm", "-s", SYSTEM, "-m", "builtin")
+    assert again.startswith(f"{answer['num_tokens']} tokens of builtin are stored (")
+    done = CliRunner().invoke(
+        cli, ["generate", "Hello", "-s", SYSTEM, "--json", "--temp", "0", "--max-tokens", "1"]
+    )
+    result = json.loads(done.stdout)
+    assert result["cache"]["source"] == "disk"
+    assert result["usage"]["cached_tokens"] == answer["num_tokens"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "part"),
+    [
+        (["warm"], 2, "--system"),
+        (["warm", "-s", "short"], 2, "from 32 on it is stored"),
+        (["warm", "-s", SYSTEM * 300], 1, "shorten it"),
+        (["warm", "-s", SYSTEM, "-m", "./missing"], 1, "missing"),
+        (["nonsense"], 2, "nonsense"),
+    ],
+)
+def test_errors(arguments, code, part):
+    """What cannot be done is one line that says what to try."""
+    result = run(*arguments)
+    assert result.exit_code == code
+    assert result.stderr.startswith("Error: ")
+    assert result.stderr.count("\n") == 1
+    assert part in result.stderr
+    assert "; " in result.stderr
+
+
+def test_warm_where_nothing_can_be_stored(mlxchat_home):
+    """When the folder cannot be made, `warm` says why."""
+    mlxchat_home.mkdir(parents=True)
+    (mlxchat_home / "cache").touch()
+    result = run("warm", "-s", SYSTEM)
+    assert result.exit_code == 1
+    assert "cannot be stored" in result.stderr
+
+
+@pytest.mark.parametrize("command", ["list", "info", "prune", "clear"])
+def test_without_mlx(store, command):
+    """Looking and removing need no MLX, and no other heavy library."""
+    code = (
+        "import sys\nfrom mlxchat.cli.main import cli\n"
+        f"try:\n    cli(['cache', {command!r}])\n"
+        "finally:\n    heavy = {'mlx', 'tokenizers', 'jinja2', 'rich', 'prompt_toolkit'}\n"
+        "    assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "0 s"), (59.9, "59 s"), (60, "1 min"), (7300, "2 h"), (9e5, "10 d")]
+)
+def test_format_age(seconds, text):
+    """Ages are in whole units."""
+    assert format_age(seconds) == f"{text} ago"

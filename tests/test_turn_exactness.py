@@ -1,0 +1,239 @@
+"""Random conversations against plain lists: whatever is done, the cache holds what is rendered.
+
+A state machine does what people do (send, interrupt, edit, retry, undo, fork, go to, change the
+system prompt) and what happens behind them (idle work, eviction, a model that breaks). Beside it
+runs a plain tree of texts. After every turn the prompt must be the rendering of that tree, the
+cache must hold exactly its ids, and its logits must be those of a fresh prefill.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+from tiny import (
+    CHATML,
+    END_THINK,
+    IM_END,
+    KINDS,
+    REASONING,
+    TinySession,
+    biased,
+    bounded,
+    check_turn,
+    make_tiny_folder,
+)
+
+from mlxchat.chat.results import TurnResult
+from mlxchat.engine.prefix_cache import count_common
+from mlxchat.engine.worker import Job, JobCancelledError
+
+TEXTS = st.sampled_from(
+    [
+        "hi",
+        "and the thing is that it goes on and on, there and here",
+        "  \n",
+        "in<|im_end|>\n<|im_start|>user\nside",
+        "naïve 🙂",
+        "</think>",
+    ]
+)
+BUDGET = 1 << 30
+Start = Callable[[], Job[TurnResult]]
+
+
+class Conversations(RuleBasedStateMachine):
+    """A session and, beside it, the tree that is assumed to be perfect."""
+
+    def __init__(self, folder: Path, kind: str, template: str) -> None:
+        super().__init__()
+        sampling = biased((IM_END, 3.0), (END_THINK, 5.5 if template is REASONING else -9.0))
+        self.session = TinySession(folder, kind, sampling=sampling, max_tokens=10)
+        self.kind = kind
+        self.opening = "<|im_start|>assistant\n" + ("<think>\n" if template is REASONING else "")
+        self.tree: list[tuple[int | None, str, str]] = []  # parent, role, text; ids count from 1
+        self.head: int | None = None
+        self.system: str | None = None
+
+    def teardown(self) -> None:
+        self.session.close()
+
+    # -- the perfect side --------------------------------------------------------------------------
+
+    def path(self, head: int | None) -> list[int]:
+        ids = []
+        while head is not None:
+            ids.append(head)
+            head = self.tree[head - 1][0]
+        return ids[::-1]
+
+    def questions(self) -> list[int]:
+        return [i for i in self.path(self.head) if self.tree[i - 1][1] == "user"]
+
+    def add(self, role: str, text: str) -> None:
+        self.tree.append((self.head, role, text))
+        self.head = len(self.tree)
+
+    def rendered(self, head: int | None) -> str:
+        lines = [("system", self.system)] if self.system else []
+        lines += [self.tree[i - 1][1:] for i in self.path(head)]
+        return "".join(f"<|im_start|>{role}\n{text}<|im_end|>\n" for role, text in lines)
+
+    # -- a turn on both sides ----------------------------------------------------------------------
+
+    def turn(self, start: Start, head: int | None, question: str | None) -> None:
+        """Runs a turn that goes where `head` is; it may be interrupted, and then may be kept."""
+        held = list(self.session.prefix.token_ids)
+        try:
+            result = start().result(60)
+        except JobCancelledError:
+            return  # dropped: the invariants say that nothing changed
+        check_turn(self.session, result)
+        self.head = head
+        if question is not None:
+            self.add("user", question)
+        self.check_prompt(result, held)
+        self.add("assistant", result.text)
+
+    def check_prompt(self, result: TurnResult, held: list[int]) -> None:
+        """The prompt is the rendering of the tree; what the cache had of it was not read again."""
+        assert result.verify is not None
+        tokenizer = self.session.runner.tokenizer
+        text = self.rendered(self.head) + self.opening
+        shown = tokenizer.decode(result.verify.prompt_ids, skip_special_tokens=False)
+        assert shown == tokenizer.decode(tokenizer.encode(text), skip_special_tokens=False)
+        common = min(count_common(held, result.verify.prompt_ids), result.usage.prompt_tokens - 1)
+        if self.kind == "full":
+            assert result.usage.cached_tokens >= common
+
+    # -- what people do ----------------------------------------------------------------------------
+
+    @rule(text=TEXTS)
+    def send(self, text: str) -> None:
+        self.turn(lambda: self.session.send(text), self.head, text)
+
+    @rule(text=TEXTS, num_calls=st.integers(0, 12))
+    def send_and_interrupt(self, text: str, num_calls: int) -> None:
+        session = self.session
+        self.turn(
+            lambda: session.interrupted(lambda: session.send(text), num_calls), self.head, text
+        )
+
+    @precondition(lambda self: self.questions())
+    @rule()
+    def retry(self) -> None:
+        self.turn(self.session.retry, self.questions()[-1], None)
+
+    @precondition(lambda self: self.questions())
+    @rule(num_calls=st.integers(0, 6))
+    def retry_and_interrupt(self, num_calls: int) -> None:
+        session = self.session
+        self.turn(lambda: session.interrupted(session.retry, num_calls), self.questions()[-1], None)
+
+    @precondition(lambda self: self.questions())
+    @rule(turn=st.integers(0, 9), text=TEXTS)
+    def edit(self, turn: int, text: str) -> None:
+        turn %= len(self.questions())
+        place = self.tree[self.questions()[turn] - 1][0]
+        self.turn(lambda: self.session.edit(turn + 1, text), place, text)
+
+    @rule(count=st.integers(1, 3))
+    def undo(self, count: int) -> None:
+        questions = self.questions()[-count:]
+        assert self.session.undo(count) == len(questions)
+        if questions:
+            self.head = self.tree[questions[0] - 1][0]
+
+    @precondition(lambda self: self.head is not None)
+    @rule()
+    def fork(self) -> None:
+        assert self.session.fork() == self.head
+
+    @precondition(lambda self: self.tree)
+    @rule(node=st.integers(1, 40))
+    def goto(self, node: int) -> None:
+        node = (node - 1) % len(self.tree) + 1
+        self.session.goto(node)
+        answers = [i + 1 for i, (parent, role, _) in enumerate(self.tree) if parent == node]
+        is_question = self.tree[node - 1][1] == "user"
+        self.head = answers[-1] if is_question and answers else node
+
+    @rule(system=st.sampled_from([None, "be kind", "be brief, and say what you mean"]))
+    def set_system(self, system: str | None) -> None:
+        self.session.set_system(system)
+        self.system = system
+
+    # -- what happens behind them ------------------------------------------------------------------
+
+    @rule()
+    def settle(self) -> None:
+        self.session.settle()
+
+    @rule(num_calls=st.integers(0, 2))
+    def settle_and_interrupt(self, num_calls: int) -> None:
+        session = self.session
+        session.interrupted(
+            lambda: session._worker.submit(
+                lambda context: session.runner.settle(session.conversation, context), idle=True
+            ),
+            num_calls,
+        )
+
+    @rule(budget=st.sampled_from([0, 300, 2000]), stays=st.booleans())
+    def evict(self, budget: int, stays: bool) -> None:
+        prefix = self.session.prefix
+        prefix.budget_bytes = budget
+        self.session._worker.run(lambda _: prefix._thin())
+        assert prefix.mark_bytes <= budget
+        prefix.budget_bytes = budget if stays else BUDGET
+
+    @rule(text=TEXTS, num_calls=st.integers(0, 6))
+    def break_the_model(self, text: str, num_calls: int) -> None:
+        def fail() -> None:
+            raise ArithmeticError
+
+        self.session.model_.after(num_calls, fail)
+        try:
+            self.turn(lambda: self.session.send(text), self.head, text)
+        except ArithmeticError:
+            assert self.session.prefix.token_ids == []
+        self.session.model_.hook = None
+
+    # -- always ------------------------------------------------------------------------------------
+
+    @invariant()
+    def conversations_are_equal(self) -> None:
+        got = [(n.parent, n.message.role, n.message.content) for n in self.nodes()]
+        assert got == self.tree
+        assert self.session.conversation.head == self.head
+        assert self.session.num_turns == len(self.questions())
+
+    def nodes(self) -> list:
+        return list(self.session.conversation.nodes.values())
+
+    @invariant()
+    def the_cache_is_whole(self) -> None:
+        prefix = self.session.prefix
+        assert prefix.cache.offsets() <= {len(prefix.token_ids)}
+        assert prefix.mark_bytes <= prefix.budget_bytes
+        assert all(0 < position <= len(prefix.token_ids) for position in prefix.marks)
+
+
+@pytest.mark.parametrize("template", [CHATML, REASONING], ids=["plain", "reasoning"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_any_conversation_is_exact(kind: str, template: str, tmp_path: Path) -> None:
+    """Any sequence of moves leaves an exact cache, on every kind of cache."""
+    folder = make_tiny_folder(
+        tmp_path / "model", "full" if kind == "recurrent" else kind, template=template
+    )
+    run_state_machine_as_test(
+        lambda: Conversations(folder, kind, template),
+        settings=bounded(max_examples=6, stateful_step_count=14),
+    )
