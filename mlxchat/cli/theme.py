@@ -6,15 +6,14 @@ with any kind of colour blindness can tell apart: blue and orange instead of gre
 """
 
 import os
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from mlxchat.errors import UsageError
 
 SUFFIX = "cb"
 
 
-@dataclass(frozen=True, slots=True)
-class Theme:
+class Theme(NamedTuple):
     """How the parts of an answer look; each is a Rich style definition.
 
     Attributes:
@@ -109,8 +108,7 @@ _THEMES = {
     "light": _LIGHT,
     "dark": _DARK,
     "contrast": _CONTRAST,
-    "terminal cb": replace(
-        _TERMINAL,
+    "terminal cb": _TERMINAL._replace(
         code="yellow",
         keyword="bold blue",
         name="bold",
@@ -120,8 +118,7 @@ _THEMES = {
         deleted="yellow",
         error="bold yellow",
     ),
-    "light cb": replace(
-        _LIGHT,
+    "light cb": _LIGHT._replace(
         code="#8a4b00",
         keyword="bold #00557f",
         name="#00557f",
@@ -131,8 +128,7 @@ _THEMES = {
         deleted="#a04000",
         error="#a04000",
     ),
-    "dark cb": replace(
-        _DARK,
+    "dark cb": _DARK._replace(
         code="#f0e442",
         keyword="bold #56b4e9",
         name="#56b4e9",
