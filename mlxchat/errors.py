@@ -18,6 +18,10 @@ class MlxchatError(Exception):
         super().__init__(" ".join(message.split()))
 
 
+class AttachError(MlxchatError):
+    """Something cannot be attached to a message; the line stays so that it can be corrected."""
+
+
 class UsageError(MlxchatError):
     """An option or argument has a value that is not allowed."""
 

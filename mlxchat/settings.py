@@ -4,7 +4,7 @@ import math
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from mlxchat import paths
 from mlxchat.errors import SettingsError
@@ -47,6 +47,9 @@ LENGTH_BOUNDS = {
     "max_context": Bounds(1, is_integer=True),
 }
 
+# The largest file that can be put into a message; more than the last would fill any context.
+FILE_BOUNDS = {"max_kib": Bounds(1, 1024 * 1024, is_integer=True)}
+
 
 @dataclass(frozen=True, slots=True)
 class Display:
@@ -68,6 +71,8 @@ class Settings:
     system: str | None = None
     sampling: dict[str, float] = field(default_factory=dict)
     history: bool = True
+    keys: Literal["emacs", "vi"] = "emacs"
+    max_file_kib: int | None = None
     display: Display = field(default_factory=Display)
 
 
@@ -82,6 +87,8 @@ KINDS: dict[str, type] = {
     "system": str,
     "history": bool,
     **{f"sampling.{name}": int if b.is_integer else float for name, b in SAMPLING_BOUNDS.items()},
+    "keys.mode": str,
+    "files.max_kib": int,
     "display.markdown": bool,
     "display.theme": str,
 }
@@ -132,35 +139,55 @@ def check_settings(table: dict[str, Any], path: Path) -> Settings:
     Raises:
         SettingsError: A name is unknown or a value not allowed.
     """
-    _refuse_unknown(table, ("model", "system", "history", "sampling", "display"), path, "")
+    known = ("model", "system", "history", "sampling", "keys", "files", "display")
+    _refuse_unknown(table, known, path, "")
     for name in ("model", "system"):
         if name in table and not isinstance(table[name], str):
             raise SettingsError(f"{path}: {name} = {table[name]!r} is not allowed; give a string")
     history = table.get("history", True)
     if not isinstance(history, bool):
         raise SettingsError(f"{path}: history = {history!r} is not allowed; give true or false")
-    sampling = _section(table, "sampling", tuple(SAMPLING_BOUNDS), path)
-    for name, value in sampling.items():
-        bounds = SAMPLING_BOUNDS[name]
-        types = int if bounds.is_integer else (int, float)
-        if isinstance(value, bool) or not isinstance(value, types) or not bounds.allow(value):
-            raise SettingsError(f"{path}: sampling.{name} = {value} is not allowed; give {bounds}")
-    display = _section(table, "display", ("markdown", "theme"), path)
+    sampling = _read_numbers(table, "sampling", SAMPLING_BOUNDS, path)
+    files = _read_numbers(table, "files", FILE_BOUNDS, path)
+    keys = _read_table(table, "keys", ("mode",), path).get("mode", "emacs")
+    if keys not in ("emacs", "vi"):
+        raise SettingsError(f"{path}: keys.mode = {keys!r} is not allowed; give 'emacs' or 'vi'")
+    display = _read_table(table, "display", ("markdown", "theme"), path)
     for name, kind, wanted in (("markdown", bool, "true or false"), ("theme", str, "a string")):
         if name in display and not isinstance(display[name], kind):
             value = display[name]
             raise SettingsError(f"{path}: display.{name} = {value!r} is not allowed; give {wanted}")
-    return Settings(table.get("model"), table.get("system"), sampling, history, Display(**display))
+    return Settings(
+        table.get("model"),
+        table.get("system"),
+        sampling,
+        history,
+        keys,
+        files.get("max_kib"),
+        Display(**display),
+    )
 
 
-def _section(
+def _read_table(
     table: dict[str, Any], name: str, known: tuple[str, ...], path: Path
 ) -> dict[str, Any]:
-    section = table.get(name, {})
-    if not isinstance(section, dict):
-        raise SettingsError(f"{path}: {name} = {section!r} is not allowed; give a [{name}] table")
-    _refuse_unknown(section, known, path, f"{name}.")
-    return section
+    inner = table.get(name, {})
+    if not isinstance(inner, dict):
+        raise SettingsError(f"{path}: {name} = {inner!r} is not allowed; give a [{name}] table")
+    _refuse_unknown(inner, known, path, f"{name}.")
+    return inner
+
+
+def _read_numbers(
+    table: dict[str, Any], name: str, bounds_of: dict[str, Bounds], path: Path
+) -> dict[str, Any]:
+    numbers = _read_table(table, name, tuple(bounds_of), path)
+    for key, value in numbers.items():
+        bounds = bounds_of[key]
+        types = int if bounds.is_integer else (int, float)
+        if isinstance(value, bool) or not isinstance(value, types) or not bounds.allow(value):
+            raise SettingsError(f"{path}: {name}.{key} = {value} is not allowed; give {bounds}")
+    return numbers
 
 
 def _refuse_unknown(table: dict[str, Any], known: tuple[str, ...], path: Path, prefix: str) -> None:

@@ -19,7 +19,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from matrix import InlineSession, build, make_loaded, make_options  # noqa: E402
+from matrix import InlineSession, make_options  # noqa: E402
+from matrix_models import build, make_loaded  # noqa: E402
 
 from mlxchat.chat import jinja_env  # noqa: E402
 
@@ -89,7 +90,7 @@ class TimedBackend:
 def make_session(name: str, template: str, watches: Stopwatches) -> InlineSession:
     """Makes a session whose sections are timed."""
     loaded = make_loaded(build(name, **CHANGES), template)
-    session = InlineSession(loaded, make_options(verify=False, max_tokens=48))
+    session = InlineSession(loaded, make_options(verify=False, keeps_history=False, max_tokens=48))
     runner = session.runner
     renderer, prefix = runner.renderer, session.prefix
     loaded.tokenizer._backend = TimedBackend(loaded.tokenizer._backend, watches)
@@ -129,7 +130,9 @@ def main() -> int:
     parser.add_argument("--tokens", type=int, default=4096, help="history, in tokens")
     parser.add_argument("--turns", type=int, default=15, help="turns that are measured")
     args = parser.parse_args()
-    print(f"Processor ms per turn after {args.tokens} tokens, median (slowest).\n")
+    print(
+        f"Milliseconds of processor time per turn after {args.tokens} tokens, median (slowest).\n"
+    )
     print("| cache | template | section | all | Jinja | tokenizer | ours |")
     print("|---|---|---|---|---|---|---|")
     is_slow = False

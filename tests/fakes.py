@@ -206,6 +206,23 @@ class FakeSession:
         self.options = replace(self.options, think=think)
         return ["this template has no switch"] if think is False else []
 
+    def set_options(self, options: ChatOptions) -> list[str]:
+        self.options = options
+        return []
+
+    def resolve_sampling(self) -> tuple[dict[str, float], frozenset[str]] | None:
+        if self.info is None:
+            return None
+        values: dict[str, float] = {"temperature": 0.6, "top_p": 0.95, "top_k": 0, "min_p": 0.0}
+        values |= {"repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
+        return values | {"seed": 7}, frozenset({"temperature"})
+
+    def count_tokens(self, text: str) -> int | None:
+        return None if self.info is None else len(text.split())
+
+    def last_answer(self) -> str | None:
+        return self.last.text if self.last is not None and self.sent else None
+
     def count_rereads(self) -> tuple[int, int] | None:
         return (700, 1000) if self.sent else None
 

@@ -38,7 +38,11 @@ class Terminal:
         return self
 
     def __exit__(self, *error):
-        self.process.close(force=True)
+        try:
+            self.process.close(force=True)
+        except pexpect.ExceptionPexpect:  # on a busy machine even a killed process takes its time
+            time.sleep(2)
+            self.process.close(force=True)
 
     def read(self, timeout_s=0.05):
         """Draws what the program has written; returns False when it has ended."""

@@ -17,7 +17,7 @@ def table(header):
     """Returns the rows of the first table below a heading whose rows start with code."""
     section = README.split(f"\n{header}\n")[1].split("\n#")[0]
     rows = re.findall(r"^\| (`.*?) \| (.*?) \|$", section, re.MULTILINE)
-    return dict(rows)
+    return {name.replace("\\|", "|"): text for name, text in rows}
 
 
 def test_commands():

@@ -150,7 +150,7 @@ def test_context_notices(tty):
 def context(tty):
     session = FakeSession(None, ChatOptions())
     screen = Screen(tty, tty)
-    yield Context(session, screen.note, screen)
+    yield Context(session, screen.note, screen=screen)
     session.close()
 
 
@@ -187,7 +187,7 @@ def test_raw_command(tty, context):
     with pytest.raises(MlxchatError, match="there is no answer yet; send"):
         interpret(context, "/raw")
     text = "**a** · " * 20 + "\x1b[2J"
-    context.session.last = make_result(text)
+    context.session.last, context.session.sent = make_result(text), ["hello"]
     interpret(context, "/raw")
     assert tty.terminal.written == text.replace("\x1b", "␛") + "\n"
 
@@ -196,3 +196,16 @@ def test_contrast_theme_dims_nothing(tty):
     """In the theme of high contrast notes are not dimmed."""
     Screen(tty, tty, theme="contrast").note("hello")
     assert tty.terminal.written == "hello\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "start", "found"),
+    [
+        ("markdown", "o", ["on", "off"]),
+        ("theme", "da", ["dark", "dark cb"]),
+        ("theme", "dark c", ["dark cb"]),
+    ],
+)
+def test_completion(command, start, found):
+    """Tab completes modes and themes."""
+    assert [name for name, _ in slash.COMMANDS[command].complete(start)] == found

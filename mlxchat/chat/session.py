@@ -278,11 +278,42 @@ class Session:
         Returns:
             What the template had to say, such as that it has no switch.
         """
-        self.options = replace(self.options, think=think)
-        if self._runner is None:
+        return self.set_options(replace(self.options, think=think))
+
+    def set_options(self, options: ChatOptions) -> list[str]:
+        """Takes other options from the next turn on; system prompt and context limit stay.
+
+        Returns:
+            What the template had to say to its switches.
+        """
+        old, self.options = self.options, options
+        runner = self._runner
+        if runner is None:
             return []
-        runner, options = self._runner, self.options
+        if (options.think, options.keep_thinking) == (old.think, old.keep_thinking):
+            runner.set_sampling(options)  # idle work goes on
+            return []
         return self._worker.run(lambda _: runner.set_options(options))
+
+    def resolve_sampling(self) -> tuple[dict[str, float], frozenset[str]] | None:
+        """Tells how the next answer is sampled.
+
+        Returns:
+            All values by the names of `SamplingSettings`, and the names that the model's
+            generation_config.json decides where the options leave them open; None before the
+            model is loaded.
+        """
+        return None if self._runner is None else self._runner.resolve_sampling()
+
+    def count_tokens(self, text: str) -> int | None:
+        """Counts the tokens of a text; None before the model is loaded."""
+        # Not a job: it needs no MLX, and a job would end the work that is done in idle time.
+        return None if self._runner is None else len(self._runner.tokenizer.encode(text))
+
+    def last_answer(self) -> str | None:
+        """Returns the text of the last answer on the current branch."""
+        messages = self.conversation.messages()
+        return next((m.content for m in reversed(messages) if m.role == "assistant"), None)
 
     def count_rereads(self) -> tuple[int, int] | None:
         """Tells what a change of system prompt, thinking or branch costs.

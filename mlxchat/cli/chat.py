@@ -9,7 +9,7 @@ import click
 
 from mlxchat.cli.failures import explain
 from mlxchat.cli.history import complete_conversation
-from mlxchat.cli.options import chat_options, read_look, read_request
+from mlxchat.cli.options import Request, chat_options, make_attachments, read_look, read_request
 from mlxchat.cli.resume import PICK, find_conversation
 from mlxchat.cli.screen import Screen
 from mlxchat.errors import MlxchatError
@@ -30,8 +30,20 @@ if TYPE_CHECKING:
     help="Go on with a conversation of the history; without ID choose from a list.",
 )
 @chat_options
+@click.option(
+    "--shell",
+    is_flag=True,
+    help="`!cmd` runs a command also where stdin is no terminal; else it is text, as lines may be"
+    " data.",
+)
 def chat(
-    goes_on: bool, resume: str | None, as_json: bool, timing: bool, plain: bool, **params: Any
+    goes_on: bool,
+    resume: str | None,
+    as_json: bool,
+    timing: bool,
+    plain: bool,
+    shell: bool,
+    **params: Any,
 ) -> int:
     """Talk with a model.
 
@@ -60,36 +72,49 @@ def chat(
         if not is_repl:
             if greeting:
                 screen.note(greeting)
-            return run_lines(open_answers())
+            return run_lines(open_answers(), request, runs_shell=shell)
         from mlxchat.cli.repl import Repl
 
-        keeps = request.keeps_history
-        repl = Repl(open_answers, screen, request.model, plain=plain, keeps_history=keeps)
-        return repl.run(greeting)
+        return Repl(open_answers, screen, request, plain=plain).run(greeting)
 
 
-def run_lines(answers: "Answers") -> int:
+def run_lines(answers: "Answers", request: Request, *, runs_shell: bool) -> int:
     """Takes one message or command per line of stdin; a line that fails does not end the chat.
+
+    Args:
+        answers: Gives the answers.
+        request: What was asked for.
+        runs_shell: `!` runs a command; else it is text, since lines may be data.
 
     Returns:
         The exit code: 1 when a line failed.
     """
     from mlxchat.cli import slash
 
-    context = slash.Context(answers.session, answers.screen.note, answers.screen)
+    screen, attached = answers.screen, make_attachments(request)
+    context = slash.Context(
+        answers.session,
+        screen.note,
+        attached,
+        request.origins,
+        runs_shell=runs_shell,
+        screen=screen,
+    )
     has_failed = False
     for line in _read_lines():
         try:
             start = slash.interpret(context, _decode(line))
-            if start is not None and answers.give(start).stop_reason == "user_cancelled":
-                raise KeyboardInterrupt
+            if start is not None:
+                if answers.give(start).stop_reason == "user_cancelled":
+                    raise KeyboardInterrupt
+                attached.sent()
         except slash.LeaveChat:
             break
         except BrokenPipeError:
             raise
         except Exception as error:
             has_failed = True
-            answers.screen.error(str(explain(error)))
+            screen.error(str(explain(error)))
     return int(has_failed)
 
 

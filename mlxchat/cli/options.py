@@ -21,6 +21,7 @@ from mlxchat.settings import (
 if TYPE_CHECKING:
     from mlxchat.chat.history import Restored
     from mlxchat.chat.session import Session
+    from mlxchat.cli.attachments import Attachments
 
 BUILTIN = "builtin"
 
@@ -114,6 +115,8 @@ class Request:
         model: None is the built-in one.
         sampling: Fields of `SamplingSettings`.
         options: Fields of `ChatOptions`, the sampling apart.
+        settings: What `config.toml` says.
+        origins: Who chose, by the names of fields.
         kind: The command, as the history names it.
         restored: The conversation to go on with.
         given: What the command line itself says, which goes before what was restored.
@@ -122,6 +125,8 @@ class Request:
     model: str | None
     sampling: dict[str, Any]
     options: dict[str, Any]
+    settings: Settings = field(default_factory=Settings)
+    origins: dict[str, str] = field(default_factory=dict)
     kind: str = "chat"
     restored: "Restored | None" = None
     given: dict[str, Any] = field(default_factory=dict)
@@ -172,13 +177,26 @@ def read_request(params: dict[str, Any], kind: str = "chat") -> Request:
     """
     settings = load_settings()
     given = {name: value for name, value in params.items() if value is not None}
+    origins = dict.fromkeys(settings.sampling, "config.toml") | dict.fromkeys(given, "command line")
     sampling = settings.sampling | {n: given.pop(n) for n in SAMPLING_BOUNDS if n in given}
     model = resolve_model(given.pop("model", None), settings)
     system = given.pop("system", settings.system) or None  # `--system ""` takes the default away
+    if settings.max_file_kib is not None:
+        origins["max-file-kib"] = "config.toml"
     if given.pop("no_history", False) or not settings.history:
         given["keeps_history"] = False
     options = {"system": system, **given}
-    return Request(model, sampling, options, kind, given=_from_command_line(params))
+    return Request(
+        model, sampling, options, settings, origins, kind, given=_from_command_line(params)
+    )
+
+
+def make_attachments(request: Request) -> "Attachments":
+    """Makes the place for what waits for the next message, with the limit of the settings."""
+    from mlxchat.cli.attachments import Attachments
+
+    kib = request.settings.max_file_kib
+    return Attachments() if kib is None else Attachments(kib * 1024)
 
 
 def _from_command_line(params: dict[str, Any]) -> dict[str, Any]:

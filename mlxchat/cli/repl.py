@@ -1,7 +1,7 @@
 """The chat in a terminal: prompt, keys, completion, toolbar.
 
-What is typed is understood by `slash` and answered by `turn`. The prompt is drawn before the
-session's code is imported; the model is loaded on the worker while the person types.
+What is typed is understood by `slash` and answered by `turn`; keys are in `keys`. The prompt is
+drawn before the session's code is imported; the model is loaded on the worker meanwhile.
 """
 
 import contextlib
@@ -10,57 +10,39 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import TYPE_CHECKING
 
 from prompt_toolkit import PromptSession
-from prompt_toolkit.application import Application, run_in_terminal
-from prompt_toolkit.completion import CompleteEvent, Completer, Completion
-from prompt_toolkit.document import Document
-from prompt_toolkit.history import FileHistory, History, InMemoryHistory
-from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+from prompt_toolkit.application import Application
 from prompt_toolkit.shortcuts import CompleteStyle
 
 from mlxchat import __version__, paths
 from mlxchat.cli import slash
+from mlxchat.cli.answer_keys import listen
+from mlxchat.cli.completion import ChatCompleter
 from mlxchat.cli.failures import Stopped, explain
+from mlxchat.cli.keys import PromptKeys
+from mlxchat.cli.lines import read_block
+from mlxchat.cli.options import Request, make_attachments
+from mlxchat.cli.paste import ChipProcessor, Pastes
+from mlxchat.cli.recall import RecentSuggest, open_history
 from mlxchat.cli.render import format_banner, format_progress, format_toolbar
 from mlxchat.cli.screen import Screen
+from mlxchat.errors import AttachError
 
 if TYPE_CHECKING:
     from mlxchat.chat.results import SessionInfo
-    from mlxchat.cli.turn import Answers
+    from mlxchat.chat.session import Session
+    from mlxchat.cli.attachments import Attachments
+    from mlxchat.cli.turn import Answers, Start
     from mlxchat.engine.worker import Job
 
-# Two presses further apart than this are two wishes to clear the line.
-LEAVE_WITHIN_S = 2.0
 # How often a message that waits for the model looks whether it is there.
 LOAD_POLL_S = 0.05
 _MARK_PASTES, _LEAVE_PASTES = "\x1b[?2004h", "\x1b[?2004l"
 _LEAVE_HINT = "Press Ctrl-C again to leave."
-
-
-class SlashCompleter(Completer):
-    """Completes slash commands and their arguments from their registry."""
-
-    def get_completions(
-        self, document: Document, complete_event: CompleteEvent
-    ) -> Iterable[Completion]:
-        """Yields the commands that begin with what stands before the cursor."""
-        text = document.text_before_cursor
-        if not text.startswith("/") or text[1:].startswith("/"):
-            return
-        name, space, argument = text[1:].partition(" ")
-        if space:
-            known = slash.COMMANDS.get(name)
-            for value, meaning in known.complete(argument) if known and known.complete else ():
-                yield Completion(value, -len(argument), display_meta=meaning)
-            return
-        for name, command in slash.COMMANDS.items():
-            if name.startswith(text[1:]):
-                yield Completion(f"/{name}", -len(text), display_meta=command.summary)
 
 
 class Repl:
@@ -69,34 +51,43 @@ class Repl:
     Args:
         open_answers: Makes what answers, and its session; called when the prompt has been drawn.
         screen: Where to.
-        model: The name that was asked for; None is the built-in one.
+        request: What was asked for.
         plain: No toolbar.
-        keeps_history: What is typed goes to disk, to be recalled another day.
     """
 
     def __init__(
         self,
         open_answers: "Callable[[], Answers]",
         screen: Screen,
-        model: str | None,
+        request: Request,
         *,
         plain: bool = False,
-        keeps_history: bool = True,
     ) -> None:
-        self._open_answers, self._screen, self._model = open_answers, screen, model
+        self._open_answers, self._screen, self._model = open_answers, screen, request.model
         self._answers: Answers | None = None
+        self._attached: Attachments  # made when the prompt has been drawn
         self._load: Job[SessionInfo] | None = None
         self._load_text = ""
-        self._ctrl_c_at = -LEAVE_WITHIN_S
+        self._draft = ""  # what the next prompt begins with
+        self._request, self._pastes = request, Pastes()
+        self._keys = PromptKeys(self._pastes, screen.error, self._show_thinking)
         self._prompt: PromptSession[str] = PromptSession(
-            "> ",
+            self._sign,
             multiline=True,
             prompt_continuation="  ",
-            history=open_history(paths.data_dir() / "input_history", is_kept=keeps_history),
-            completer=SlashCompleter(),
+            history=open_history(
+                paths.data_dir() / "input_history",
+                self._pastes.expand,
+                is_kept=request.keeps_history,
+            ),
+            completer=ChatCompleter(self._session),
             complete_style=CompleteStyle.READLINE_LIKE,
             complete_while_typing=False,
-            key_bindings=self._keys(),
+            # Without colour a suggestion would look like what was typed.
+            auto_suggest=None if plain or os.environ.get("NO_COLOR") else RecentSuggest(),
+            input_processors=[ChipProcessor(self._pastes)],
+            key_bindings=self._keys.bindings,
+            vi_mode=request.settings.keys == "vi",
             bottom_toolbar=None if plain else self._toolbar,
         )
 
@@ -118,28 +109,47 @@ class Repl:
         self._prompt.app.after_render += self._begin
         with chat_signals(), quiet_terminal(), contextlib.suppress(EOFError, slash.LeaveChat):
             while True:
-                text = self._prompt.prompt()
+                text = self._prompt.prompt(default=self._draft)
+                self._draft = ""
                 if text.strip():
                     self._take(text, self._answers or self._open(self._prompt.app))
         return 0
 
     def _take(self, text: str, answers: "Answers") -> None:
         try:
-            with marked_pastes():
-                context = slash.Context(answers.session, self._screen.note, self._screen)
-                start = slash.interpret(context, text)
+            with marked_pastes() as is_able, listen(self._prompt.app.input, is_able):
+                start = self._understand(text, answers)
                 if start is not None:
                     self._wait_for_load()
                     answers.tell_load()
                     answers.give(start)
+                    self._attached.sent()
         except Stopped:
             self._screen.note("Stopped.")
+        except AttachError as error:
+            self._draft = text
+            self._screen.error(str(error))
         except slash.LeaveChat:
             raise
         except Exception as error:
             if answers.session.info is None and self._load is not None and self._load.done:
                 raise  # without a model there is nothing to go on with
             self._screen.error(str(explain(error)))
+
+    def _understand(self, text: str, answers: "Answers") -> "Start | None":
+        context = slash.Context(
+            answers.session,
+            self._screen.note,
+            self._attached,
+            self._request.origins,
+            self._screen.escape,
+            self._pastes.expand,
+            screen=self._screen,
+        )
+        block = read_block(text)
+        if block is None:
+            return slash.interpret(context, text)
+        return slash.send(context, block, is_literal=True)
 
     def _wait_for_load(self) -> None:
         """Shows how the load goes on while a message waits for it.
@@ -171,6 +181,7 @@ class Repl:
         """Opens the session and loads the model in the background; returns what answers."""
         from mlxchat.chat.results import LoadProgress
 
+        self._attached = make_attachments(self._request)
         self._answers = answers = self._open_answers()
         self._load = job = answers.session.load()
         answers.session.prepare_history()
@@ -194,70 +205,26 @@ class Repl:
         threading.Thread(target=watch, name="load-watch", daemon=True).start()
         return answers
 
+    def _session(self) -> "Session | None":
+        return None if self._answers is None else self._answers.session
+
+    def _sign(self) -> str:
+        count = 0 if self._answers is None else len(self._attached.pending)
+        return f"[{count} attached] > " if count else "> "
+
     def _toolbar(self) -> str:
-        if time.monotonic() - self._ctrl_c_at < LEAVE_WITHIN_S:
+        if self._keys.hints_at_leaving:
             return _LEAVE_HINT
-        session = None if self._answers is None else self._answers.session
+        attached = "" if self._answers is None else self._attached.describe()
         width = self._prompt.app.output.get_size().columns
-        return format_toolbar(session, self._model, self._load_text, width)
+        width -= len(attached) + 3 if attached else 0
+        toolbar = format_toolbar(self._session(), self._model, self._load_text, width)
+        return f"{attached} · {toolbar}" if attached else toolbar
 
     def _show_thinking(self) -> None:
-        last = None if self._answers is None else self._answers.session.last
-        thinking = None if last is None else last.reasoning
+        session = self._session()
+        thinking = None if session is None or session.last is None else session.last.reasoning
         self._screen.note((thinking or "").strip("\n") or "The last answer came without thinking.")
-
-    def _keys(self) -> KeyBindings:
-        keys = KeyBindings()
-
-        @keys.add("enter")
-        def _send(event: KeyPressEvent) -> None:
-            event.current_buffer.validate_and_handle()
-
-        @keys.add("escape", "enter")
-        @keys.add("c-j")
-        def _new_line(event: KeyPressEvent) -> None:
-            event.current_buffer.insert_text("\n")
-
-        @keys.add("c-o")
-        def _show_thinking(event: KeyPressEvent) -> None:
-            run_in_terminal(self._show_thinking)
-
-        @keys.add("c-c")
-        @keys.add("<sigint>")
-        def _clear_or_leave(event: KeyPressEvent) -> None:
-            now = time.monotonic()
-            is_empty = not event.current_buffer.text
-            if is_empty and now - self._ctrl_c_at < LEAVE_WITHIN_S:
-                event.app.exit(exception=EOFError)
-                return
-            event.current_buffer.reset()
-            self._ctrl_c_at = now
-            if event.app.loop is not None:  # takes the hint away when it is no longer true
-                event.app.loop.call_later(LEAVE_WITHIN_S, event.app.invalidate)
-
-        return keys
-
-
-class _ForgetfulHistory(FileHistory):
-    """Recalls what the file holds; what is typed now lasts as long as the chat."""
-
-    def store_string(self, string: str) -> None:
-        pass
-
-
-def open_history(path: Path, *, is_kept: bool = True) -> History:
-    """Returns the input history kept in `path`, which only its owner can read.
-
-    Where the file cannot be written, or nothing shall be kept, what is typed lasts as long as the
-    chat.
-    """
-    try:
-        paths.make_private_dir(path.parent)
-        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
-        path.chmod(0o600)
-    except OSError:
-        return InMemoryHistory()
-    return FileHistory(str(path)) if is_kept else _ForgetfulHistory(str(path))
 
 
 def leave_prompt(app: "Application[str]", error: Exception) -> None:
@@ -313,7 +280,7 @@ def quiet_terminal() -> Iterator[None]:
         return
     quiet = [*old]
     quiet[0] &= ~termios.ICRNL  # Enter stays Enter for the next prompt
-    quiet[3] &= ~(termios.ECHO | termios.ICANON)
+    quiet[3] &= ~(termios.ECHO | termios.ICANON | termios.IEXTEN)
     quiet[3] |= termios.NOFLSH  # Ctrl-C does not throw away what was typed before it
     termios.tcsetattr(descriptor, termios.TCSADRAIN, quiet)
     try:
@@ -323,17 +290,18 @@ def quiet_terminal() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def marked_pastes() -> Iterator[None]:
+def marked_pastes() -> Iterator[bool]:
     """Has the terminal mark where a paste begins and ends, as it does at the prompt.
 
-    So what is pasted during an answer is still one piece when the next prompt reads it.
+    So what is pasted during an answer is still one piece when the next prompt reads it. Yields
+    whether there is a terminal that can do this.
     """
-    is_able = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+    is_able = sys.stdin.isatty() and sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
     if is_able:
         sys.stdout.write(_MARK_PASTES)
         sys.stdout.flush()
     try:
-        yield
+        yield is_able
     finally:
         if is_able:
             sys.stdout.write(_LEAVE_PASTES)

@@ -5,7 +5,21 @@ from mlxchat.cli.theme import NAMES, SUFFIX, find_theme
 from mlxchat.errors import MlxchatError, UsageError
 
 
-@command("markdown", "[MODE]", "Show answers as Markdown: `on`, or `off` for raw text.")
+def _complete_mode(start: str) -> list[tuple[str, str]]:
+    return [(mode, "") for mode in ("on", "off") if mode.startswith(start)]
+
+
+def _complete_theme(start: str) -> list[tuple[str, str]]:
+    names = [name for theme in NAMES for name in (theme, f"{theme} {SUFFIX}")]
+    return [(name, "") for name in names if name.startswith(start)]
+
+
+@command(
+    "markdown",
+    "[MODE]",
+    "Show answers as Markdown: `on`, or `off` for raw text.",
+    _complete_mode,
+)
 def markdown(context: Context, argument: str) -> None:
     """Switches Markdown on or off, for later chats too."""
     if argument not in ("", "on", "off"):
@@ -24,13 +38,19 @@ def markdown(context: Context, argument: str) -> None:
 @command("raw", "", "Show the last answer as the model wrote it.")
 def raw(context: Context, argument: str) -> None:
     """Shows the last answer as raw text."""
-    if context.session.last is None:
+    answer = context.session.last_answer()
+    if answer is None:
         raise MlxchatError("there is no answer yet; send a message first")
     show = context.say if context.screen is None else context.screen.verbatim
-    show(context.session.last.text)
+    show(answer)
 
 
-@command("theme", "[NAME]", "Choose the colours; `cb` after the name is colour-blind safe.")
+@command(
+    "theme",
+    "[NAME]",
+    "Choose the colours; `cb` after the name is colour-blind safe.",
+    _complete_theme,
+)
 def theme(context: Context, argument: str) -> None:
     """Shows the themes, or chooses one, for later chats too."""
     from mlxchat.cli.settings_file import save_setting
