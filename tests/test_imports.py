@@ -47,6 +47,7 @@ HEAVY = (
     "prompt_toolkit",
     "numpy",
     "asyncio",
+    "sqlite3",
 )
 
 
@@ -198,4 +199,4 @@ except SystemExit as leave:
     print()
     print(json.dumps(heavy()))
 """
-    assert loaded_by(code) <= {"mlx", "tokenizers", "jinja2", "asyncio"}
+    assert loaded_by(code) <= {"mlx", "tokenizers", "jinja2", "asyncio", "sqlite3"}
