@@ -18,6 +18,10 @@ class MlxchatError(Exception):
         super().__init__(" ".join(message.split()))
 
 
+class AttachError(MlxchatError):
+    """Something cannot be attached to a message; the line stays so that it can be corrected."""
+
+
 class UsageError(MlxchatError):
     """An option or argument has a value that is not allowed."""
 
@@ -30,6 +34,10 @@ class BackendError(MlxchatError):
 
 class SettingsError(MlxchatError):
     """The settings file cannot be read or holds a wrong value."""
+
+
+class HistoryError(MlxchatError):
+    """The history of conversations cannot be read or written, or lacks what was asked for."""
 
 
 class HubError(MlxchatError):

@@ -4,7 +4,7 @@ import math
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from mlxchat import paths
 from mlxchat.errors import SettingsError
@@ -47,14 +47,24 @@ LENGTH_BOUNDS = {
     "max_context": Bounds(1, is_integer=True),
 }
 
+# The largest file that can be put into a message; more than the last would fill any context.
+FILE_BOUNDS = {"max_kib": Bounds(1, 1024 * 1024, is_integer=True)}
+
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What `config.toml` says; None and the empty mapping where it says nothing."""
+    """What `config.toml` says; None and the empty mapping where it says nothing.
+
+    Attributes:
+        history: Whether conversations are kept on disk.
+    """
 
     model: str | None = None
     system: str | None = None
     sampling: dict[str, float] = field(default_factory=dict)
+    history: bool = True
+    keys: Literal["emacs", "vi"] = "emacs"
+    max_file_kib: int | None = None
 
 
 def settings_path() -> Path:
@@ -86,22 +96,42 @@ def load_settings() -> Settings:
 
 
 def _parse(table: dict[str, Any], path: Path) -> Settings:
-    _refuse_unknown(table, ("model", "system", "sampling"), path, "")
+    _refuse_unknown(table, ("model", "system", "history", "sampling", "keys", "files"), path, "")
     for name in ("model", "system"):
         if name in table and not isinstance(table[name], str):
             raise SettingsError(f"{path}: {name} = {table[name]!r} is not allowed; give a string")
-    sampling = table.get("sampling", {})
-    if not isinstance(sampling, dict):
-        raise SettingsError(
-            f"{path}: sampling = {sampling!r} is not allowed; give a [sampling] table"
-        )
-    _refuse_unknown(sampling, tuple(SAMPLING_BOUNDS), path, "sampling.")
-    for name, value in sampling.items():
-        bounds = SAMPLING_BOUNDS[name]
+    history = table.get("history", True)
+    if not isinstance(history, bool):
+        raise SettingsError(f"{path}: history = {history!r} is not allowed; give true or false")
+    sampling = _read_numbers(table, "sampling", SAMPLING_BOUNDS, path)
+    files = _read_numbers(table, "files", FILE_BOUNDS, path)
+    keys = _read_table(table, "keys", ("mode",), path).get("mode", "emacs")
+    if keys not in ("emacs", "vi"):
+        raise SettingsError(f"{path}: keys.mode = {keys!r} is not allowed; give 'emacs' or 'vi'")
+    model, system = table.get("model"), table.get("system")
+    return Settings(model, system, sampling, history, keys, files.get("max_kib"))
+
+
+def _read_table(
+    table: dict[str, Any], name: str, known: tuple[str, ...], path: Path
+) -> dict[str, Any]:
+    inner = table.get(name, {})
+    if not isinstance(inner, dict):
+        raise SettingsError(f"{path}: {name} = {inner!r} is not allowed; give a [{name}] table")
+    _refuse_unknown(inner, known, path, f"{name}.")
+    return inner
+
+
+def _read_numbers(
+    table: dict[str, Any], name: str, bounds_of: dict[str, Bounds], path: Path
+) -> dict[str, Any]:
+    numbers = _read_table(table, name, tuple(bounds_of), path)
+    for key, value in numbers.items():
+        bounds = bounds_of[key]
         types = int if bounds.is_integer else (int, float)
         if isinstance(value, bool) or not isinstance(value, types) or not bounds.allow(value):
-            raise SettingsError(f"{path}: sampling.{name} = {value} is not allowed; give {bounds}")
-    return Settings(table.get("model"), table.get("system"), sampling)
+            raise SettingsError(f"{path}: {name}.{key} = {value} is not allowed; give {bounds}")
+    return numbers
 
 
 def _refuse_unknown(table: dict[str, Any], known: tuple[str, ...], path: Path, prefix: str) -> None:

@@ -7,7 +7,9 @@ again, failures excepted. Prints a table by kind of cache; exits with 1 where so
 
 import argparse
 import json
+import os
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -19,7 +21,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import mlx.core as mx  # noqa: E402
-from matrix import build, names, play_model  # noqa: E402
+from matrix import play_model  # noqa: E402
+from matrix_models import build, names  # noqa: E402
 
 CHUNKS = (1, 7, 64)
 # How answers are chosen, and the template that goes with it: each has to meet each kind of cache.
@@ -66,13 +69,15 @@ def play_all(todo: list[Key]) -> Iterator[Result]:
         try:
             result |= asdict(play_model(model, chunk, template=template, is_greedy=is_greedy))
         except Exception as error:  # whatever goes wrong is a result
-            result["error"] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+            said = str(error).splitlines() or [""]
+            result["error"] = f"{type(error).__name__}: {said[0]}"
         yield {**result, "seconds": round(time.perf_counter() - start, 2)}
 
 
 def print_table(results: list[Result]) -> None:
     """Prints one line for each kind of cache."""
-    print("\n| cache | models | plays | failed | worst difference | of | read / new | read / prompt |")
+    columns = ("cache", "models", "plays", "failed", "worst difference", "of", "read / new")
+    print("\n| " + " | ".join((*columns, "read / prompt")) + " |")
     print("|---|---|---|---|---|---|---|---|")
     for kinds in sorted({tuple(r["kinds"]) for r in results}):
         mine = [r for r in results if tuple(r["kinds"]) == kinds]
@@ -103,7 +108,8 @@ def main() -> int:
     results = read_results(args.out)
     todo = [key for key in wanted if key not in results or results[key]["error"]]
     print(f"{len(wanted)} plays, {len(wanted) - len(todo)} known, {len(todo)} to do", flush=True)
-    with args.out.open("a") as out:
+    with args.out.open("a") as out, tempfile.TemporaryDirectory() as home:
+        os.environ["MLXCHAT_HOME"] = home
         for result in play_all(todo):
             results[(result["model"], result["chunk"], result["way"])] = result
             print(json.dumps(result), file=out, flush=True)

@@ -85,8 +85,10 @@ class FakeSession:
 
     made: "ClassVar[list[FakeSession]]" = []  # noqa: RUF012  # the annotation is a string
 
-    def __init__(self, model: str | None, options: ChatOptions) -> None:
-        self.model, self.options = model, options
+    title: str | None = None
+
+    def __init__(self, model: str | None, options: ChatOptions, recorder: object = None) -> None:
+        self.model, self.options, self.recorder = model, options, recorder
         self.info: SessionInfo | None = None
         self.last: TurnResult | None = None
         self.system = options.system
@@ -148,6 +150,19 @@ class FakeSession:
         self.sent = self.sent[: len(self.sent) - taken]
         return taken
 
+    def prepare_history(self) -> None:
+        pass
+
+    def set_title(self, title: str | None) -> None:
+        self.title = title
+
+    def save(self, title: str) -> int:
+        self.title = title
+        return 7
+
+    def restore(self, restored: Any) -> None:
+        self.sent = [node.message.content for node in restored.conversation.questions()]
+
     def set_system(self, text: str | None) -> None:
         self.system = text
 
@@ -170,6 +185,23 @@ class FakeSession:
     def set_thinking(self, think: bool | None) -> list[str]:
         self.options = replace(self.options, think=think)
         return ["this template has no switch"] if think is False else []
+
+    def set_options(self, options: ChatOptions) -> list[str]:
+        self.options = options
+        return []
+
+    def resolve_sampling(self) -> tuple[dict[str, float], frozenset[str]] | None:
+        if self.info is None:
+            return None
+        values: dict[str, float] = {"temperature": 0.6, "top_p": 0.95, "top_k": 0, "min_p": 0.0}
+        values |= {"repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
+        return values | {"seed": 7}, frozenset({"temperature"})
+
+    def count_tokens(self, text: str) -> int | None:
+        return None if self.info is None else len(text.split())
+
+    def last_answer(self) -> str | None:
+        return self.last.text if self.last is not None and self.sent else None
 
     def count_rereads(self) -> tuple[int, int] | None:
         return (700, 1000) if self.sent else None

@@ -1,32 +1,25 @@
 """One conversation script, played through the real session on any model, every step checked.
 
-Knows how to wrap a tiny random model, what the script is, and what must hold after each step: the
-cache holds the rendered ids, a from-scratch prefill gives the same logits, and no more ids were fed
-than the issue allows. Which models there are, and at which chunk sizes they play, is the business
-of `test_matrix.py` and `scripts/matrix.py`.
+Knows what the script is, and what must hold after each step: the cache holds the rendered ids, a
+from-scratch prefill gives the same logits, and no more ids were fed than the nearest held prefix
+leaves. The models are in `matrix_models.py`; at which chunk sizes they play is the business of
+`test_matrix.py` and `scripts/matrix.py`.
 """
 
 from __future__ import annotations
 
-import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache
-from pathlib import Path
 from typing import Any, TypeVar
 
 import mlx.core as mx
-from architectures import ARCHITECTURES, VOCAB_SIZE, make_config, make_model
-from mlx.utils import tree_flatten, tree_unflatten
-from small_templates import EXACT, THINK_OPENED
-from test_parity import FAMILIES, SMALL, load, make_oracle, save
-from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
-from tokenizers import Tokenizer as Backend
+from matrix_models import CountingModel, make_loaded, make_tokenizer
 
 from mlxchat.chat import turn
 from mlxchat.chat.conversation import Conversation
+from mlxchat.chat.pause import AfterPause
 from mlxchat.chat.prompt import PromptRenderer
 from mlxchat.chat.results import PrefillProgress, SessionInfo, TurnResult
 from mlxchat.chat.session import ChatOptions, Session
@@ -36,152 +29,14 @@ from mlxchat.engine.options import SamplingSettings
 from mlxchat.engine.prefix_cache import PrefixCache
 from mlxchat.engine.sampling import Sampler, Sampling
 from mlxchat.engine.worker import Job, JobCancelledError, JobContext
-from mlxchat.model.kv_cache import RowCache, SequenceCache
 from mlxchat.model.language_model import LanguageModel
 from mlxchat.model.loader import LoadedModel
-from mlxchat.model.tokenizer import Tokenizer
-from mlxchat.model.zoo import ZooModel
 
 T = TypeVar("T")
 Ids = tuple[int, ...]
 
 TOLERANCE = 1e-3
-# Buffers grow by this many rows, so that windows and chunks really drop rows in a short script.
-GROWTH_ROWS = 8
 MAX_TOKENS = 8
-NATIVE = (
-    "llama",
-    "qwen2",
-    "qwen3",
-    "mistral-window",
-    "smollm3",
-    "phi3",
-    "gemma2",
-    "gemma3_text",
-    "granite",
-    "olmo2",
-)
-TEMPLATES = {"exact": EXACT, "stripped": THINK_OPENED}
-
-# What cannot play, each with the reason; `test_matrix.py` shows that it is refused or handled.
-EXCEPTIONS = {
-    "phi3small": "refused: mlx-lm's prefill lets tokens see later ones, so nothing can be reused",
-    "dynamic NTK": "past its limit keys are rotated with another base, so the context ends there",
-    "plamo3": "plays, with a window one row wider than mlx-lm's own cache",
-    "bitnet": "its matrix product exists as a Metal kernel only",
-    "muse_spark": "its kernels exist for Metal only; plays there",
-    "prism_hadamard_qwen35": "takes 2-bit packed weights only, and random ones do not fit it",
-    "olmo": "its module ends the process unless the package ai2-olmo is installed",
-}
-
-
-# -- models and tokenizer --------------------------------------------------------------------------
-
-_SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
-_THINKING = ("<think>", "</think>")
-_TEXTS = [
-    "system\nuser\nassistant\nuser\nassistant\n",
-    "the user thinks that the answer is in this one; and then there are others",
-    "Hello there, how would you like to go on with it today? Not so well, I should say.",
-]
-
-
-@cache
-def _backend() -> str:
-    """A byte-level BPE of 160 ids: ASCII, some bytes that are no text alone, some merges."""
-    backend = Backend(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    typed = "".join(map(chr, range(32, 127))) + "\né€\ufffd"
-    letters = {c for piece, _ in backend.pre_tokenizer.pre_tokenize_str(typed) for c in piece}
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCAB_SIZE - len(_SPECIAL) - len(_THINKING),
-        initial_alphabet=sorted(letters),
-        min_frequency=1,
-        show_progress=False,
-    )
-    backend.train_from_iterator(_TEXTS, trainer)
-    backend.add_tokens([AddedToken(name, special=True, normalized=False) for name in _SPECIAL])
-    backend.add_tokens([AddedToken(name, normalized=False) for name in _THINKING])
-    return str(backend.to_str())
-
-
-def make_tokenizer(template: str) -> Tokenizer:
-    """The tokenizer of all models here.
-
-    Args:
-        template: Key of `TEMPLATES`.
-    """
-    backend = Backend.from_str(_backend())
-    assert backend.get_vocab_size() == VOCAB_SIZE
-    return Tokenizer(
-        backend,
-        special_tokens={"eos_token": "<|im_end|>"},
-        eos_ids=[backend.token_to_id("<|endoftext|>")],
-        chat_templates={"default": TEMPLATES[template]},
-    )
-
-
-# Random states forget within ten tokens; with these parameters lower they remember fifty, and a
-# state that came back wrong shows.
-_FORGETTING = ("A_log", "w_lora.lora.2.bias")
-
-
-def build(name: str, **changes: Any) -> LanguageModel:
-    """Builds a model by its name in `names()`; `changes` replace values of its config."""
-    kind, _, name = name.partition(":")
-    if kind == "zoo":
-        model = make_model(name, **changes)
-        weights = dict(tree_flatten(model.parameters()))
-        slower = {k: v - 4.0 for k, v in weights.items() if k.endswith(_FORGETTING)}
-        model.update(tree_unflatten(list(slower.items())))
-        mx.eval(model.parameters())
-        return ZooModel(model, {**make_config(name), **changes})
-    config = {**SMALL, **FAMILIES[name], "max_position_embeddings": 512, **changes}
-    with tempfile.TemporaryDirectory() as folder:
-        save(make_oracle(config), config, Path(folder))
-        return load(Path(folder))
-
-
-def measure_sensitivity(model: LanguageModel, back: int = 20) -> float:
-    """How far one other id, `back` ids before the end of a prompt, moves the logits."""
-    ids = [(7 * i * i + 3 * i) % VOCAB_SIZE for i in range(60)]
-    other = [*ids[:-back], (ids[-back] + 1) % VOCAB_SIZE, *ids[1 - back :]]
-    here, there = (model.forward(mx.array([x]), model.make_cache()) for x in (ids, other))
-    return float(mx.where(here == there, 0, mx.abs(here - there)).max().item())
-
-
-def names() -> list[str]:
-    """All models: `zoo:NAME` for mlx-lm's, `native:NAME` for our transformer's families."""
-    return [f"native:{name}" for name in NATIVE] + [f"zoo:{name}" for name in ARCHITECTURES]
-
-
-class CountingModel:
-    """Any model; counts the ids that it is fed, and lets buffers grow in small steps.
-
-    Attributes:
-        num_fed: Ids fed so far, in all caches.
-    """
-
-    def __init__(self, model: LanguageModel) -> None:
-        self.model = model
-        self.info = model.info
-        self.num_fed = 0
-
-    def make_cache(self) -> SequenceCache:
-        cache = self.model.make_cache()
-        for layer in cache.layers:
-            if isinstance(layer, RowCache):
-                layer.step = GROWTH_ROWS
-        return cache
-
-    def prefill(self, token_ids: mx.array, cache: SequenceCache) -> None:
-        self.num_fed += token_ids.size
-        self.model.prefill(token_ids, cache)
-
-    def forward(self, token_ids: mx.array, cache: SequenceCache) -> mx.array:
-        self.num_fed += token_ids.size
-        return self.model.forward(token_ids, cache)
 
 
 class FixedChunker(PrefillChunker):
@@ -291,7 +146,8 @@ class InlineSession(Session):
         self._worker.close()
         self.worker = InlineWorker()
         self._worker = self.worker  # type: ignore[assignment]
-        self.runner = self._runner = TurnRunner("matrix", loaded, options)
+        self._pause = AfterPause(0.0, lambda: None)  # stores on leaving only, however slow it is
+        self.runner = self._runner = TurnRunner("matrix", loaded, self.options)
         info = loaded.model.info
         self.info = SessionInfo(
             "matrix",
@@ -419,18 +275,23 @@ class Player:
         exported = self.prefix.cache.export()
         assert exported is not None
         meta = {name: str(value) for name, value in exported[0].items()}
-        with tempfile.TemporaryDirectory() as folder:
-            file = str(Path(folder, "cache.safetensors"))
-            mx.save_safetensors(file, exported[1])
-            arrays = mx.load(file)
-            mx.eval(arrays)
-        before = self.session
-        self.session = InlineSession(self.loaded, self.options, self.chunk)
-        self.session.conversation = before.conversation
+        arrays = {name: mx.array(value) for name, value in exported[1].items()}
+        held = self.prefix.token_ids
+        self._begin_again()
         self.prefix.cache.load_export(meta, arrays)
-        self.prefix.extend(before.prefix.token_ids)
-        self._landmarks = [tuple(self.prefix.token_ids)]
-        before.close()
+        self.prefix.extend(held)
+        self._landmarks = [tuple(held)]
+
+    def leave_and_return(self) -> None:
+        """Goes on in a new session, which finds on disk what the old one stored on leaving."""
+        self.session.close()
+        self._begin_again()
+        assert not self.prefix.token_ids
+
+    def _begin_again(self) -> None:
+        conversation = self.session.conversation
+        self.session = InlineSession(self.loaded, self.options, self.chunk)
+        self.session.conversation = conversation
 
     def _turn(
         self, label: str, start: Callable[[], Job[TurnResult]], *, settles: bool = True
@@ -537,6 +398,7 @@ def play(player: Player) -> Tally:
     player.edit(3, "in that one", label="edit of turn 3")
     player.retry(label="retry")
     player.session.undo()
+    player.settle("undo")
     player.send("or these", label="after undo")
     return _play_branches(player)
 
@@ -549,6 +411,7 @@ def _play_branches(player: Player) -> Tally:
     player.send(long, label="long turn")
     branch, held = player.session.fork(), len(player.prefix.token_ids)
     player.session.goto(fork)
+    player.settle("goto")
     player.send("Go back", label="other branch")
     player.session.goto(branch)
     result = player.send("Go on", label="first branch")
@@ -558,8 +421,11 @@ def _play_branches(player: Player) -> Tally:
     player.settle("interrupted")
     player.send("once more", label="after an interrupt")
     player.save_and_restore()
-    result = player.send("the end", label="after a restore")
-    assert result.usage.cached_tokens == len(player._landmarks[0])
+    player.send("the end", label="after a restore")
+    held = len(player.prefix.token_ids)
+    player.leave_and_return()
+    result = player.send("is it?", label="after a return", settles=False)
+    assert (result.cache.source, result.usage.cached_tokens) == ("disk", held)
     return player.tally
 
 
@@ -584,11 +450,6 @@ def make_options(*, is_greedy: bool = False, seed: int = 1, **changes: Any) -> C
     return ChatOptions(**{**fields, **changes})
 
 
-def make_loaded(model: LanguageModel, template: str = "stripped") -> LoadedModel:
-    """A model made by `build`, counted, with its tokenizer."""
-    return LoadedModel(CountingModel(model), make_tokenizer(template), {}, "", 0.0)
-
-
 def play_model(
     model: LanguageModel, chunk: int, *, template: str = "stripped", is_greedy: bool = False
 ) -> Tally:
@@ -600,11 +461,7 @@ def play_model(
         template: Key of `TEMPLATES`.
         is_greedy: See `make_options`.
     """
-    player = Player(make_loaded(model, template), make_options(is_greedy=is_greedy), chunk)
-    try:
-        return play(player)
-    finally:
-        player.session.close()
+    return play(Player(make_loaded(model, template), make_options(is_greedy=is_greedy), chunk))
 
 
 @contextmanager

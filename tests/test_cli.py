@@ -392,6 +392,41 @@ def test_piped_chat_goes_on_after_errors(run):
     assert "/retry takes no argument" in errors[4]
 
 
+def test_piped_attachments(run, sessions, tmp_path, monkeypatch):
+    """`@path`, /file, /drop, /set and /params work in a pipe; what they say goes to stderr."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a b.txt").write_text("A")
+    lines = (
+        "/file a b.txt",
+        "/drop",
+        "/file a b.txt",
+        "one",
+        'two @"a b.txt"',
+        "no @none.txt",
+        "/set temp 0",
+        "/params",
+        "last",
+    )
+    result = run("chat", text="\n".join(lines).encode())
+    block = "a b.txt:\n```txt\nA\n```\n\n"
+    assert sessions[0].sent == [f"{block}one", f'{block}two "a b.txt"', "last"]
+    assert result.exit_code == 1
+    assert "Error: there is no file none.txt" in result.stderr
+    assert "Dropped a b.txt, 1 B" in result.stderr
+    assert sessions[0].options.sampling.temperature == 0
+    assert "temp" not in result.stdout
+
+
+def test_piped_shell(run, sessions):
+    """In a pipe `!cmd` is text, and a line says so; with --shell it is a command."""
+    result = run("chat", text=b"!echo hi\n!!x\n")
+    assert sessions[0].sent == ["!echo hi", "!!x"]
+    assert "A line that begins with ! is text here; with --shell it is a command." in result.stderr
+    run("chat", "--shell", text=b"!echo hi\nnow\n!!x\n")
+    block = "Output of `echo hi` (exit status 0):\n```\nhi\n```\n\n"
+    assert sessions[1].sent == [f"{block}now", "!x"]
+
+
 def test_piped_exit(run, sessions):
     """/exit ends the chat; what follows is not read."""
     result = run("chat", text=b"hello\n/exit\nmore\n")

@@ -17,7 +17,7 @@ def table(header):
     """Returns the rows of the first table below a heading whose rows start with code."""
     section = README.split(f"\n{header}\n")[1].split("\n#")[0]
     rows = re.findall(r"^\| (`.*?) \| (.*?) \|$", section, re.MULTILINE)
-    return dict(rows)
+    return {name.replace("\\|", "|"): text for name, text in rows}
 
 
 def test_commands():
@@ -32,16 +32,28 @@ def test_commands():
     assert table("## Commands") == rows
 
 
+def test_history_commands():
+    """Every subcommand of `history` is in its table with its summary."""
+    rows = {}
+    for name, command in cli.commands["history"].commands.items():
+        arguments = [p.metavar for p in command.params if p.param_type_name == "argument"]
+        usage = " ".join(["mlxchat history", name, *arguments])
+        rows[f"`{usage}`"] = command.get_short_help_str(200)
+    assert table("## History") == rows
+
+
 @pytest.mark.parametrize("name", ["chat", "generate"])
 def test_options(name):
-    """Every option of `chat` and `generate` is in the table with its help."""
+    """Every option of `chat` and `generate` is in the tables with its help."""
     rows = {}
     for option in cli.commands[name].params:
         if isinstance(option, click.Option):
             metavar = "" if option.is_flag else f" {option.metavar}"
             names = [f"`{text}`" for text in (*option.opts, *option.secondary_opts)]
             rows[", ".join(names)[:-1] + f"{metavar}`"] = option.help
-    assert table("### Options of `chat` and `generate`") == rows
+    shared = table("### Options of `chat` and `generate`")
+    own = table("### Options of `chat` alone") if name == "chat" else {}
+    assert shared | own == rows
 
 
 def test_cache_commands():

@@ -47,6 +47,7 @@ HEAVY = (
     "prompt_toolkit",
     "numpy",
     "asyncio",
+    "sqlite3",
 )
 
 
@@ -157,7 +158,7 @@ def test_the_session_is_light():
 AT_OPEN = """
 import os
 from mlxchat.cli import options
-def reached(*_):
+def reached(*_, **__):
     print()
     print(json.dumps([*heavy(), *(m for m in sys.modules if m == 'mlxchat.chat.session')]))
     sys.stdout.flush()
@@ -198,4 +199,4 @@ except SystemExit as leave:
     print()
     print(json.dumps(heavy()))
 """
-    assert loaded_by(code) <= {"mlx", "tokenizers", "jinja2", "asyncio"}
+    assert loaded_by(code) <= {"mlx", "tokenizers", "jinja2", "asyncio", "sqlite3"}

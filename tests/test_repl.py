@@ -1,56 +1,24 @@
 """The REPL through a pipe: keys, commands, completion, history, errors."""
 
-import io
 import signal
 
 import pytest
-from fakes import LONG_ANSWER_TOKENS, FakeSession, ctrl_c
-from prompt_toolkit.application import create_app_session
+from chats import ALT_ENTER, CTRL_C, CTRL_J, ENTER, chats
+from fakes import LONG_ANSWER_TOKENS, ctrl_c
 from prompt_toolkit.completion import CompleteEvent
 from prompt_toolkit.document import Document
-from prompt_toolkit.input import create_pipe_input
-from prompt_toolkit.output import DummyOutput
 
 from mlxchat import paths
-from mlxchat.chat.session import ChatOptions
-from mlxchat.cli import repl
-from mlxchat.cli.screen import Screen
-from mlxchat.cli.turn import Answers
+from mlxchat.cli import keys, recall
+from mlxchat.cli.completion import ChatCompleter
 from mlxchat.errors import ModelNotFoundError
-
-ENTER, ALT_ENTER, CTRL_J, CTRL_C, CTRL_D = "\r", "\x1b\r", "\n", "\x03", "\x04"
-
-
-class Chat:
-    """A REPL whose keyboard is a pipe and whose screen is a string."""
-
-    def __init__(self, pipe, model):
-        self._pipe, self._out = pipe, io.StringIO()
-        self.session = FakeSession(model, ChatOptions())
-        screen = Screen(self._out, self._out)
-        answers = Answers(self.session, screen, turn_line=True)
-        self.repl = repl.Repl(lambda: answers, screen, model)
-
-    def run(self, keys):
-        """Types, then Ctrl-D; returns what was printed."""
-        self._pipe.send_text(keys + CTRL_D)
-        assert self.repl.run() == 0
-        return self._out.getvalue()
 
 
 @pytest.fixture
 def make_chat():
     """Makes chats over a fake session."""
-    made = []
-    with create_pipe_input() as pipe, create_app_session(pipe, DummyOutput()):
-
-        def make(model=None):
-            made.append(Chat(pipe, model))
-            return made[-1]
-
+    with chats() as make:
         yield make
-    for chat in made:
-        chat.session.close()
 
 
 @pytest.fixture
@@ -107,7 +75,7 @@ def test_ctrl_c_twice_leaves(chat):
 
 def test_ctrl_c_twice_but_slowly_stays(chat, monkeypatch):
     """Two presses that are far apart are two wishes to clear the line."""
-    monkeypatch.setattr(repl, "LEAVE_WITHIN_S", 0.0)
+    monkeypatch.setattr(keys, "LEAVE_WITHIN_S", 0.0)
     chat.run(f"{CTRL_C}{CTRL_C}hello{ENTER}")
     assert chat.session.sent == ["hello"]
 
@@ -130,9 +98,10 @@ def test_ctrl_c_stops_the_answer_and_keeps_the_chat(chat):
 
 
 def test_ctrl_c_while_loading_keeps_the_chat(make_chat):
-    """Ctrl-C before there is anything to keep says so and goes on."""
+    """Ctrl-C while a message waits for the model takes the message back and goes on."""
     chat = make_chat("slow")
-    with ctrl_c(lambda: chat.session.send_calls):
+    waits = "StopOnCtrlC._press"  # what handles Ctrl-C by then
+    with ctrl_c(lambda: waits in repr(signal.getsignal(signal.SIGINT))):
         out = chat.run(f"hello{ENTER}again{ENTER}")
     assert chat.session.sent == ["again"]
     assert "Stopped.\nyou said: again" in out
@@ -222,7 +191,7 @@ def test_history_made_private(mlxchat_home):
     file = mlxchat_home / "data" / "input_history"
     file.parent.mkdir(parents=True)
     file.touch(0o644)
-    repl.open_history(file)
+    recall.open_history(file)
     assert file.stat().st_mode & 0o777 == 0o600
 
 
@@ -237,7 +206,7 @@ def test_history_that_cannot_be_kept(make_chat, mlxchat_home):
 @pytest.mark.parametrize(
     ("text", "names"),
     [
-        ("/s", ["/system", "/stats"]),
+        ("/s", ["/system", "/stats", "/save", "/set"]),
         ("/he", ["/help"]),
         ("he", []),
         ("/system t", []),
@@ -247,7 +216,7 @@ def test_history_that_cannot_be_kept(make_chat, mlxchat_home):
 )
 def test_completion(text, names):
     """Tab completes command names at the start of the line, from the registry."""
-    found = repl.SlashCompleter().get_completions(Document(text), CompleteEvent())
+    found = ChatCompleter(lambda: None).get_completions(Document(text), CompleteEvent())
     assert [completion.text for completion in found] == names
 
 

@@ -236,6 +236,19 @@ def test_narrow_terminal():
         assert "\nreused 2290, read 20\n" in terminal.text
 
 
+def test_dumb_terminal():
+    """Where the terminal can do nothing (Emacs' shell) messages are answered all the same."""
+    with Terminal(FAKES, TERM="dumb") as terminal:
+        terminal.wait_for(">")
+        terminal.send("hello\r")
+        terminal.wait_for("you said: hello")
+        terminal.send("again\r")
+        terminal.wait_for("you said: again")
+        assert b"\x1b[2m" not in terminal.raw
+        terminal.send("/exit\r")
+        assert terminal.wait_for_end() == 0
+
+
 def test_json_in_a_terminal():
     """--json in a terminal reads lines and prints objects, without a prompt."""
     with Terminal(FAKES, "--json", columns=2000) as terminal:

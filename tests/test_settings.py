@@ -31,7 +31,7 @@ def test_full_file():
     [
         ("model = ", "not valid TOML"),
         (b"model = '\xff'", "cannot read"),
-        ("modle = 'x'", "modle is not a setting; known are model, system, sampling"),
+        ("modle = 'x'", "modle is not a setting; known are model, system, history, sampling"),
         ("model = 3", "model = 3 is not allowed; give a string"),
         ("sampling = 3", "sampling = 3 is not allowed; give a [sampling] table"),
         ("[sampling]\ntemp = 1", "sampling.temp is not a setting; known are temperature"),

@@ -43,7 +43,14 @@ class Notice:
 
 @dataclass(frozen=True, slots=True)
 class SessionInfo:
-    """What is known once the model is loaded. `backend` is a line for people."""
+    """What is known once the model is loaded.
+
+    Attributes:
+        backend: A line for people.
+        source: The name under which the same model is opened again: a Hub id or a whole path.
+        commit: The Hub commit, where there is one.
+        fingerprint: Identity of config and weights.
+    """
 
     model: str
     family: str
@@ -54,6 +61,9 @@ class SessionInfo:
     is_builtin: bool
     load_s: float
     notices: tuple[str, ...] = ()
+    source: str | None = None
+    commit: str | None = None
+    fingerprint: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

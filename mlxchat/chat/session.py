@@ -10,9 +10,11 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 from mlxchat.chat.conversation import Branch, Conversation
+from mlxchat.chat.history_writer import LiveTurn
 from mlxchat.chat.pause import AfterPause
 from mlxchat.chat.results import LoadProgress, SessionInfo, TurnResult
 from mlxchat.engine.options import SamplingSettings
@@ -20,6 +22,8 @@ from mlxchat.engine.worker import Job, JobCancelledError, JobContext, Worker
 from mlxchat.errors import UsageError
 
 if TYPE_CHECKING:
+    from mlxchat.chat.history import Record, Restored
+    from mlxchat.chat.recorder import Recorder
     from mlxchat.chat.turn import TurnRunner
     from mlxchat.chat.warming import Warmed
     from mlxchat.engine.prefix_cache import CacheReport
@@ -43,6 +47,7 @@ class ChatOptions:
         verify: Compare every turn with a from-scratch prefill.
         idle_work: After an answer, bring the cache to what the next turn will render, and store it.
         keeps_history: The conversation may be on disk, its keys and values too.
+        now: The date that the template shows for the whole conversation; None is now.
     """
 
     system: str | None = None
@@ -55,6 +60,7 @@ class ChatOptions:
     verify: bool = False
     idle_work: bool = True
     keeps_history: bool = True
+    now: datetime | None = None
 
     @property
     def stores_conversation(self) -> bool:
@@ -68,19 +74,26 @@ class Session:
     Args:
         model: A folder, a Hub id, or None for the built-in model.
         options: How to answer.
+        recorder: Keeps what is said; None keeps nothing.
     """
 
-    def __init__(self, model: str | None, options: ChatOptions) -> None:
+    def __init__(
+        self, model: str | None, options: ChatOptions, recorder: "Recorder | None" = None
+    ) -> None:
         self.model = model
-        self.options = options
+        self.options = replace(options, now=options.now or datetime.now())
         self.conversation = Conversation(options.system)
+        self.recorder = recorder
+        if recorder is not None:
+            recorder.begin(self.conversation)
         self.info: SessionInfo | None = None
         self.last: TurnResult | None = None
         self._worker = Worker()
         self._runner: TurnRunner | None = None
-        self._keep_branch = False
+        self._keep_branch = self._is_closed = False
         self._turn_job: Job[TurnResult] | None = None
         self._pause = AfterPause(STORE_AFTER_S, lambda: self._keep_prompts(whole=True, idle=True))
+        self._made_by: dict[int, str | None] = {}
 
     # -- loading -----------------------------------------------------------------------------------
 
@@ -103,6 +116,9 @@ class Session:
             self._runner, self.info = load_runner(self.model, options, report, context.check)
             if self.options is not options:  # a command changed them meanwhile
                 self._runner.set_options(self.options)
+            if self.conversation.head is not None:
+                self._drop_foreign_ids()
+                self._settle_when_idle()
         return self.info
 
     # -- turns -------------------------------------------------------------------------------------
@@ -140,30 +156,44 @@ class Session:
         start = time.perf_counter()
         branch = self._keep_branch or keep_branch
         self._keep_branch = False
+        conversation = self.conversation
+        model, system = self._model_name(), conversation.system
+        num_before = len(conversation.nodes)
+        turn = LiveTurn(question, find_head(), num_before, system, self.options, model, self.info)
 
         def job(context: JobContext) -> TurnResult:
             loading = time.perf_counter()
             self._load(context)
             loaded_s = time.perf_counter() - loading
             assert self._runner is not None
-            before, head = self.conversation.head, find_head()
-            self.conversation.head = head
+            turn.info = self.info
+            before, head = conversation.head, find_head()
+            conversation.head = head
+            num_before = len(conversation.nodes)
             try:
                 self.last = self._runner.run(
-                    self.conversation,
+                    conversation,
                     question,
                     context,
                     start=start + loaded_s,
                     keep_branch=branch,
                 )
             finally:
-                if self.conversation.head == head:  # the turn was not kept
-                    self.conversation.head = before
+                if conversation.head == head:  # the turn was not kept
+                    conversation.head = before
+            turn.nodes = tuple(range(num_before + 1, len(conversation.nodes) + 1))
             self._settle_when_idle()
             return self.last
 
-        self._turn_job = self._worker.submit(job)
-        return self._turn_job
+        self._turn_job = submitted = self._worker.submit(job)
+        if self.recorder is None:
+            return submitted
+        # The worker reads the prompt while the question is written.
+        return self.recorder.start(turn, submitted)
+
+    def _model_name(self) -> str:
+        """Returns the name under which the model is opened again."""
+        return (self.info.source if self.info else None) or self.model or "builtin"
 
     def _settle_when_idle(self) -> None:
         """Has the cache brought to what the next turn will begin with, in the background."""
@@ -178,10 +208,13 @@ class Session:
 
     def _keep_prompts(self, *, whole: bool, idle: bool) -> Job[None]:
         """Has what was computed stored: the system prompt, or the whole conversation too."""
+        conversation = self.conversation
+        number = self.recorder.conversation_id if self.recorder is not None else None
+        owner = "" if number is None else str(number)
 
         def job(context: JobContext) -> None:
             if self._runner is not None:
-                self._runner.keep_prompts(self.conversation, context, whole=whole)
+                self._runner.keep_prompts(conversation, context, whole=whole, owner=owner)
 
         return self._worker.submit(job, idle=idle)
 
@@ -235,6 +268,8 @@ class Session:
         self._keep_branch = True
         self._worker.cancel_idle()
         self._settle_when_idle()
+        if self.recorder is not None:
+            self.recorder.note_move()
 
     def set_system(self, text: str | None) -> None:
         """Sets the system prompt; it takes effect with the next turn."""
@@ -246,11 +281,42 @@ class Session:
         Returns:
             What the template had to say, such as that it has no switch.
         """
-        self.options = replace(self.options, think=think)
-        if self._runner is None:
+        return self.set_options(replace(self.options, think=think))
+
+    def set_options(self, options: ChatOptions) -> list[str]:
+        """Takes other options from the next turn on; system prompt and context limit stay.
+
+        Returns:
+            What the template had to say to its switches.
+        """
+        old, self.options = self.options, options
+        runner = self._runner
+        if runner is None:
             return []
-        runner, options = self._runner, self.options
+        if (options.think, options.keep_thinking) == (old.think, old.keep_thinking):
+            runner.set_sampling(options)  # idle work goes on
+            return []
         return self._worker.run(lambda _: runner.set_options(options))
+
+    def resolve_sampling(self) -> tuple[dict[str, float], frozenset[str]] | None:
+        """Tells how the next answer is sampled.
+
+        Returns:
+            All values by the names of `SamplingSettings`, and the names that the model's
+            generation_config.json decides where the options leave them open; None before the
+            model is loaded.
+        """
+        return None if self._runner is None else self._runner.resolve_sampling()
+
+    def count_tokens(self, text: str) -> int | None:
+        """Counts the tokens of a text; None before the model is loaded."""
+        # Not a job: it needs no MLX, and a job would end the work that is done in idle time.
+        return None if self._runner is None else len(self._runner.tokenizer.encode(text))
+
+    def last_answer(self) -> str | None:
+        """Returns the text of the last answer on the current branch."""
+        messages = self.conversation.messages()
+        return next((m.content for m in reversed(messages) if m.role == "assistant"), None)
 
     def count_rereads(self) -> tuple[int, int] | None:
         """Tells what a change of system prompt, thinking or branch costs.
@@ -269,11 +335,105 @@ class Session:
         """The system prompt."""
         return self.conversation.system
 
+    def prepare_history(self) -> None:
+        """Opens the history in the background, so that the first turn finds it open."""
+        if self.recorder is not None:
+            self.recorder.prepare()
+
+    @property
+    def title(self) -> str | None:
+        """What the person called the conversation."""
+        return self.recorder.title if self.recorder is not None else None
+
+    def set_title(self, title: str | None) -> None:
+        """Names the conversation in the history.
+
+        Raises:
+            UsageError: It is not kept.
+            HistoryError: It cannot be written.
+        """
+        if self.recorder is None:
+            raise UsageError("this conversation is not kept; /save TITLE keeps it from now on")
+        self.recorder.set_title(title)
+
+    def save(self, title: str) -> int:
+        """Names the conversation and keeps it from now on; returns its number in the history.
+
+        Raises:
+            UsageError: Nothing was said yet.
+            HistoryError: It cannot be written.
+        """
+        if not self.conversation.nodes:
+            raise UsageError("nothing was said yet; say something first")
+        recorder = self.recorder
+        if recorder is None:
+            from mlxchat.chat.recorder import Recorder
+
+            recorder = Recorder("chat")
+            recorder.begin(self.conversation)
+        recorder.set_title(title)
+        if recorder.conversation_id is None:
+            recorder.save(self.options, self._model_name())
+        self.recorder, self.options = recorder, replace(self.options, keeps_history=True)
+        if self._runner is not None:
+            runner, options = self._runner, self.options
+            self._worker.run(lambda _: runner.set_options(options))
+        assert recorder.conversation_id is not None
+        return recorder.conversation_id
+
+    def record(self) -> "Record":
+        """Returns the conversation as the history holds it, or would hold it."""
+        from mlxchat.chat.history import History, describe
+
+        number = self.recorder.conversation_id if self.recorder is not None else None
+        if self.recorder is None or number is None:
+            return describe(self.conversation, self._model_name(), self.options.now)
+        with contextlib.closing(History(self.recorder.path)) as history:
+            return history.record(number)
+
     def reset(self) -> None:
-        """Empties the conversation; the system prompt stays."""
+        """Begins another conversation with the same system prompt; the old one is history."""
+        self._take(Conversation(self.system), {})
+
+    def restore(self, restored: "Restored") -> None:
+        """Goes on with a conversation of the history.
+
+        Its tree, system prompt, date and thinking switches come back, so that it renders to the
+        ids it had; generated ids are dropped where another model made them.
+        """
+        record = restored.record
+        self.options = replace(
+            self.options,
+            think=record.think,
+            keep_thinking=record.keep_thinking,
+            now=record.template_now or self.options.now,
+        )
+        self._take(restored.conversation, restored.fingerprints)
+        if self.recorder is not None:
+            self.recorder.adopt(restored)
+        if self._runner is not None:
+            runner, options = self._runner, self.options
+            self._drop_foreign_ids()
+            self._worker.run(lambda _: runner.set_options(options))
+            self._settle_when_idle()
+
+    def _take(self, conversation: Conversation, made_by: dict[int, str | None]) -> None:
         self._worker.cancel_idle()
-        self.conversation.reset()
-        self.last = None
+        if self.conversation.head is not None:  # the person may come back to it
+            self._keep_prompts(whole=True, idle=True)
+        self.conversation, self._made_by = conversation, made_by
+        self.last, self._keep_branch = None, False
+        if self.recorder is not None:
+            self.recorder.begin(conversation)
+
+    def _drop_foreign_ids(self) -> None:
+        """Forgets the ids of answers that another model gave: its text alone counts."""
+        fingerprint = self.info.fingerprint if self.info is not None else None
+        nodes = self.conversation.nodes
+        for number, made_by in self._made_by.items():
+            if number in nodes and (made_by is None or made_by != fingerprint):
+                message = replace(nodes[number].message, content_ids=None, reasoning_ids=None)
+                nodes[number] = replace(nodes[number], message=message)
 
     # -- what is shown -----------------------------------------------------------------------------
 
@@ -301,7 +461,10 @@ class Session:
         self._worker.submit(lambda _: None, idle=True).result(timeout_s)
 
     def close(self) -> None:
-        """Stores what the next start can use, and ends the worker."""
+        """Stores what the next start can use, ends the worker, and completes the history."""
+        if self._is_closed:
+            return
+        self._is_closed = True
         self._pause.stop()
         try:
             if self._runner is not None and self._turn_job is not None and self._turn_job.done:
@@ -311,6 +474,8 @@ class Session:
                     self._runner.keeping.finish(LEAVE_S)
         finally:
             self._worker.close()
+            if self.recorder is not None:
+                self.recorder.close()
 
 
 def pick_seed() -> int:

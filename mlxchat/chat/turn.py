@@ -7,7 +7,7 @@ Ctrl-C leaves it as it was.
 import contextlib
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 from mlxchat.chat.conversation import Conversation
 from mlxchat.chat.prompt import PromptRenderer, RenderedPrompt
@@ -29,13 +29,19 @@ from mlxchat.chat.session import ChatOptions, pick_seed
 from mlxchat.chat.stop_strings import StopStrings
 from mlxchat.chat.template import ChatTemplate, Message
 from mlxchat.engine.engine import Engine, Logits, peak_memory_bytes, reset_peak_memory
+from mlxchat.engine.options import SamplingSettings
 from mlxchat.engine.prefix_cache import Plan
 from mlxchat.engine.sampling import Sampler, resolve_sampling
 from mlxchat.engine.timing import Stopwatch
 from mlxchat.engine.worker import JobCancelledError, JobContext
 from mlxchat.errors import ContextFullError, TemplateError
-from mlxchat.model.device import format_backend, make_device_plan
-from mlxchat.model.hub import resolve_model
+from mlxchat.model.device import (
+    SMALLEST_STREAM,
+    format_backend,
+    make_device_plan,
+    measure_bandwidth,
+)
+from mlxchat.model.hub import ModelFolder, resolve_model
 from mlxchat.model.language_model import ModelInfo
 from mlxchat.model.loader import LoadedModel, load_model
 from mlxchat.model.tokenizer import Tokenizer
@@ -77,7 +83,15 @@ def load_runner(
         is_builtin=folder.is_builtin,
         load_s=loaded.load_s,
         notices=(*info.notices, *_context_notices(options, info), *runner.template_notices()),
+        source=_name_to_reopen(folder),
+        commit=folder.commit,
+        fingerprint=loaded.fingerprint,
     )
+
+
+def _name_to_reopen(folder: ModelFolder) -> str:
+    is_local = folder.commit is None and not folder.is_builtin
+    return str(folder.path) if is_local else folder.name
 
 
 def _context_notices(options: ChatOptions, info: ModelInfo) -> list[str]:
@@ -117,12 +131,13 @@ class TurnRunner:
         self.context_limit = min(
             options.max_context or loaded.model.info.max_context, loaded.model.info.max_context
         )
-        self._template = ChatTemplate.for_tokenizer(loaded.tokenizer)
+        self._template = ChatTemplate.for_tokenizer(loaded.tokenizer, now=options.now)
         self.renderer = self._make_renderer(self._template)
         self._seed = pick_seed() if options.sampling.seed is None else options.sampling.seed
         self._reuses = True
         self._is_first = True
         self._num_settled = 0
+        self._bandwidth: float | None = None
         self._pin = 0  # where the turn began: sliding windows keep their rows back to it
         self._settle_note = ""
         self._notices_told: set[str] = set(self.template_notices())
@@ -136,11 +151,30 @@ class TurnRunner:
 
     def set_options(self, options: ChatOptions) -> list[str]:
         """Takes other options from the next turn on; returns what the template cannot do."""
-        self.options = options
+        if options.now != self.options.now:  # another conversation
+            self._template = ChatTemplate.for_tokenizer(self.tokenizer, now=options.now)
+        self.set_sampling(options)
+        self.keeping.keeps_conversation = options.stores_conversation
         self.renderer = self._make_renderer(self._template)
         notices = self.renderer.template.notices
         self._notices_told.update(notices)
         return [text for text in notices if text not in self._template.notices]
+
+    def set_sampling(self, options: ChatOptions) -> None:
+        """Takes other options that leave the rendering as it is; needs no MLX."""
+        seed = options.sampling.seed
+        if seed != self.options.sampling.seed:
+            self._seed = pick_seed() if seed is None else seed
+        self.options = options
+
+    def resolve_sampling(self) -> tuple[dict[str, float], frozenset[str]]:
+        """Returns the values in force by name, and the names that the checkpoint decides."""
+        config = self.loaded.generation_config
+        in_force = asdict(resolve_sampling(self.options.sampling, config, self._seed))
+        by_model = asdict(resolve_sampling(SamplingSettings(), config, 0))
+        plain = asdict(resolve_sampling(SamplingSettings(), {}, 0))
+        names = {name for name in plain if by_model[name] != plain[name] or name in config}
+        return in_force, frozenset(names)
 
     def count_rereads(self, conversation: Conversation) -> tuple[int, int]:
         """Counts the ids that are held in the conversation but would be read again, and all."""
@@ -215,13 +249,15 @@ class TurnRunner:
         assert logits is not None
         watch.add("prefill", now)
         self.keeping.note(messages, prompt.token_ids, prompt.message_ends[0])
-        attempt = len(conversation.children(conversation.head)) if question is None else 0
-        answer = self._decode(prompt, logits, watch, context, self._seed + attempt)
+        # Each answer has its own seed, so that a retry differs; the same moves give the same seeds.
+        seed = self._seed + len(conversation.nodes)
+        answer = self._decode(prompt, logits, watch, context, seed)
         for text in self._record(conversation, question, messages, prompt, answer):
             context.emit(Notice(text))
         result = self._result(prompt, plan, answer, watch)
         if self.options.verify:
-            result = replace(result, verify=self._verify(prompt, logits, context))
+            with contextlib.suppress(JobCancelledError):  # the answer stands, unverified
+                result = replace(result, verify=self._verify(prompt, logits, context))
         return result
 
     # -- before the answer -------------------------------------------------------------------------
@@ -369,14 +405,21 @@ class TurnRunner:
             settle_tokens=self._num_settled,
             completion_tokens=len(answer.tokens),
         )
+        kv_bytes = self.engine.prefix.cache.nbytes
         timing = watch.finish(
             usage.prefill_tokens,
             load_s=self.loaded.load_s if self._is_first else 0.0,
             peak_memory_bytes=peak_memory_bytes(),
-            kv_bytes=self.engine.prefix.cache.nbytes,
+            kv_bytes=kv_bytes,
             weight_bytes=self.loaded.model.info.weight_bytes,
         )
-        where = " from disk" if plan.action == "load" else ""
+        weights_read, rate = self.loaded.model.info.bytes_per_token, timing.decode_tok_per_s
+        if self._bandwidth and rate and weights_read and weights_read >= SMALLEST_STREAM:
+            share = (weights_read + kv_bytes) * rate / self._bandwidth
+            timing = replace(timing, bandwidth_use=share)
+        was_loaded = self.keeping.take_was_loaded() and plan.source == "live"  # in idle time
+        source = "disk" if was_loaded else plan.source
+        where = " from disk" if source == "disk" else ""
         reason = f"reused {num_cached}{where}, read {usage.prefill_tokens}"
         why = self._settle_note if plan.action == "continue" else plan.reason
         self._is_first, self._num_settled, self._settle_note = False, 0, ""
@@ -387,14 +430,14 @@ class TurnRunner:
             stop_reason=answer.stop_reason,
             usage=usage,
             timing=timing,
-            cache=CacheUse(plan.source, f"{reason} ({why})" if why else reason),
+            cache=CacheUse(source, f"{reason} ({why})" if why else reason),
             verify=None,
             tokens=tuple(answer.tokens),
         )
 
     def _verify(self, prompt: RenderedPrompt, logits: Logits, context: JobContext) -> Verify:
         """Proves the turn; where it fails, reuse is switched off for this model."""
-        found = self.engine.verify(prompt.token_ids, logits)
+        found = self.engine.verify(prompt.token_ids, logits, check=context.check)
         decode = self.tokenizer.decode
         shown = decode(prompt.token_ids, skip_special_tokens=False)
         wanted = decode(self.tokenizer.encode(prompt.text), skip_special_tokens=False)
@@ -414,6 +457,9 @@ class TurnRunner:
         self, conversation: Conversation, context: JobContext, *, keep_branch: bool = False
     ) -> None:
         """Brings the cache to what the next turn will begin with; gives way within one chunk."""
+        is_large = (self.loaded.model.info.bytes_per_token or 0) >= SMALLEST_STREAM
+        if self._bandwidth is None and is_large and not context.cancelled:
+            self._bandwidth = measure_bandwidth()
         if not self._reuses or conversation.head is None:
             return
         target = self.renderer.settle_target(conversation.messages())
@@ -424,6 +470,7 @@ class TurnRunner:
         lost = plan.num_held - plan.start
         try:
             context.check()
+            plan = self.keeping.restore(target, plan, context.check, leave=0)
             prefix.apply(plan, keep_branch=keep_branch)
             prefix.cache.pin(min(plan.start, self._pin))
             before = len(prefix.token_ids)
@@ -436,13 +483,16 @@ class TurnRunner:
         if lost > 1 and not keep_branch:
             self._settle_note = f"the template dropped or moved {lost} ids of the last turn"
 
-    def keep_prompts(self, conversation: Conversation, context: JobContext, *, whole: bool) -> None:
+    def keep_prompts(
+        self, conversation: Conversation, context: JobContext, *, whole: bool, owner: str = ""
+    ) -> None:
         """Stores what was computed, as far as the context lets it; the rest waits for another call.
 
         Args:
             conversation: Where the person is.
             context: The job's.
             whole: More than the system prompt.
+            owner: Number of the conversation in the history.
         """
         if not self._reuses:
             return
@@ -450,6 +500,6 @@ class TurnRunner:
             self.keeping.keep_system(context.check)
             if whole and conversation.head is not None:
                 target = self.renderer.settle_target(conversation.messages())
-                self.keeping.keep_conversation(target, context.check)
+                self.keeping.keep_conversation(target, owner, context.check)
         except JobCancelledError:
             return

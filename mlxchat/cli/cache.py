@@ -25,13 +25,16 @@ if TYPE_CHECKING:
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
 
-@click.group()
-def cache() -> None:
+@click.group(invoke_without_command=True)
+@click.pass_context
+def cache(context: click.Context) -> None:
     """List, make and remove stored prompt caches.
 
     The keys and values of system prompts and conversations are kept on disk, so that the next
     start with the same model reads only what is new.
     """
+    if context.invoked_subcommand is None:
+        context.invoke(list_)
 
 
 def _open_store() -> "PromptStore":

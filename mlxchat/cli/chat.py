@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mlxchat.cli.failures import explain
-from mlxchat.cli.options import chat_options, read_request
+from mlxchat.cli.history import complete_conversation
+from mlxchat.cli.options import Request, chat_options, make_attachments, read_request
+from mlxchat.cli.resume import PICK, find_conversation
 from mlxchat.cli.screen import Screen
 from mlxchat.errors import MlxchatError
 
@@ -17,8 +19,32 @@ if TYPE_CHECKING:
 
 
 @click.command()
+@click.option("-c", "--continue", "goes_on", is_flag=True, help="Go on with the last chat.")
+@click.option(
+    "-r",
+    "--resume",
+    metavar="[ID]",
+    is_flag=False,
+    flag_value=PICK,
+    shell_complete=complete_conversation,
+    help="Go on with a conversation of the history; without ID choose from a list.",
+)
 @chat_options
-def chat(as_json: bool, timing: bool, plain: bool, **params: Any) -> int:
+@click.option(
+    "--shell",
+    is_flag=True,
+    help="`!cmd` runs a command also where stdin is no terminal; else it is text, as lines may be"
+    " data.",
+)
+def chat(
+    goes_on: bool,
+    resume: str | None,
+    as_json: bool,
+    timing: bool,
+    plain: bool,
+    shell: bool,
+    **params: Any,
+) -> int:
     """Talk with a model.
 
     In a terminal this opens the chat. Otherwise each line of stdin is one message, and each answer
@@ -28,6 +54,13 @@ def chat(as_json: bool, timing: bool, plain: bool, **params: Any) -> int:
     is_interactive = sys.stdin is not None and sys.stdin.isatty() and sys.stdout.isatty()
     is_repl = is_interactive and not as_json
     screen = Screen(sys.stdout, sys.stdout if is_repl else sys.stderr, plain=plain)
+    restored = find_conversation(resume, is_last=goes_on, can_ask=is_repl)
+    greeting = ""
+    if restored is not None:
+        from mlxchat.cli.render_history import format_restored
+
+        request = request.go_on_with(restored)
+        greeting = format_restored(restored, shows_last=is_repl)
     with contextlib.ExitStack() as stack:
 
         def open_answers() -> "Answers":
@@ -37,34 +70,46 @@ def chat(as_json: bool, timing: bool, plain: bool, **params: Any) -> int:
             return Answers(session, screen, as_json=as_json, timing=timing, turn_line=is_repl)
 
         if not is_repl:
-            return run_lines(open_answers())
+            if greeting:
+                screen.note(greeting)
+            return run_lines(open_answers(), request, runs_shell=shell)
         from mlxchat.cli.repl import Repl
 
-        return Repl(open_answers, screen, request.model, plain=plain).run()
+        return Repl(open_answers, screen, request, plain=plain).run(greeting)
 
 
-def run_lines(answers: "Answers") -> int:
+def run_lines(answers: "Answers", request: Request, *, runs_shell: bool) -> int:
     """Takes one message or command per line of stdin; a line that fails does not end the chat.
+
+    Args:
+        answers: Gives the answers.
+        request: What was asked for.
+        runs_shell: `!` runs a command; else it is text, since lines may be data.
 
     Returns:
         The exit code: 1 when a line failed.
     """
     from mlxchat.cli import slash
 
-    context = slash.Context(answers.session, answers.screen.note)
+    screen, attached = answers.screen, make_attachments(request)
+    context = slash.Context(
+        answers.session, screen.note, attached, request.origins, runs_shell=runs_shell
+    )
     has_failed = False
     for line in _read_lines():
         try:
             start = slash.interpret(context, _decode(line))
-            if start is not None and answers.give(start).stop_reason == "user_cancelled":
-                raise KeyboardInterrupt
+            if start is not None:
+                if answers.give(start).stop_reason == "user_cancelled":
+                    raise KeyboardInterrupt
+                attached.sent()
         except slash.LeaveChat:
             break
         except BrokenPipeError:
             raise
         except Exception as error:
             has_failed = True
-            answers.screen.error(str(explain(error)))
+            screen.error(str(explain(error)))
     return int(has_failed)
 
 

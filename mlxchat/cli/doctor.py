@@ -1,5 +1,6 @@
 """`mlxchat doctor`: what this machine, this installation and these settings are."""
 
+import contextlib
 import json
 import os
 import platform
@@ -10,7 +11,7 @@ import click
 from mlxchat import __version__, paths
 from mlxchat.cli.failures import explain
 from mlxchat.cli.options import resolve_model
-from mlxchat.errors import MlxchatError
+from mlxchat.errors import HistoryError, MlxchatError
 from mlxchat.settings import load_settings, settings_path
 
 Rows = list[tuple[str, str]]
@@ -33,8 +34,17 @@ def doctor(as_json: bool) -> int:
     from mlxchat.cli.render import format_table
 
     backend, problem = _backend()
+    history, damage = _history()
+    problem = problem or damage
     python = f"{platform.python_version()} ({sys.executable})"
-    rows = [("mlxchat", __version__), ("python", python), *_packages(), *backend, *_places()]
+    rows = [
+        ("mlxchat", __version__),
+        ("python", python),
+        *_packages(),
+        *backend,
+        *_places(),
+        history,
+    ]
     click.echo(json.dumps(dict(rows)) if as_json else format_table(rows))
     if problem is not None:
         raise problem
@@ -64,6 +74,29 @@ def _backend() -> tuple[Rows, MlxchatError | None]:
         return [("backend", "none")], explain(error)
     finally:
         worker.close()
+
+
+def _history() -> tuple[tuple[str, str], MlxchatError | None]:
+    """Returns where the history lies and how it is."""
+    from mlxchat.chat.history import open_history
+    from mlxchat.chat.history_file import history_path
+    from mlxchat.cli.render import format_bytes
+
+    path = str(history_path())
+    try:
+        history = open_history()
+        if history is None:
+            return ("history", f"{path} (none yet)"), None
+        with contextlib.closing(history):
+            damage = history.check()
+            stats = history.stats() if not damage else None
+            size = format_bytes(history.file_bytes())
+    except MlxchatError as error:
+        return ("history", f"{path} (cannot be read)"), error
+    if stats is None:
+        line = f"the history in {path} is damaged ({damage[0]}); restore it from a backup"
+        return ("history", f"{path} ({size}, damaged)"), HistoryError(line)
+    return ("history", f"{path} ({size}, {stats.num_conversations} conversations, sound)"), None
 
 
 def _places() -> Rows:

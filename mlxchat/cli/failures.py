@@ -6,8 +6,10 @@ Exit codes: 0 all is well, 1 an error (a reader of stdout that went away too), 2
 
 import contextlib
 import os
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import click
@@ -20,6 +22,26 @@ INTERRUPTED = 130  # what shells report for SIGINT
 
 class Stopped(KeyboardInterrupt):
     """Ctrl-C stopped an answer before there was anything to keep."""
+
+
+@contextlib.contextmanager
+def stoppable() -> Iterator[None]:
+    """Lets Ctrl-C stop work on the main thread that watches nothing itself.
+
+    Raises:
+        Stopped: It did.
+    """
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        yield
+        return
+    old = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Stopped from None
+    finally:
+        signal.signal(signal.SIGINT, old)
 
 
 def report(run: Callable[[], Any]) -> int:

@@ -23,7 +23,8 @@ def generate(prompt: str | None, as_json: bool, timing: bool, plain: bool, **par
     answer goes to stdout, all else to stderr.
     """
     text = join_prompt(prompt, read_stdin())
-    with contextlib.closing(read_request(params).open(idle_work=False)) as session:
+    request = read_request(params, "generate")
+    with contextlib.closing(request.open(idle_work=False)) as session:
         from mlxchat.cli.turn import Answers
 
         screen = Screen(sys.stdout, sys.stderr, plain=plain)

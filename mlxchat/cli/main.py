@@ -14,6 +14,7 @@ from mlxchat.cli.chat import chat
 from mlxchat.cli.doctor import doctor
 from mlxchat.cli.failures import report
 from mlxchat.cli.generate import generate
+from mlxchat.cli.history import history
 
 
 class Program(click.Group):
@@ -52,7 +53,7 @@ def cli() -> None:
     """
 
 
-for _command in (chat, generate, cache, doctor):
+for _command in (chat, generate, history, cache, doctor):
     cli.add_command(_command)
 
 

@@ -3,7 +3,7 @@
 import contextlib
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -11,7 +11,9 @@ import click
 from mlxchat.settings import LENGTH_BOUNDS, SAMPLING_BOUNDS, Settings, load_settings
 
 if TYPE_CHECKING:
+    from mlxchat.chat.history import Restored
     from mlxchat.chat.session import Session
+    from mlxchat.cli.attachments import Attachments
 
 BUILTIN = "builtin"
 
@@ -74,6 +76,7 @@ _OPTIONS = (
     ),
     click.option("--keep-thinking", is_flag=True, help="Keep reasoning in the conversation."),
     click.option("--verify", is_flag=True, help="Compare each turn with a from-scratch prefill."),
+    click.option("--no-history", is_flag=True, help="Keep this conversation off the disk."),
     click.option("--timing", is_flag=True, help="Report where the time went, on stderr."),
     click.option("--json", "as_json", is_flag=True, help="Print one JSON object per answer."),
     click.option("--plain", is_flag=True, help="No colour and no progress display."),
@@ -104,11 +107,32 @@ class Request:
         model: None is the built-in one.
         sampling: Fields of `SamplingSettings`.
         options: Fields of `ChatOptions`, the sampling apart.
+        settings: What `config.toml` says.
+        origins: Who chose, by the names of fields.
+        kind: The command, as the history names it.
+        restored: The conversation to go on with.
+        given: What the command line itself says, which goes before what was restored.
     """
 
     model: str | None
     sampling: dict[str, Any]
     options: dict[str, Any]
+    settings: Settings = field(default_factory=Settings)
+    origins: dict[str, str] = field(default_factory=dict)
+    kind: str = "chat"
+    restored: "Restored | None" = None
+    given: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def keeps_history(self) -> bool:
+        """Whether what is said goes to disk."""
+        return bool(self.options.get("keeps_history", True))
+
+    def go_on_with(self, restored: "Restored") -> "Request":
+        """Returns the request for a conversation of the history, whose model is the default."""
+        has_model = self.given.get("model") is not None
+        stored = resolve_model(restored.record.summary.model, Settings())
+        return replace(self, model=self.model if has_model else stored, restored=restored)
 
     def open(self, *, idle_work: bool = True) -> "Session":
         """Makes the session; nothing is loaded yet.
@@ -116,26 +140,60 @@ class Request:
         Args:
             idle_work: Prepare the next turn after each; a waste of time where there is none.
         """
+        from mlxchat.chat.recorder import Recorder
         from mlxchat.chat.session import ChatOptions, Session
         from mlxchat.engine.options import SamplingSettings
 
         sampling = SamplingSettings(**self.sampling)
         options = ChatOptions(sampling=sampling, idle_work=idle_work, **self.options)
-        return Session(self.model, options)
+        recorder = Recorder(self.kind) if options.keeps_history else None
+        session = Session(self.model, options, recorder)
+        if self.restored is not None:
+            session.restore(self.restored)
+            if self.given.get("system") is not None:
+                session.set_system(self.given["system"])
+            if self.given.get("think") is not None:
+                session.set_thinking(self.given["think"])
+        return session
 
 
-def read_request(params: dict[str, Any]) -> Request:
+def read_request(params: dict[str, Any], kind: str = "chat") -> Request:
     """Joins the command line with `config.toml`; the command line wins.
 
     Args:
         params: The values of `chat_options` by name, without those that only concern the display.
+        kind: The command, as the history names it.
 
     Raises:
         SettingsError: `config.toml` is broken.
     """
     settings = load_settings()
     given = {name: value for name, value in params.items() if value is not None}
+    origins = dict.fromkeys(settings.sampling, "config.toml") | dict.fromkeys(given, "command line")
     sampling = settings.sampling | {n: given.pop(n) for n in SAMPLING_BOUNDS if n in given}
     model = resolve_model(given.pop("model", None), settings)
     system = given.pop("system", settings.system) or None  # `--system ""` takes the default away
-    return Request(model, sampling, {"system": system, **given})
+    if settings.max_file_kib is not None:
+        origins["max-file-kib"] = "config.toml"
+    if given.pop("no_history", False) or not settings.history:
+        given["keeps_history"] = False
+    options = {"system": system, **given}
+    return Request(
+        model, sampling, options, settings, origins, kind, given=_from_command_line(params)
+    )
+
+
+def make_attachments(request: Request) -> "Attachments":
+    """Makes the place for what waits for the next message, with the limit of the settings."""
+    from mlxchat.cli.attachments import Attachments
+
+    kib = request.settings.max_file_kib
+    return Attachments() if kib is None else Attachments(kib * 1024)
+
+
+def _from_command_line(params: dict[str, Any]) -> dict[str, Any]:
+    context = click.get_current_context(silent=True)
+    if context is None:
+        return {}
+    typed = click.core.ParameterSource.COMMANDLINE
+    return {n: x for n, x in params.items() if context.get_parameter_source(n) is typed}

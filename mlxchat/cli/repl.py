@@ -1,7 +1,7 @@
 """The chat in a terminal: prompt, keys, completion, toolbar.
 
-What is typed is understood by `slash` and answered by `turn`. The prompt is drawn before the
-session's code is imported; the model is loaded on the worker while the person types.
+What is typed is understood by `slash` and answered by `turn`; keys are in `keys`. The prompt is
+drawn before the session's code is imported; the model is loaded on the worker meanwhile.
 """
 
 import contextlib
@@ -10,50 +10,39 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import TYPE_CHECKING
 
 from prompt_toolkit import PromptSession
 from prompt_toolkit.application import Application
-from prompt_toolkit.completion import CompleteEvent, Completer, Completion
-from prompt_toolkit.document import Document
-from prompt_toolkit.history import FileHistory, History, InMemoryHistory
-from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.shortcuts import CompleteStyle
 
 from mlxchat import __version__, paths
 from mlxchat.cli import slash
+from mlxchat.cli.answer_keys import listen
+from mlxchat.cli.completion import ChatCompleter
 from mlxchat.cli.failures import Stopped, explain
+from mlxchat.cli.keys import PromptKeys
+from mlxchat.cli.lines import read_block
+from mlxchat.cli.options import Request, make_attachments
+from mlxchat.cli.paste import ChipProcessor, Pastes
+from mlxchat.cli.recall import RecentSuggest, open_history
 from mlxchat.cli.render import format_banner, format_progress, format_toolbar
 from mlxchat.cli.screen import Screen
+from mlxchat.errors import AttachError
 
 if TYPE_CHECKING:
     from mlxchat.chat.results import SessionInfo
-    from mlxchat.cli.turn import Answers
+    from mlxchat.chat.session import Session
+    from mlxchat.cli.attachments import Attachments
+    from mlxchat.cli.turn import Answers, Start
     from mlxchat.engine.worker import Job
 
-# Two presses further apart than this are two wishes to clear the line.
-LEAVE_WITHIN_S = 2.0
 # How often a message that waits for the model looks whether it is there.
 LOAD_POLL_S = 0.05
 _MARK_PASTES, _LEAVE_PASTES = "\x1b[?2004h", "\x1b[?2004l"
 _LEAVE_HINT = "Press Ctrl-C again to leave."
-
-
-class SlashCompleter(Completer):
-    """Completes the names of slash commands from their registry."""
-
-    def get_completions(
-        self, document: Document, complete_event: CompleteEvent
-    ) -> Iterable[Completion]:
-        """Yields the commands that begin with what stands before the cursor."""
-        text = document.text_before_cursor
-        if text.startswith("/") and not text[1:].startswith("/"):
-            for name, command in slash.COMMANDS.items():
-                if name.startswith(text[1:]):
-                    yield Completion(f"/{name}", -len(text), display_meta=command.summary)
 
 
 class Repl:
@@ -62,7 +51,7 @@ class Repl:
     Args:
         open_answers: Makes what answers, and its session; called when the prompt has been drawn.
         screen: Where to.
-        model: The name that was asked for; None is the built-in one.
+        request: What was asked for.
         plain: No toolbar.
     """
 
@@ -70,29 +59,43 @@ class Repl:
         self,
         open_answers: "Callable[[], Answers]",
         screen: Screen,
-        model: str | None,
+        request: Request,
         *,
         plain: bool = False,
     ) -> None:
-        self._open_answers, self._screen, self._model = open_answers, screen, model
+        self._open_answers, self._screen, self._model = open_answers, screen, request.model
         self._answers: Answers | None = None
+        self._attached: Attachments  # made when the prompt has been drawn
         self._load: Job[SessionInfo] | None = None
         self._load_text = ""
-        self._ctrl_c_at = -LEAVE_WITHIN_S
+        self._draft = ""  # what the next prompt begins with
+        self._request, self._pastes = request, Pastes()
+        self._keys = PromptKeys(self._pastes, screen.error)
         self._prompt: PromptSession[str] = PromptSession(
-            "> ",
+            self._sign,
             multiline=True,
             prompt_continuation="  ",
-            history=open_history(paths.data_dir() / "input_history"),
-            completer=SlashCompleter(),
+            history=open_history(
+                paths.data_dir() / "input_history",
+                self._pastes.expand,
+                is_kept=request.keeps_history,
+            ),
+            completer=ChatCompleter(self._session),
             complete_style=CompleteStyle.READLINE_LIKE,
             complete_while_typing=False,
-            key_bindings=self._keys(),
+            # Without colour a suggestion would look like what was typed.
+            auto_suggest=None if plain or os.environ.get("NO_COLOR") else RecentSuggest(),
+            input_processors=[ChipProcessor(self._pastes)],
+            key_bindings=self._keys.bindings,
+            vi_mode=request.settings.keys == "vi",
             bottom_toolbar=None if plain else self._toolbar,
         )
 
-    def run(self) -> int:
+    def run(self, greeting: str = "") -> int:
         """Talks until the person leaves.
+
+        Args:
+            greeting: What is said before the first prompt, besides the banner.
 
         Returns:
             The exit code.
@@ -101,30 +104,51 @@ class Repl:
             MlxchatError: The model could not be loaded.
         """
         self._screen.note(format_banner(__version__, self._model))
+        if greeting:
+            self._screen.note(greeting, dim=False)
         self._prompt.app.after_render += self._begin
-        with chat_signals(), contextlib.suppress(EOFError, slash.LeaveChat):
+        with chat_signals(), quiet_terminal(), contextlib.suppress(EOFError, slash.LeaveChat):
             while True:
-                text = self._prompt.prompt()
-                if text.strip() and self._answers is not None:
-                    self._take(text, self._answers)
+                text = self._prompt.prompt(default=self._draft)
+                self._draft = ""
+                if text.strip():
+                    self._take(text, self._answers or self._open(self._prompt.app))
         return 0
 
     def _take(self, text: str, answers: "Answers") -> None:
         try:
-            with quiet_terminal():
-                start = slash.interpret(slash.Context(answers.session, self._screen.note), text)
+            with marked_pastes() as is_able, listen(self._prompt.app.input, is_able):
+                start = self._understand(text, answers)
                 if start is not None:
                     self._wait_for_load()
                     answers.tell_load()
                     answers.give(start)
+                    self._attached.sent()
         except Stopped:
             self._screen.note("Stopped.")
+        except AttachError as error:
+            self._draft = text
+            self._screen.error(str(error))
         except slash.LeaveChat:
             raise
         except Exception as error:
             if answers.session.info is None and self._load is not None and self._load.done:
                 raise  # without a model there is nothing to go on with
             self._screen.error(str(explain(error)))
+
+    def _understand(self, text: str, answers: "Answers") -> "Start | None":
+        context = slash.Context(
+            answers.session,
+            self._screen.note,
+            self._attached,
+            self._request.origins,
+            self._screen.escape,
+            self._pastes.expand,
+        )
+        block = read_block(text)
+        if block is None:
+            return slash.interpret(context, text)
+        return slash.send(context, block, is_literal=True)
 
     def _wait_for_load(self) -> None:
         """Shows how the load goes on while a message waits for it.
@@ -145,77 +169,54 @@ class Repl:
         self._screen.clear_progress()
 
     def _begin(self, app: "Application[str]") -> None:
-        """Opens the session and loads the model; runs once, after the first drawing."""
+        """Opens the session after the first drawing; a dumb terminal's prompt never gets here."""
         app.after_render -= self._begin
-        from mlxchat.chat.results import LoadProgress
-
         try:
-            self._answers = self._open_answers()
-            self._load = job = self._answers.session.load()
+            self._open(app)
         except Exception as error:
             leave_prompt(app, error)
-            return
+
+    def _open(self, app: "Application[str]") -> "Answers":
+        """Opens the session and loads the model in the background; returns what answers."""
+        from mlxchat.chat.results import LoadProgress
+
+        self._attached = make_attachments(self._request)
+        self._answers = answers = self._open_answers()
+        self._load = job = answers.session.load()
+        answers.session.prepare_history()
+
+        def redraw() -> None:
+            with contextlib.suppress(RuntimeError):  # the prompt's loop has just ended
+                app.invalidate()
 
         def watch() -> None:
             started = time.monotonic()
             for event in job:
                 if isinstance(event, LoadProgress):
                     self._load_text = format_progress(event, time.monotonic() - started)
-                    app.invalidate()
+                    redraw()
             try:
                 job.result()
-                app.invalidate()
+                redraw()
             except Exception as error:
                 leave_prompt(app, error)
 
         threading.Thread(target=watch, name="load-watch", daemon=True).start()
+        return answers
+
+    def _session(self) -> "Session | None":
+        return None if self._answers is None else self._answers.session
+
+    def _sign(self) -> str:
+        count = 0 if self._answers is None else len(self._attached.pending)
+        return f"[{count} attached] > " if count else "> "
 
     def _toolbar(self) -> str:
-        if time.monotonic() - self._ctrl_c_at < LEAVE_WITHIN_S:
+        if self._keys.hints_at_leaving:
             return _LEAVE_HINT
-        session = None if self._answers is None else self._answers.session
-        return format_toolbar(session, self._model, self._load_text)
-
-    def _keys(self) -> KeyBindings:
-        keys = KeyBindings()
-
-        @keys.add("enter")
-        def _send(event: KeyPressEvent) -> None:
-            event.current_buffer.validate_and_handle()
-
-        @keys.add("escape", "enter")
-        @keys.add("c-j")
-        def _new_line(event: KeyPressEvent) -> None:
-            event.current_buffer.insert_text("\n")
-
-        @keys.add("c-c")
-        @keys.add("<sigint>")
-        def _clear_or_leave(event: KeyPressEvent) -> None:
-            now = time.monotonic()
-            is_empty = not event.current_buffer.text
-            if is_empty and now - self._ctrl_c_at < LEAVE_WITHIN_S:
-                event.app.exit(exception=EOFError)
-                return
-            event.current_buffer.reset()
-            self._ctrl_c_at = now
-            if event.app.loop is not None:  # takes the hint away when it is no longer true
-                event.app.loop.call_later(LEAVE_WITHIN_S, event.app.invalidate)
-
-        return keys
-
-
-def open_history(path: Path) -> History:
-    """Returns the input history kept in `path`, which only its owner can read.
-
-    Where the file cannot be written the history lasts as long as the chat.
-    """
-    try:
-        paths.make_private_dir(path.parent)
-        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
-        path.chmod(0o600)
-    except OSError:
-        return InMemoryHistory()
-    return FileHistory(str(path))
+        toolbar = format_toolbar(self._session(), self._model, self._load_text)
+        attached = "" if self._answers is None else self._attached.describe()
+        return f"{attached} · {toolbar}" if attached else toolbar
 
 
 def leave_prompt(app: "Application[str]", error: Exception) -> None:
@@ -257,10 +258,9 @@ def chat_signals() -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet_terminal() -> Iterator[None]:
-    """Keeps keys that are pressed during an answer from showing; Ctrl-C still interrupts.
+    """Keeps keys that are pressed between prompts from showing; Ctrl-C still interrupts.
 
-    What was typed is there when the next prompt opens. What was pasted is still one piece then: the
-    terminal goes on marking where a paste begins and ends.
+    What was typed is there when the next prompt opens, which takes the terminal over as it is here.
     """
     import termios
 
@@ -272,17 +272,29 @@ def quiet_terminal() -> Iterator[None]:
         return
     quiet = [*old]
     quiet[0] &= ~termios.ICRNL  # Enter stays Enter for the next prompt
-    quiet[3] &= ~(termios.ECHO | termios.ICANON)
+    quiet[3] &= ~(termios.ECHO | termios.ICANON | termios.IEXTEN)
     quiet[3] |= termios.NOFLSH  # Ctrl-C does not throw away what was typed before it
     termios.tcsetattr(descriptor, termios.TCSADRAIN, quiet)
-    marks_pastes = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
-    if marks_pastes:
-        sys.stdout.write(_MARK_PASTES)
-        sys.stdout.flush()
     try:
         yield
     finally:
-        if marks_pastes:
+        termios.tcsetattr(descriptor, termios.TCSADRAIN, old)
+
+
+@contextlib.contextmanager
+def marked_pastes() -> Iterator[bool]:
+    """Has the terminal mark where a paste begins and ends, as it does at the prompt.
+
+    So what is pasted during an answer is still one piece when the next prompt reads it. Yields
+    whether there is a terminal that can do this.
+    """
+    is_able = sys.stdin.isatty() and sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+    if is_able:
+        sys.stdout.write(_MARK_PASTES)
+        sys.stdout.flush()
+    try:
+        yield is_able
+    finally:
+        if is_able:
             sys.stdout.write(_LEAVE_PASTES)
             sys.stdout.flush()
-        termios.tcsetattr(descriptor, termios.TCSADRAIN, old)

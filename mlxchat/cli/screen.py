@@ -23,7 +23,8 @@ class Screen:
 
     def __init__(self, out: TextIO, notes: TextIO, *, plain: bool = False) -> None:
         self._is_terminal = self.shows_reasoning = notes.isatty()
-        self.shows_progress = notes.isatty() and not plain and os.environ.get("TERM") != "dumb"
+        self._takes_escapes = notes.isatty() and os.environ.get("TERM") != "dumb"
+        self.shows_progress = self._takes_escapes and not plain
         self._dims = self.shows_progress and not os.environ.get("NO_COLOR")
         self._out, self._notes = out, notes
         self._is_one_place = out is notes or (out.isatty() and notes.isatty())
@@ -55,6 +56,15 @@ class Screen:
     def line(self, text: str) -> None:
         """Writes a line to `out` that is no answer text, such as a JSON object."""
         self._write(self._out, f"{text}\n", dim=False)
+
+    def escape(self, sequence: str) -> bool:
+        """Writes an escape sequence of ours that shows nothing; returns False without a terminal.
+
+        The only way past `sanitize`: nothing of a model, a file or a person may be in it unencoded.
+        """
+        if self._takes_escapes:
+            self._put(self._notes, sequence)
+        return self._takes_escapes
 
     def end_line(self) -> None:
         """Ends the line that a piece left open, so that what follows starts its own."""

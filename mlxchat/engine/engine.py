@@ -166,16 +166,20 @@ class Engine:
             yield token_id
             token = ahead
 
-    def verify(self, token_ids: Sequence[int], logits: Logits) -> Verification:
+    def verify(
+        self, token_ids: Sequence[int], logits: Logits, *, check: Check = _nothing
+    ) -> Verification:
         """Compares with a prefill of the same ids in a fresh cache.
 
         Args:
             token_ids: The prompt; the live sequence must begin with it.
             logits: (1, V) of its last position, from the cached way.
+            check: Called between chunks; what it raises ends the comparison.
         """
         cache = self.model.make_cache()
         fresh = logits
         for start in range(0, len(token_ids), VERIFY_CHUNK):
+            check()
             chunk = list(token_ids[start : start + VERIFY_CHUNK])
             fresh = self.model.forward(mx.array([chunk]), cache)
             mx.eval(cache.arrays(), fresh)

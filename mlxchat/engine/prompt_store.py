@@ -31,6 +31,7 @@ What = Literal["system", "conversation"]
 
 # Shorter prefixes are computed again as fast as a file is opened and checked.
 MIN_IDS = 32
+LABEL_CHARS = 60
 # Where sequences can be trimmed, so many of the files last used are tried for a common beginning.
 MAX_PARTIAL_TRIES = 256
 # A temporary file that nobody has written to for this long belongs to a process that is gone.
@@ -426,6 +427,22 @@ class PromptStore:
         left = {e.name for e in self.entries()}
         return gone + [e for name, e in before.items() if name not in left]
 
+    def forget(self, owners: Iterable[int] | None = None) -> list[Entry]:
+        """Removes what is stored of conversations; returns what was removed.
+
+        Args:
+            owners: Their numbers in the history; None for all.
+        """
+        entries = [e for e in self.entries() if e.what == "conversation"]
+        if owners is not None:
+            wanted, mine = {str(number) for number in owners}, []
+            for entry in entries:
+                with contextlib.suppress(BadFileError, OSError):
+                    if self.describe(entry).owner in wanted:
+                        mine.append(entry)
+            entries = mine
+        return self.remove(entries)
+
     def clear(self) -> list[Entry]:
         """Removes every stored prefix; returns what was removed."""
         self._remove_temporary(0)
@@ -439,6 +456,11 @@ class PromptStore:
                         age = time.time() - item.stat(follow_symlinks=False).st_mtime
                         if age >= older_than_s:
                             os.unlink(item.path)
+
+
+def make_label(first: str) -> str:
+    """Returns what a stored prompt is called: the beginning of its first message, in one line."""
+    return " ".join(first.split())[:LABEL_CHARS]
 
 
 def _make_entry(match: re.Match[str], status: os.stat_result) -> Entry:

@@ -10,6 +10,7 @@ import atexit
 import queue
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -70,6 +71,29 @@ class Job(Generic[T]):
         while (event := self._context._events.get()) is not _END:
             yield event
         self._context._events.put(_END)  # a second iteration ends at once
+
+    def batches(self, interval_s: float) -> Iterator[list[Any]]:
+        """Yields the job's events in lists, at most one every `interval_s` seconds.
+
+        The first event comes at once; the next ones wait until the interval since the last list is
+        over. So a consumer whose work costs the same for one event and for many keeps up.
+        """
+        due = 0.0
+        while True:
+            batch = [self._context._events.get()]
+            while batch[-1] is not _END:
+                wait_s = due - time.monotonic()
+                try:
+                    batch.append(self._context._events.get(wait_s > 0, max(wait_s, 0.0)))
+                except queue.Empty:
+                    break
+            if batch[-1] is _END:
+                self._context._events.put(_END)
+                if batch[:-1]:
+                    yield batch[:-1]
+                return
+            due = time.monotonic() + interval_s
+            yield batch
 
     def result(self, timeout_s: float | None = None) -> T:
         """Waits for the job and returns its value, or raises what it raised.

@@ -11,6 +11,7 @@ import os
 import platform
 import shutil
 import sys
+import time
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -22,6 +23,9 @@ Backend = Literal["metal", "cuda", "cpu"]
 Blas = Literal["accelerate", "openblas", "bundled", "none"]
 
 _OPENBLAS_NAMES = ("libopenblas.so.0", "libopenblas.so", "libopenblasp.so.0")
+
+# Weights below this stay in processor caches: their rate says nothing of memory.
+SMALLEST_STREAM = 64 << 20
 
 # Share of the machine's memory that float32 copies of quantised weights may take on the CPU
 # backend.
@@ -131,6 +135,27 @@ def make_device_plan() -> DevicePlan:
         matvec="transposed" if blas == "bundled" else "column",
         memory_bytes=total_memory_bytes(),
     )
+
+
+@cache
+def measure_bandwidth() -> float:
+    """Measures how fast this device reads memory, once per process, in bytes per second.
+
+    Decoding reads all weights for each token, so this is what bounds it. The product of a vector
+    and a matrix larger than any cache, either way round; the best of five.
+    """
+    mx = load_mlx()
+    num_bytes = SMALLEST_STREAM if make_device_plan().backend == "cpu" else 4 * SMALLEST_STREAM
+    matrix = mx.ones((num_bytes // 4096, 1024), mx.float32)
+    row, column = mx.ones((1, matrix.shape[0])), mx.ones((1024, 1))
+    mx.eval(matrix, row, column)
+    times = []
+    for _ in range(5):
+        for left, right in ((matrix, column), (row, matrix)):
+            start = time.perf_counter()
+            mx.eval(left @ right)
+            times.append(time.perf_counter() - start)
+    return num_bytes / min(times)
 
 
 def format_backend(plan: DevicePlan) -> str:

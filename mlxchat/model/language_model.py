@@ -10,7 +10,11 @@ from mlxchat.model.kv_cache import SequenceCache
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What a loaded model tells about itself, native or not."""
+    """What a loaded model tells about itself, native or not.
+
+    `bytes_per_token` are the weights read for one decoded token; None where only some are read and
+    it is not known which (mixtures of experts).
+    """
 
     family: str
     n_layers: int
@@ -19,6 +23,7 @@ class ModelInfo:
     n_params: int
     weight_bytes: int
     notices: tuple[str, ...] = ()
+    bytes_per_token: int | None = None
 
 
 class LanguageModel(Protocol):

@@ -85,6 +85,7 @@ class Transformer:
             max_context=config.max_exact_context,
             n_params=weights.n_params,
             weight_bytes=weights.num_bytes,
+            bytes_per_token=weights.num_bytes - (0 if weights.is_tied else weights.embed_bytes),
         )
 
     def _layers(self) -> list[tuple[int, LayerWeights]]:

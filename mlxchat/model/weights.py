@@ -109,6 +109,16 @@ class ModelWeights:
     n_params: int
     num_bytes: int
 
+    @property
+    def is_tied(self) -> bool:
+        """Whether the embedding is the LM head too."""
+        return self.head is self.embed
+
+    @property
+    def embed_bytes(self) -> int:
+        """Bytes of the embedding."""
+        return sum(array.nbytes for array in _leaves(self.embed[1]))
+
 
 class WeightMaker:
     """Takes tensors out of a checkpoint, one layer after the other, and evaluates them.

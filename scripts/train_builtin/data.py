@@ -67,7 +67,7 @@ def make_style(w: World) -> str:
         ask_suffix(w, asked)
     if r.random() < 0.2:
         ask_mood(w, asked)
-    if r.random() < 0.1:
+    if r.random() < 0.28:
         ask_caps(w, asked)
     if r.random() < 0.12:
         s.short = True
@@ -114,9 +114,9 @@ def ask_caps(w: World, asked: list[str]) -> None:
 
 
 BASE: dict[Turn, float] = {
-    term: 3.6, talk: 3.6, unknown: 1.8, statement: 0.5, plus: 1.5, minus: 0.35, times: 0.35,
-    too_big: 0.2, repeat: 1.3, say_hello: 0.2, opposite: 0.8, translate: 1.4, translate_back: 0.4,
-    is_a: 0.6, capital: 0.8, fun: 0.6, who_are_you: 0.5, your_name: 0.45, name_me: 0.12,
+    term: 3.6, talk: 3.6, unknown: 1.8, statement: 0.5, plus: 5.0, minus: 0.7, times: 0.6,
+    too_big: 0.2, repeat: 2.2, say_hello: 0.2, opposite: 0.8, translate: 1.4, translate_back: 0.4,
+    is_a: 0.6, capital: 0.8, fun: 0.3, who_are_you: 0.5, your_name: 0.45, name_me: 0.12,
     tell: 2.2, tell_many: 0.9, ask_missing: 0.45, greet: 0.3, summary: 0.25, who_is: 0.15,
 }  # fmt: skip
 
@@ -151,7 +151,7 @@ def start(w: World, system: float = 0.35) -> None:
         w.messages.append({"role": "system", "content": make_style(w)})
 
 
-def dialogue(rng: Random, turns: int, system: float = 0.35) -> list[dict]:
+def dialogue(rng: Random, turns: int, system: float = 0.45) -> list[dict]:
     """Make one training dialogue."""
     w = World(rng)
     start(w, system)
@@ -177,7 +177,7 @@ def recall_dialogue(rng: Random) -> list[dict]:
 def training_dialogue(rng: Random) -> list[dict]:
     """Draw a dialogue of the main course; a few are as long as the context."""
     roll = rng.random()
-    if roll < 0.20:
+    if roll < 0.12:
         return recall_dialogue(rng)
     if roll < 0.78:
         return dialogue(rng, rng.randint(1, 7))

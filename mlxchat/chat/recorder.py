@@ -1,0 +1,337 @@
+"""Keeps a live conversation in the history: what is shown was written before.
+
+Writing happens on the thread that takes a job's events to the screen, between taking and handing
+them on: so text is on disk before it is seen, and MLX's thread never waits for it. A commit without
+a sync costs some 10 microseconds and survives the end of the process. The question and the whole
+turn are synced, and partial text as often as a twentieth of the time allows. What cannot be written
+(a full disk, no permission, a damaged file) is said once and kept in memory until it can be.
+"""
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlxchat.chat import history_file, history_writer
+from mlxchat.chat.conversation import Conversation
+from mlxchat.chat.history_writer import LiveTurn, Place
+from mlxchat.chat.results import Notice, TextDelta, TurnResult
+from mlxchat.engine.worker import Job, JobCancelledError
+from mlxchat.errors import HistoryError, MlxchatError
+
+if TYPE_CHECKING:
+    import sqlite3
+
+    from mlxchat.chat.history import Restored
+    from mlxchat.chat.session import ChatOptions
+
+    Work = Callable[[sqlite3.Connection], object]
+
+# Text is written and shown at most this often: smooth to the eye, and a write costs the same for
+# one token and for ten.
+BATCH_S = 0.03
+# Syncs of partial text take at most this share of the time, and come no oftener than this: what a
+# power cut can take is what was shown since the last one.
+SYNC_SHARE, SYNC_INTERVAL_S = 0.05, 0.25
+# Text that cannot be written because another program holds the file is shown after this long.
+PATIENCE_S = 2.0
+# While an answer streams, what failed is tried again this often.
+RETRY_S = 1.0
+
+
+class Recorder:
+    """Keeps one conversation at a time; belongs to the thread that shows it.
+
+    Args:
+        kind: `chat` or `generate`.
+        path: The database; the usual place if None.
+    """
+
+    def __init__(self, kind: str, path: Path | None = None) -> None:
+        self.path = path or history_file.history_path()
+        self._place = Place(kind)
+        self._conversation = Conversation()
+        self._db: sqlite3.Connection | None = None
+        self._lock = threading.RLock()
+        self._live: list[tuple[LiveTurn, Job[TurnResult]]] = []
+        self._trouble = ""
+        self._notices: list[str] = []
+        self._synced_at = self._sync_s = self._retry_at = 0.0
+        self._file_id: tuple[int, int] | None = None
+
+    @property
+    def conversation_id(self) -> int | None:
+        """The conversation's number in the history; None before it is stored."""
+        return self._place.number
+
+    @property
+    def title(self) -> str | None:
+        """What the person called the conversation."""
+        return self._place.title
+
+    # -- which conversation ------------------------------------------------------------------------
+
+    def prepare(self) -> None:
+        """Opens the history in the background, so that the first turn finds it open."""
+        threading.Thread(target=self._try, args=(lambda db: None,), daemon=True).start()
+
+    def begin(self, conversation: Conversation) -> None:
+        """Records another conversation from now on; it is stored with its first turn."""
+        self._end_live()
+        self._place = Place(self._place.kind)
+        self._conversation = conversation
+
+    def adopt(self, restored: "Restored") -> None:
+        """Goes on with a conversation that was restored."""
+        self.begin(restored.conversation)
+        summary = restored.record.summary
+        self._place.number = summary.id
+        self._place.title = summary.title if summary.is_titled else None
+        self._place.rows = dict(restored.rows)
+        record = restored.record
+        if record.system and record.system_id:
+            self._place.system = (record.system, record.system_id)
+
+    def save(self, options: "ChatOptions", model: str) -> None:
+        """Stores the conversation as it is, with or without a turn.
+
+        Raises:
+            HistoryError: It cannot be written.
+        """
+        history_file.guarded(
+            self.path,
+            lambda: self._transact(
+                lambda db: history_writer.write_tree(
+                    db,
+                    self._place,
+                    self._conversation,
+                    options,
+                    model,
+                    len(self._conversation.nodes),
+                ),
+                durable=True,
+            ),
+        )
+
+    def set_title(self, title: str | None) -> None:
+        """Names the conversation.
+
+        Raises:
+            HistoryError: It cannot be written.
+        """
+        self._place.title = title
+        if self.conversation_id is not None:
+            values = (title and history_file.clean(title), self.conversation_id)
+            sql = "UPDATE conversations SET title = ? WHERE id = ?"
+            history_file.guarded(
+                self.path, lambda: self._transact(lambda db: db.execute(sql, values), durable=True)
+            )
+
+    def note_move(self) -> None:
+        """Stores where in the tree the person is now; the next turn does so anyway."""
+        values = (self._place.row(self._conversation.head), self.conversation_id)
+        if self.conversation_id is not None:
+            sql = "UPDATE conversations SET head = ? WHERE id = ?"
+            self._try(lambda db: db.execute(sql, values), durable=False)
+
+    # -- turns -------------------------------------------------------------------------------------
+
+    def start(self, turn: LiveTurn, job: Job[TurnResult]) -> "RecordedJob":
+        """Writes the question of a turn that has just been submitted; returns the job to follow."""
+        self._end_live()
+        self._live.append((turn, job))
+        self._leave_lost_file()
+        self._write(durable=True)
+        return RecordedJob(job, self, turn)
+
+    def keep(self, turn: LiveTurn, deltas: list[TextDelta]) -> None:
+        """Writes text that is about to be shown."""
+        if not deltas:
+            return
+        turn.shown += deltas
+        since = time.monotonic()
+        if self._trouble and since < self._retry_at:
+            return
+        is_due = since - self._synced_at > max(SYNC_INTERVAL_S, self._sync_s / SYNC_SHARE)
+        self._write(durable=is_due, wait_s=0.0 if self._trouble else PATIENCE_S)
+        if is_due:
+            self._synced_at = time.monotonic()
+            self._sync_s = self._synced_at - since
+
+    def end(self, turn: LiveTurn, job: Job[TurnResult]) -> None:
+        """Commits a turn whose job has ended, well or not."""
+        if turn.is_over or not job.done:
+            return
+        try:
+            turn.result = job.result(0)
+        except JobCancelledError:
+            pass
+        except BaseException as error:
+            is_known = isinstance(error, MlxchatError)
+            turn.error = str(error) if is_known else f"{type(error).__name__}: {error}"
+        turn.is_over = True
+        self._write(durable=True)
+
+    def take_notices(self) -> list[Notice]:
+        """Returns what the person should know, once."""
+        notices, self._notices = [Notice(text) for text in self._notices], []
+        return notices
+
+    def close(self) -> None:
+        """Writes what is still unwritten and closes the file."""
+        self._end_live()
+        with self._lock:
+            self._close_file()
+
+    def _end_live(self) -> None:
+        """Ends turns that nobody followed to their end, and tries again what failed."""
+        for turn, job in list(self._live):
+            self.end(turn, job)
+        if self._trouble and self._live:
+            self._write(durable=True)
+
+    # -- the database ------------------------------------------------------------------------------
+
+    def _write(self, *, durable: bool, wait_s: float = history_file.BUSY_S) -> None:
+        """Writes what is unwritten of all turns; says so when that begins or ceases to fail."""
+        trouble = self._try(self._write_turns, durable=durable, wait_s=wait_s)
+        if not trouble:
+            self._live = [(turn, job) for turn, job in self._live if not turn.is_over]
+        if trouble and trouble != self._trouble:
+            self._notices.append(f"The chat goes on, but is not kept for now: {trouble}.")
+        elif self._trouble and not trouble:
+            self._notices.append("The history is kept again; nothing is missing.")
+        self._trouble, self._retry_at = trouble, time.monotonic() + RETRY_S
+
+    def _write_turns(self, db: "sqlite3.Connection") -> None:
+        num_earlier = len(self._conversation.nodes)
+        for turn, _ in self._live:
+            num_known = min(num_earlier, turn.num_before)
+            history_writer.write_turn(db, self._place, self._conversation, turn, num_known)
+            if not turn.is_over:  # the nodes that it adds are its own to write
+                num_earlier = num_known
+
+    def _try(
+        self, work: "Work", *, durable: bool = False, wait_s: float = history_file.BUSY_S
+    ) -> str:
+        """Does some work in a transaction; returns what went wrong, nothing if all is well."""
+        import sqlite3
+
+        try:
+            try:
+                self._transact(work, durable=durable, wait_s=wait_s)
+            except sqlite3.Error as error:
+                if not history_file.is_damage(error):
+                    raise
+                self._set_aside()
+                self._transact(work, durable=True)
+        except (sqlite3.Error, OSError, HistoryError) as error:
+            return str(history_file.explain(error, self.path))
+        return ""
+
+    def _set_aside(self) -> None:
+        """Moves a damaged history away; the conversation is written to a new one as a whole."""
+        with self._lock:
+            self._close_file()
+            place = history_file.set_aside(self.path)
+            self._write_all_anew()
+        if place is not None:
+            self._notices.append(
+                f"The history was damaged. It lies in {place} now, and a new one is begun."
+            )
+
+    def _leave_lost_file(self) -> None:
+        """Goes to the file that lies there now, where the person has moved or removed ours."""
+        with self._lock:
+            if self._db is not None and self._file_id != _file_id(self.path):
+                self._close_file()
+                self._write_all_anew()
+
+    def _close_file(self) -> None:
+        if self._db is not None:
+            self._db.close()
+            self._db = None
+
+    def _write_all_anew(self) -> None:
+        """Forgets what is stored where: the next write stores the whole conversation."""
+        self._place = Place(self._place.kind, self._place.title)
+        for turn, _ in self._live:
+            turn.forget()
+
+    def _transact(
+        self, work: "Work", *, durable: bool, wait_s: float = history_file.BUSY_S
+    ) -> None:
+        with self._lock:
+            if self._db is None:
+                self._db = history_file.open_history_file(self.path)
+                self._file_id = _file_id(self.path)
+            self._db.execute(f"PRAGMA busy_timeout = {int(wait_s * 1000)}")
+            place = self._place.copy()
+            marks = [(t, t.row, t.question_row, t.answer_row, t.num_written) for t, _ in self._live]
+            try:
+                with history_file.transaction(self._db, durable=durable):
+                    work(self._db)
+            except BaseException:
+                self._place = place
+                for turn, *values in marks:
+                    turn.row, turn.question_row, turn.answer_row = values[:3]
+                    turn.num_written = values[3] or 0
+                raise
+
+
+def _file_id(path: Path) -> tuple[int, int] | None:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+class RecordedJob(Job[TurnResult]):
+    """A turn's job whose text is in the history before its follower sees it."""
+
+    def __init__(self, job: Job[TurnResult], recorder: Recorder, turn: LiveTurn) -> None:
+        self._job, self._recorder, self._turn = job, recorder, turn
+        self.idle = job.idle
+
+    def cancel(self) -> None:
+        """Asks the job to stop at its next check; returns at once."""
+        self._job.cancel()
+
+    @property
+    def done(self) -> bool:
+        """Whether the job has ended, well or not."""
+        return self._job.done
+
+    def __iter__(self) -> Iterator[Any]:
+        """Yields the job's events, some together; when it ends, the turn is committed."""
+        yield from self._recorder.take_notices()
+        for batch in self._job.batches(BATCH_S):
+            events = merge_text(batch)
+            texts = [event for event in events if isinstance(event, TextDelta)]
+            self._recorder.keep(self._turn, texts)
+            yield from self._recorder.take_notices()
+            yield from events
+        self._recorder.end(self._turn, self._job)
+        yield from self._recorder.take_notices()
+
+    def result(self, timeout_s: float | None = None) -> TurnResult:
+        """Waits for the job and returns its value, committed, or raises what it raised."""
+        try:
+            return self._job.result(timeout_s)
+        finally:
+            self._recorder.end(self._turn, self._job)
+
+
+def merge_text(events: list[Any]) -> list[Any]:
+    """Returns the events with neighbouring pieces of text made one."""
+    merged: list[Any] = []
+    for event in events:
+        last = merged[-1] if merged else None
+        if isinstance(event, TextDelta) and isinstance(last, TextDelta) and last.kind == event.kind:
+            merged[-1] = TextDelta(last.text + event.text, event.kind)
+        else:
+            merged.append(event)
+    return merged

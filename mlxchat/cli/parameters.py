@@ -1,0 +1,172 @@
+"""What `/set` can change about the answers, and `/params`: what is in force and who chose it."""
+
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any
+
+from mlxchat.cli.render import one_line
+from mlxchat.errors import UsageError
+from mlxchat.settings import FILE_BOUNDS, LENGTH_BOUNDS, SAMPLING_BOUNDS, Bounds
+
+if TYPE_CHECKING:
+    from mlxchat.chat.session import ChatOptions
+    from mlxchat.cli.slash import Context
+
+PENALTY = Bounds(-2, 2)
+_SWITCHES = {"on": True, "off": False}
+BY_MODEL = "the model's generation_config.json"
+BY_DEFAULT = "default"
+BY_CONVERSATION = "this conversation"  # it was resumed with what it had
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """One thing that `/set` sets.
+
+    Attributes:
+        field: Of `SamplingSettings` or `ChatOptions`.
+        bounds: Of numbers; None for on and off.
+        has_default: Whether it can be given back to the model or the default.
+    """
+
+    field: str
+    bounds: Bounds | None = None
+    has_default: bool = True
+
+    @property
+    def values(self) -> tuple[str, ...]:
+        """The words that are allowed."""
+        words = () if self.bounds else tuple(_SWITCHES)
+        return (*words, "default") if self.has_default else words
+
+    def parse(self, name: str, text: str) -> Any:
+        """Returns the value of a word; None is the default.
+
+        Raises:
+            UsageError: It is not allowed.
+        """
+        if text in self.values:
+            return _SWITCHES.get(text)
+        if self.bounds is not None:
+            try:
+                value = int(text) if self.bounds.is_integer else float(text)
+            except ValueError:
+                value = None
+            if value is not None and self.bounds.allow(value):
+                return value
+        allowed = [str(self.bounds)] if self.bounds else []
+        raise UsageError(
+            f"{name} {text} is not allowed; give {' or '.join([*allowed, *self.values])}"
+        )
+
+
+PARAMETERS = {
+    "temp": Parameter("temperature", SAMPLING_BOUNDS["temperature"]),
+    "top-p": Parameter("top_p", SAMPLING_BOUNDS["top_p"]),
+    "top-k": Parameter("top_k", SAMPLING_BOUNDS["top_k"]),
+    "min-p": Parameter("min_p", SAMPLING_BOUNDS["min_p"]),
+    "repetition-penalty": Parameter("repetition_penalty", SAMPLING_BOUNDS["repetition_penalty"]),
+    "presence-penalty": Parameter("presence_penalty", PENALTY),
+    "frequency-penalty": Parameter("frequency_penalty", PENALTY),
+    "seed": Parameter("seed", SAMPLING_BOUNDS["seed"]),
+    "max-tokens": Parameter("max_tokens", LENGTH_BOUNDS["max_tokens"]),
+    "think": Parameter("think"),
+    "keep-thinking": Parameter("keep_thinking", has_default=False),
+    "verify": Parameter("verify", has_default=False),
+}
+FILE_LIMIT = "max-file-kib"  # of what can be attached: the chat's business, not the session's
+NAMES = (*PARAMETERS, FILE_LIMIT)
+ALIASES = {"temperature": "temp", "top_p": "top-p", "top_k": "top-k", "min_p": "min-p"}
+
+
+def find_parameter(name: str) -> tuple[str, Parameter]:
+    """Returns a parameter with its own name.
+
+    Raises:
+        UsageError: There is none; the message names the nearest.
+    """
+    import difflib
+
+    name = name.lower()
+    name = ALIASES.get(name, name.replace("_", "-"))
+    if name in PARAMETERS:
+        return name, PARAMETERS[name]
+    near = difflib.get_close_matches(name, NAMES, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(NAMES)}"
+    raise UsageError(f"{one_line(name)} is no setting; {hint}")
+
+
+def change(options: "ChatOptions", parameter: Parameter, value: Any) -> "ChatOptions":
+    """Returns the options with another value of one parameter."""
+    if parameter.field in {field.name for field in fields(options.sampling)}:
+        return replace(options, sampling=replace(options.sampling, **{parameter.field: value}))
+    changes: dict[str, Any] = {parameter.field: value}
+    return replace(options, **changes)
+
+
+def set_parameter(context: "Context", name: str, text: str) -> list[str]:
+    """Sets a parameter from the next turn on; returns what to say.
+
+    Raises:
+        UsageError: The name or the value is not allowed.
+    """
+    if name == FILE_LIMIT:
+        return [_set_file_limit(context, text)]
+    name, parameter = find_parameter(name)
+    value = parameter.parse(name, text)
+    notices = context.session.set_options(change(context.session.options, parameter, value))
+    if value is None:
+        context.origins.pop(parameter.field, None)
+    else:
+        context.origins[parameter.field] = "/set"
+    if parameter.field in ("think", "keep_thinking") and (
+        counts := context.session.count_rereads()
+    ):
+        read, total = counts
+        notices = [*notices, f"The next turn reads {read} of {total} tokens again."]
+    return [f"{name}: {text}.", *notices]
+
+
+def _set_file_limit(context: "Context", text: str) -> str:
+    bounds = FILE_BOUNDS["max_kib"]
+    if not (text.isascii() and text.isdigit() and bounds.allow(int(text))):
+        raise UsageError(f"{FILE_LIMIT} {text} is not allowed; give {bounds}")
+    context.attached.max_bytes = int(text) * 1024
+    context.origins[FILE_LIMIT] = "/set"
+    return f"{FILE_LIMIT}: {text}."
+
+
+def list_parameters(context: "Context") -> list[tuple[str, str, str]]:
+    """Returns what is in force for the next turn: names, values, and who chose them."""
+    session, origins = context.session, context.origins
+    resolved = session.resolve_sampling()
+    in_force, by_model = resolved if resolved is not None else ({}, frozenset())
+    rows = []
+    for name, parameter in PARAMETERS.items():
+        field = parameter.field
+        is_sampling = hasattr(session.options.sampling, field)
+        value = getattr(session.options.sampling if is_sampling else session.options, field)
+        if value is not None and (value is not False or field == "think"):
+            rows.append((name, format_value(value), origins.get(field, BY_CONVERSATION)))
+        elif is_sampling:
+            source = BY_MODEL if field in by_model else BY_DEFAULT
+            known = format_value(in_force[field]) if resolved is not None else "not known yet"
+            rows.append((name, known, "the model is loading" if resolved is None else source))
+        else:
+            text = {"max_tokens": "what the context holds", "think": "as the template does"}
+            rows.append((name, text.get(field, "off"), BY_DEFAULT))
+    kib = str(context.attached.max_bytes // 1024)
+    return [*rows, (FILE_LIMIT, kib, origins.get(FILE_LIMIT, BY_DEFAULT))]
+
+
+def format_value(value: object) -> str:
+    """Returns a value as it is written after `/set NAME`."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    short = f"{value:g}" if isinstance(value, float) else ""
+    return short if short and float(short) == value else str(value)
+
+
+def format_parameters(rows: list[tuple[str, str, str]]) -> str:
+    """Returns the `/params` report."""
+    widths = [max(len(row[i]) for row in rows) for i in range(2)]
+    return "\n".join(f"{n:<{widths[0]}}  {v:<{widths[1]}}  {who}" for n, v, who in rows)
