@@ -24,13 +24,14 @@ def make_ids(seed, length=40):
     return [rng.randrange(50_000) for _ in range(length)]
 
 
-def write(store, ids, *, key=KEY, what="system", size=300, parent=None, commit=True):
+def write(store, ids, *, key=KEY, what="system", size=300, parent=None, owner="", commit=True):
     """Stores ids with two tensors of bytes that are made from them."""
     start = parent.num_ids if parent else 0
     description = Description(
         key=key,
         model="tiny",
         label="Be kind.",
+        owner=owner,
         what=what,
         num_ids=len(ids),
         start=start,

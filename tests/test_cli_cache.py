@@ -182,3 +182,16 @@ def test_without_mlx(store, command):
 def test_format_age(seconds, text):
     """Ages are in whole units."""
     assert format_age(seconds) == f"{text} ago"
+
+
+@pytest.mark.parametrize("arguments", [["strip", "1"], ["strip", "--all"], ["delete", "1", "-y"]])
+def test_history_forgets_kv_too(arguments):
+    """What is stripped or deleted from the history leaves the folder of prompts as well."""
+    text = " ".join(["Tell me about the sea."] * 8)
+    done = CliRunner().invoke(cli, ["chat", "--temp", "0", "--max-tokens", "4"], input=text)
+    assert done.exit_code == 0, done.stderr
+    entries = json.loads(ok("list", "--json"))["entries"]
+    assert [e["what"] for e in entries] == ["conversation"]
+    done = CliRunner().invoke(cli, ["history", *arguments])
+    assert done.exit_code == 0, done.stderr
+    assert ok("list") == "nothing is stored\n"

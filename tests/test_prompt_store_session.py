@@ -236,3 +236,54 @@ def test_warm_stores_what_a_chat_then_uses(start):
     result = say(start(), "When do you open?")
     assert (result.cache.source, result.usage.cached_tokens) == ("disk", warmed.num_tokens)
     assert json.dumps(result.to_json())
+
+
+def test_idle_time_loads_what_a_conversation_needs(start):
+    """Coming back, idle time loads from disk what it would else read, and the turn says so."""
+    first = start()
+    say(first, "When do you open?")
+    first.wait_until_idle()
+    held = len(first.prefix.token_ids)
+    first.close()
+    second = continued(start(), first)
+    second.model_.calls.clear()
+    second._settle_when_idle()
+    second.wait_until_idle()
+    assert second.model_.calls == []
+    assert len(second.prefix.token_ids) == held
+    result = say(second, "And the oldest ship?")
+    assert (result.cache.source, result.usage.cached_tokens) == ("disk", held)
+    assert result.usage.settle_tokens == 0
+    assert say(second, "And the letters?").cache.source == "live"
+
+
+def test_a_conversation_that_is_left_is_stored(start):
+    """After `/reset` the old conversation's KV comes to the disk in idle time."""
+    session = start()
+    say(session, "When do you open?")
+    session.wait_until_idle()
+    session.reset()
+    session.wait_until_idle()
+    session.runner.keeping.finish(10)
+    assert [e.what for e in stored()] == ["system", "conversation"]
+
+
+def test_kv_of_one_conversation_is_forgotten(start):
+    """What the history calls stripped or deleted loses its KV; other files stay."""
+    numbers = iter([7, 8])
+    for text in ("When do you open?", "Who are you?"):
+        session = start()
+        number = next(numbers)
+        session.recorder = type("Numbered", (), {"conversation_id": number, "close": id})
+        session.recorder.start = lambda turn, job: job
+        session.recorder.close = lambda: None
+        say(session, text)
+        session.wait_until_idle()
+        session.close()
+    store = PromptStore()
+    owners = {store.describe(e).owner for e in stored()}
+    assert owners == {"", "7", "8"}
+    assert len(store.forget([7])) == 1
+    assert {store.describe(e).owner for e in stored()} == {"", "8"}
+    store.forget()
+    assert [e.what for e in stored()] == ["system"]

@@ -52,14 +52,15 @@ class PromptKeeping:
 
     def __init__(self, prefixes: StoredPrefixes, *, keeps_conversation: bool) -> None:
         self.prefixes = prefixes
-        self._keeps_conversation = keeps_conversation
+        self.keeps_conversation = keeps_conversation
+        self._was_loaded = False
         self._system: tuple[int, ...] = ()
         self._label = ""
         self._saving: _Saving | None = None
 
     @property
     def _kinds(self) -> tuple[What, ...]:
-        return ("system", "conversation") if self._keeps_conversation else ("system",)
+        return ("system", "conversation") if self.keeps_conversation else ("system",)
 
     def restore(self, token_ids: Sequence[int], plan: Plan, check: Check, leave: int = 1) -> Plan:
         """Loads a stored prefix where it serves more ids than what is in memory.
@@ -81,8 +82,14 @@ class PromptKeeping:
         )
         if not start:
             return plan
+        self._was_loaded = True
         marks = tuple(m for m in plan.marks if m > start)
         return Plan("load", start, start, start, marks=marks)
+
+    def take_was_loaded(self) -> bool:
+        """Says whether something was loaded since the last call, in idle time perhaps."""
+        was_loaded, self._was_loaded = self._was_loaded, False
+        return was_loaded
 
     def note(self, messages: Sequence[Message], token_ids: Sequence[int], system_end: int) -> None:
         """Takes in what a turn has read: from now on its system prompt can be stored.
@@ -103,26 +110,27 @@ class PromptKeeping:
         if end >= MIN_IDS and tuple(held[:end]) == self._system:
             self._keep(end, "system", check)
 
-    def keep_conversation(self, target: Sequence[int], check: Check) -> None:
+    def keep_conversation(self, target: Sequence[int], owner: str, check: Check) -> None:
         """Stores what the next turn will begin with, as far as it is held.
 
         Args:
             target: The ids with which the next prompt will begin.
+            owner: Number of the conversation in the history.
             check: Called between pieces; what it raises leaves the rest for the next call.
         """
-        if self._keeps_conversation:
+        if self.keeps_conversation:
             common = count_common(self.prefixes.prefix.token_ids, target)
             if common > len(self._system):
-                self._keep(common, "conversation", check)
+                self._keep(common, "conversation", check, owner)
 
-    def _keep(self, wanted: int, what: What, check: Check) -> None:
+    def _keep(self, wanted: int, what: What, check: Check, owner: str = "") -> None:
         end = self.prefixes.reachable(wanted)
         if what == "system" and end < wanted:
             return  # the mark was thinned out; it comes back with the next fresh prefill
         saving = self._saving
         if saving is None or (saving.what, saving.end) != (what, end):
             self.drop()
-            saving = _Saving(what, end, self.prefixes.save(end, what, self._label))
+            saving = _Saving(what, end, self.prefixes.save(end, what, self._label, owner))
             self._saving = saving
         for _ in saving.steps:
             check()

@@ -208,10 +208,13 @@ class Session:
 
     def _keep_prompts(self, *, whole: bool, idle: bool) -> Job[None]:
         """Has what was computed stored: the system prompt, or the whole conversation too."""
+        conversation = self.conversation
+        number = self.recorder.conversation_id if self.recorder is not None else None
+        owner = "" if number is None else str(number)
 
         def job(context: JobContext) -> None:
             if self._runner is not None:
-                self._runner.keep_prompts(self.conversation, context, whole=whole)
+                self._runner.keep_prompts(conversation, context, whole=whole, owner=owner)
 
         return self._worker.submit(job, idle=idle)
 
@@ -372,6 +375,9 @@ class Session:
         if recorder.conversation_id is None:
             recorder.save(self.options, self._model_name())
         self.recorder, self.options = recorder, replace(self.options, keeps_history=True)
+        if self._runner is not None:
+            runner, options = self._runner, self.options
+            self._worker.run(lambda _: runner.set_options(options))
         assert recorder.conversation_id is not None
         return recorder.conversation_id
 
@@ -413,6 +419,8 @@ class Session:
 
     def _take(self, conversation: Conversation, made_by: dict[int, str | None]) -> None:
         self._worker.cancel_idle()
+        if self.conversation.head is not None:  # the person may come back to it
+            self._keep_prompts(whole=True, idle=True)
         self.conversation, self._made_by = conversation, made_by
         self.last, self._keep_branch = None, False
         if self.recorder is not None:

@@ -154,6 +154,7 @@ class TurnRunner:
         if options.now != self.options.now:  # another conversation
             self._template = ChatTemplate.for_tokenizer(self.tokenizer, now=options.now)
         self.set_sampling(options)
+        self.keeping.keeps_conversation = options.stores_conversation
         self.renderer = self._make_renderer(self._template)
         notices = self.renderer.template.notices
         self._notices_told.update(notices)
@@ -416,7 +417,9 @@ class TurnRunner:
         if self._bandwidth and rate and weights_read and weights_read >= SMALLEST_STREAM:
             share = (weights_read + kv_bytes) * rate / self._bandwidth
             timing = replace(timing, bandwidth_use=share)
-        where = " from disk" if plan.action == "load" else ""
+        was_loaded = self.keeping.take_was_loaded() and plan.source == "live"  # in idle time
+        source = "disk" if was_loaded else plan.source
+        where = " from disk" if source == "disk" else ""
         reason = f"reused {num_cached}{where}, read {usage.prefill_tokens}"
         why = self._settle_note if plan.action == "continue" else plan.reason
         self._is_first, self._num_settled, self._settle_note = False, 0, ""
@@ -427,7 +430,7 @@ class TurnRunner:
             stop_reason=answer.stop_reason,
             usage=usage,
             timing=timing,
-            cache=CacheUse(plan.source, f"{reason} ({why})" if why else reason),
+            cache=CacheUse(source, f"{reason} ({why})" if why else reason),
             verify=None,
             tokens=tuple(answer.tokens),
         )
@@ -464,13 +467,10 @@ class TurnRunner:
             return
         prefix = self.engine.prefix
         plan = prefix.plan(target, marks=(len(target),), leave=0)
-        lost, was_empty = plan.num_held - plan.start, not plan.num_held
+        lost = plan.num_held - plan.start
         try:
             context.check()
             plan = self.keeping.restore(target, plan, context.check, leave=0)
-            if was_empty:  # a conversation of the history goes on
-                source = "keys and values from disk" if plan.start else "no stored keys and values"
-                self._settle_note = f"taken up again with {source}"
             prefix.apply(plan, keep_branch=keep_branch)
             prefix.cache.pin(min(plan.start, self._pin))
             before = len(prefix.token_ids)
@@ -483,13 +483,16 @@ class TurnRunner:
         if lost > 1 and not keep_branch:
             self._settle_note = f"the template dropped or moved {lost} ids of the last turn"
 
-    def keep_prompts(self, conversation: Conversation, context: JobContext, *, whole: bool) -> None:
+    def keep_prompts(
+        self, conversation: Conversation, context: JobContext, *, whole: bool, owner: str = ""
+    ) -> None:
         """Stores what was computed, as far as the context lets it; the rest waits for another call.
 
         Args:
             conversation: Where the person is.
             context: The job's.
             whole: More than the system prompt.
+            owner: Number of the conversation in the history.
         """
         if not self._reuses:
             return
@@ -497,6 +500,6 @@ class TurnRunner:
             self.keeping.keep_system(context.check)
             if whole and conversation.head is not None:
                 target = self.renderer.settle_target(conversation.messages())
-                self.keeping.keep_conversation(target, context.check)
+                self.keeping.keep_conversation(target, owner, context.check)
         except JobCancelledError:
             return

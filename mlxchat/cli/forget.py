@@ -1,6 +1,5 @@
-"""What a deleted conversation leaves outside of the history: stored prompts, and what was typed."""
+"""What a deleted conversation leaves outside of the history: what was typed at the prompt."""
 
-import contextlib
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,28 +9,6 @@ from mlxchat import paths
 
 if TYPE_CHECKING:
     from mlxchat.chat.history import Record
-
-
-def forget_prompts(records: "Iterable[Record]") -> int:
-    """Removes the stored keys and values of conversations; returns how many files.
-
-    A stored conversation is known by how its prompt begins. So those of others that begin alike go
-    too; they are read again when they go on.
-    """
-    from mlxchat.engine.prompt_store import PromptStore, make_label
-    from mlxchat.engine.stored_file import BadFileError
-
-    labels = set[str]()
-    for record in records:
-        roots = [message.content for message in record.messages if message.parent is None]
-        labels.update(make_label(text) for text in (*record.systems, *roots))
-    store = PromptStore()
-    doomed = []
-    for entry in store.entries():
-        with contextlib.suppress(BadFileError, OSError):
-            if entry.what == "conversation" and store.describe(entry).label in labels:
-                doomed.append(entry)
-    return len(store.remove(doomed))
 
 
 def forget_typed(records: "Iterable[Record]", file: Path | None = None) -> None:

@@ -189,8 +189,9 @@ def read_format(form: str | None, file: str | None) -> Any:
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 def delete(numbers: tuple[str, ...], yes: bool) -> None:
     """Delete conversations for good."""
-    from mlxchat.cli.forget import forget_prompts, forget_typed
+    from mlxchat.cli.forget import forget_typed
     from mlxchat.cli.render_history import format_summaries
+    from mlxchat.engine.prompt_store import PromptStore
 
     if not numbers:
         raise UsageError(
@@ -206,7 +207,7 @@ def delete(numbers: tuple[str, ...], yes: bool) -> None:
             click.confirm("Delete for good?", abort=True, err=True)
         records = [found.record(id_) for id_ in ids]
         found.delete(ids)
-    forget_prompts(records)
+    PromptStore().forget(ids)
     forget_typed(records)
     click.echo(f"Deleted {_conversations(len(ids))}.", err=True)
 
@@ -220,14 +221,14 @@ def _conversations(count: int) -> str:
 @click.option("--all", "takes_all", is_flag=True, help="All conversations.")
 def strip(number: str | None, takes_all: bool) -> None:
     """Keep the text only; the next turn reads it anew."""
-    from mlxchat.cli.forget import forget_prompts
+    from mlxchat.engine.prompt_store import PromptStore
 
     if takes_all == (number is not None):
         raise UsageError("there is nothing to strip; give either an ID or --all")
     with opened() as found:
         ids = [s.id for s in found.summaries()] if takes_all else [found.find(number or "")]
-        forget_prompts(found.record(id_) for id_ in ids)
         found.strip(ids)
+    PromptStore().forget(None if takes_all else ids)
     click.echo(f"Stripped {_conversations(len(ids))} to the text.", err=True)
 
 

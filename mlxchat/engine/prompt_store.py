@@ -427,6 +427,22 @@ class PromptStore:
         left = {e.name for e in self.entries()}
         return gone + [e for name, e in before.items() if name not in left]
 
+    def forget(self, owners: Iterable[int] | None = None) -> list[Entry]:
+        """Removes what is stored of conversations; returns what was removed.
+
+        Args:
+            owners: Their numbers in the history; None for all.
+        """
+        entries = [e for e in self.entries() if e.what == "conversation"]
+        if owners is not None:
+            wanted, mine = {str(number) for number in owners}, []
+            for entry in entries:
+                with contextlib.suppress(BadFileError, OSError):
+                    if self.describe(entry).owner in wanted:
+                        mine.append(entry)
+            entries = mine
+        return self.remove(entries)
+
     def clear(self) -> list[Entry]:
         """Removes every stored prefix; returns what was removed."""
         self._remove_temporary(0)

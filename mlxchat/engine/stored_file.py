@@ -48,6 +48,7 @@ class Description:
         key: Hash of all that the values depend on apart from the token ids.
         model: The model's name, for people.
         label: The beginning of the system prompt, for people.
+        owner: Number of the conversation in the history, "" where it is in none.
         what: "system" for a system prompt, "conversation" for more than that.
         num_ids: Length of the prefix.
         start: Position of the first row; rows before it are in the parent.
@@ -60,6 +61,7 @@ class Description:
     key: str
     model: str
     label: str
+    owner: str
     what: str
     num_ids: int
     start: int
@@ -324,6 +326,7 @@ def _read_description(header: SafetensorsHeader) -> Description:
             key=texts["key"],
             model=texts["model"],
             label=texts["label"],
+            owner=texts["owner"],
             what=texts["what"],
             num_ids=int(texts["num_ids"]),
             start=int(texts["start"]),

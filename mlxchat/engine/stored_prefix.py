@@ -204,7 +204,7 @@ class StoredPrefixes:
             return wanted
         return max((m for m in held.marks if m <= wanted), default=0)
 
-    def save(self, end: int, what: What, label: str) -> Iterator[None]:
+    def save(self, end: int, what: What, label: str, owner: str = "") -> Iterator[None]:
         """Stores the first `end` ids of the live sequence, a piece per step.
 
         Between two steps turns may run; storing ends when they changed these ids. Closing the
@@ -214,6 +214,7 @@ class StoredPrefixes:
             end: From `reachable`.
             what: What the ids are.
             label: The beginning of the system prompt, for people.
+            owner: Number of the conversation in the history.
         """
         prefix, store = self.prefix, self.store
         token_ids = prefix.token_ids[:end]
@@ -239,6 +240,7 @@ class StoredPrefixes:
             key=self.key,
             model=self.model_name,
             label=label,
+            owner=owner,
             what=what,
             num_ids=end,
             start=source.start,
