@@ -14,9 +14,11 @@ from scripted import ScriptedSession
 from terminal import Terminal
 
 from mlxchat.chat import history_file
-from mlxchat.cli import forget, repl
+from mlxchat.cli import forget
+from mlxchat.cli.completion import ChatCompleter
 from mlxchat.cli.history import complete_conversation, history
 from mlxchat.cli.main import cli
+from mlxchat.cli.recall import open_history
 from mlxchat.settings import settings_path
 
 REPOSITORY = Path(__file__).parents[1]
@@ -226,14 +228,14 @@ def test_delete(three):
 def test_delete_takes_what_was_typed(tmp_path):
     """The questions of a deleted conversation cannot be recalled at the prompt any more."""
     file = tmp_path / "mlxchat-home" / "data" / "input_history"
-    input_history = repl.open_history(file)
+    input_history = open_history(file)
     for text in ("one secret", "two\nlines", "kept"):
         input_history.store_string(text)
     run("chat", text="one secret\n")
     forget.forget_typed([])
     run("history", "delete", "1", "-y")
     assert "one secret" not in file.read_text()
-    assert list(repl.open_history(file).load_history_strings()) == ["kept", "two\nlines"]
+    assert list(open_history(file).load_history_strings()) == ["kept", "two\nlines"]
     assert file.stat().st_mode & 0o777 == 0o600
 
 
@@ -390,18 +392,17 @@ def test_completion(three):
     command = history.commands["show"]
     items = complete_conversation(command.make_context("show", []), command.params[0], "")
     assert (items[0].value, items[0].help) == ("3", "Foxes")
-    completer = repl.SlashCompleter()
+    completer = ChatCompleter(lambda: None)
     found = list(completer.get_completions(Document("/resume 1"), CompleteEvent()))
     assert [completion.text for completion in found] == ["1"]
     assert found[0].display_meta_text == "think about it"
-    assert not list(completer.get_completions(Document("/undo "), CompleteEvent()))
 
 
 def test_no_history_is_not_recalled(mlxchat_home):
     """With --no-history what is typed is recalled in this chat, and never reaches the file."""
     file = mlxchat_home / "data" / "input_history"
-    repl.open_history(file).append_string("kept")
-    forgetful = repl.open_history(file, is_kept=False)
+    open_history(file).append_string("kept")
+    forgetful = open_history(file, is_kept=False)
     forgetful.append_string("secret")
     assert "secret" not in file.read_text()
     assert list(forgetful.load_history_strings()) == ["kept"]
