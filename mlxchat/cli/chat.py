@@ -102,6 +102,7 @@ def run_lines(answers: "Answers", request: Request, *, runs_shell: bool) -> int:
     )
     has_failed = False
     for line in _read_lines():
+        start = None
         try:
             start = slash.interpret(context, _decode(line))
             if start is not None:
@@ -115,6 +116,8 @@ def run_lines(answers: "Answers", request: Request, *, runs_shell: bool) -> int:
         except Exception as error:
             has_failed = True
             screen.error(str(explain(error)))
+            if start is not None and answers.session.info is None:
+                break  # the model cannot be loaded: every other line would fail like this one
     return int(has_failed)
 
 

@@ -214,6 +214,8 @@ class Answers:
         if self._as_json:
             self.screen.line(json.dumps(result.to_json()))
         self.tell_load()
+        if result.stop_reason == "token_limit" and result.reasoning and not result.text.strip():
+            self.screen.note("The token limit came before the answer; raise --max-tokens.")
         if result.verify is not None:
             self.screen.note(format_verify(result.verify))
         if self._timing:
