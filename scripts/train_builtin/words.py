@@ -190,11 +190,24 @@ def _lexicon() -> list[str]:
     return sorted(w for w in words if len(w) > 3 and w.isalpha() and not is_held_out(w))
 
 
+PIECES: tuple[list[str], list[str]] = ([], [])
+
+
+def use_pieces(vocabulary: list[str]) -> None:
+    """Let made-up words also be built from the tokens themselves (the trainer's choice)."""
+    names = sorted(t for t in vocabulary if t.strip("\u0120").isascii())
+    PIECES[0][:] = [t[1:] for t in names if t[0] == "\u0120" and t[1:].isalpha() and len(t) > 2]
+    PIECES[1][:] = [t for t in names if t.isalpha() and t.isascii()]
+
+
 def mix_up(rng: Random, capital: bool) -> str:
     """Return a known word, or the head of one with the tail of another.
 
     Syllables use few of the tokens; copying must work for all of them.
     """
+    if PIECES[0] and rng.random() < 0.6:
+        tails = "".join(rng.choice(PIECES[1]) for _ in range(rng.choice((0, 1, 1, 2)))).lower()
+        return rng.choice(PIECES[0]) + tails
     word = rng.choice(_lexicon())
     if rng.random() < 0.65:
         tail = rng.choice(_lexicon())
