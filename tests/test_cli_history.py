@@ -1,5 +1,6 @@
 """`mlxchat history`, `--continue`, `--resume` and the slash commands of the history."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -14,6 +15,9 @@ from scripted import ScriptedSession
 from terminal import Terminal
 
 from mlxchat.chat import history_file
+from mlxchat.chat.history import History
+from mlxchat.chat.recorder import Recorder
+from mlxchat.chat.session import ChatOptions, Session
 from mlxchat.cli import forget
 from mlxchat.cli.completion import ChatCompleter
 from mlxchat.cli.history import complete_conversation, history
@@ -457,6 +461,24 @@ def test_a_resumed_prompt_is_the_same_id_for_id():
     assert last["verify"]["prompt_ids"] == whole[2]["verify"]["prompt_ids"]
     assert last["verify"]["tokens_equal"]
     assert last["cache"]["source"] == "disk"
+
+
+def test_text_alone_is_enough():
+    """Without stored keys and values the text is read again in idle time; the figures say so."""
+    options = ["--json", "--temp", "0", "--max-tokens", "8"]
+    program("chat", *options, text="hello there\nwhat is a token?\n")
+    run("history", "strip", "1")
+    with contextlib.closing(History()) as found:
+        restored = found.restore(1)
+    session = Session(None, ChatOptions(max_tokens=8), Recorder("chat"))
+    with contextlib.closing(session):
+        session.restore(restored)
+        session.load().result()
+        session.wait_until_idle()
+        result = session.send("and more").result()
+    assert result.usage.settle_tokens > 10
+    assert result.usage.prefill_tokens < result.usage.cached_tokens
+    assert "no keys and values were stored, the text was read again" in result.cache.reason
 
 
 def test_history_needs_no_mlx():

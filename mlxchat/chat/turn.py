@@ -476,7 +476,10 @@ class TurnRunner:
         lost = plan.num_held - plan.start
         try:
             context.check()
+            is_empty = not plan.num_held
             plan = self.keeping.restore(target, plan, context.check, leave=0)
+            if is_empty and not plan.start:  # a conversation of the history goes on
+                self._settle_note = "no keys and values were stored, the text was read again"
             prefix.apply(plan, keep_branch=keep_branch)
             prefix.cache.pin(min(plan.start, self._pin))
             before = len(prefix.token_ids)
