@@ -52,6 +52,14 @@ FILE_BOUNDS = {"max_kib": Bounds(1, 1024 * 1024, is_integer=True)}
 
 
 @dataclass(frozen=True, slots=True)
+class Display:
+    """How answers look in a terminal: as Markdown or as written, and in which colours."""
+
+    markdown: bool = True
+    theme: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """What `config.toml` says; None and the empty mapping where it says nothing.
 
@@ -65,11 +73,25 @@ class Settings:
     history: bool = True
     keys: Literal["emacs", "vi"] = "emacs"
     max_file_kib: int | None = None
+    display: Display = field(default_factory=Display)
 
 
 def settings_path() -> Path:
     """Returns where `config.toml` is looked for."""
     return paths.config_dir() / "config.toml"
+
+
+# All settings, and what `mlxchat config set` makes of a word.
+KINDS: dict[str, type] = {
+    "model": str,
+    "system": str,
+    "history": bool,
+    **{f"sampling.{name}": int if b.is_integer else float for name, b in SAMPLING_BOUNDS.items()},
+    "keys.mode": str,
+    "files.max_kib": int,
+    "display.markdown": bool,
+    "display.theme": str,
+}
 
 
 def load_settings() -> Settings:
@@ -79,24 +101,46 @@ def load_settings() -> Settings:
         SettingsError: The file cannot be read, is no TOML, or holds an unknown name or wrong value.
     """
     path = settings_path()
+    text = read_settings(path)
+    return check_settings(parse_toml(text, path), path) if text else Settings()
+
+
+def read_settings(path: Path) -> str:
+    """Returns the text of the settings file, nothing where there is none.
+
+    Raises:
+        SettingsError: It cannot be read.
+    """
     try:
-        text = path.read_bytes().decode()
+        return path.read_bytes().decode()
     except FileNotFoundError:
-        return Settings()
+        return ""
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"cannot read {path}: {error}; repair or remove it") from None
 
+
+def parse_toml(text: str, path: Path) -> dict[str, Any]:
+    """Returns the tables of a settings file.
+
+    Raises:
+        SettingsError: It is no TOML.
+    """
     import tomllib  # only here: most people have no settings file
 
     try:
-        table = tomllib.loads(text)
+        return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise SettingsError(f"{path} is not valid TOML: {error}; repair or remove it") from None
-    return _parse(table, path)
 
 
-def _parse(table: dict[str, Any], path: Path) -> Settings:
-    _refuse_unknown(table, ("model", "system", "history", "sampling", "keys", "files"), path, "")
+def check_settings(table: dict[str, Any], path: Path) -> Settings:
+    """Returns what the tables of a settings file say.
+
+    Raises:
+        SettingsError: A name is unknown or a value not allowed.
+    """
+    known = ("model", "system", "history", "sampling", "keys", "files", "display")
+    _refuse_unknown(table, known, path, "")
     for name in ("model", "system"):
         if name in table and not isinstance(table[name], str):
             raise SettingsError(f"{path}: {name} = {table[name]!r} is not allowed; give a string")
@@ -108,8 +152,20 @@ def _parse(table: dict[str, Any], path: Path) -> Settings:
     keys = _read_table(table, "keys", ("mode",), path).get("mode", "emacs")
     if keys not in ("emacs", "vi"):
         raise SettingsError(f"{path}: keys.mode = {keys!r} is not allowed; give 'emacs' or 'vi'")
-    model, system = table.get("model"), table.get("system")
-    return Settings(model, system, sampling, history, keys, files.get("max_kib"))
+    display = _read_table(table, "display", ("markdown", "theme"), path)
+    for name, kind, wanted in (("markdown", bool, "true or false"), ("theme", str, "a string")):
+        if name in display and not isinstance(display[name], kind):
+            value = display[name]
+            raise SettingsError(f"{path}: display.{name} = {value!r} is not allowed; give {wanted}")
+    return Settings(
+        table.get("model"),
+        table.get("system"),
+        sampling,
+        history,
+        keys,
+        files.get("max_kib"),
+        Display(**display),
+    )
 
 
 def _read_table(

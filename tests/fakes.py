@@ -32,6 +32,26 @@ from mlxchat.engine.worker import Job, JobContext, Worker
 from mlxchat.errors import MlxchatError, ModelNotFoundError, UsageError
 
 LONG_ANSWER_TOKENS = 2_000
+MARKDOWN = """\
+# Stacks
+
+A **stack** has two operations, see <http://example.com/stack>:
+
+1. `push` puts an item on top
+2. `pop` takes it away again
+
+```python
+def push(stack, item):
+    stack.append(item)  # on top
+```
+
+| operation | cost |
+|-----------|-----:|
+| push      |    1 |
+| 入れる    |   10 |
+
+> The last one in is the *first* one out. A queue does it the other way round, as people do.
+"""
 
 
 def make_result(text: str = "Hello!", **changes: Any) -> TurnResult:
@@ -79,8 +99,8 @@ class FakeSession:
     """Answers `you said: ...`; some messages ask for more.
 
     `think ...` reasons first; `long` writes until it is stopped; `stuck` ignores a cancel; `fail`
-    raises; `crash` breaks; `escape` writes terminal escapes; `read` takes its time to prefill;
-    `notice` has one.
+    raises; `crash` breaks; `escape` writes terminal escapes; `markdown` has headings, code and
+    tables; `read` takes its time to prefill; `notice` has one.
     """
 
     made: "ClassVar[list[FakeSession]]" = []  # noqa: RUF012  # the annotation is a string
@@ -238,6 +258,7 @@ class FakeSession:
             "long": [f"word{n} " for n in range(LONG_ANSWER_TOKENS)],
             "escape": ["\x1b", "[31mred\x07", "\x9b2J\r", "\u202eabc\n\ttab"],
             "stuck": ["started "],
+            "markdown": [MARKDOWN[at : at + 3] for at in range(0, len(MARKDOWN), 3)],
         }.get(first, ["you said: ", text])
         written = []
         for piece in pieces:

@@ -52,6 +52,8 @@ class FixedChunker(PrefillChunker):
 class StoppingContext(JobContext):
     """Cancels its job in the middle: at the first check where `is_due` says so.
 
+    Only that check raises, so that the turn is verified all the same, which a real Ctrl-C spares.
+
     Args:
         is_due: Called with ids read, ids to read, and checks since the last was read.
     """
@@ -60,6 +62,7 @@ class StoppingContext(JobContext):
         super().__init__()
         self._is_due = is_due
         self._done = self._total = self._checks = 0
+        self._is_over = False
 
     def emit(self, event: object) -> None:
         if isinstance(event, PrefillProgress):
@@ -68,9 +71,9 @@ class StoppingContext(JobContext):
     def check(self) -> None:
         if self._total and self._done == self._total:
             self._checks += 1
-        if self._is_due(self._done, self._total, self._checks):
-            self._cancel.set()
-        super().check()
+        if not self._is_over and self._is_due(self._done, self._total, self._checks):
+            self._is_over = True
+            raise JobCancelledError
 
 
 def in_prefill(done: int, total: int, checks: int) -> bool:
@@ -299,7 +302,7 @@ class Player:
         held, fed = tuple(self.prefix.token_ids), self._model.num_fed
         marks = [0, *self.prefix.marks]
         result = start().result()
-        assert result.verify is not None
+        assert result.verify is not None, f"{label}: the turn was not verified"
         prompt = result.verify.prompt_ids
         self._check_exact(label, result, fed)
         self._check_reuse(label, result, held, marks)

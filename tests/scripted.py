@@ -36,7 +36,7 @@ class ScriptedRunner:
         self.options = options
         return []
 
-    def keep_prompts(self, conversation, context, *, whole):
+    def keep_prompts(self, conversation, context, *, whole, owner=""):
         pass
 
     def settle(self, conversation, context, *, keep_branch=False):

@@ -21,7 +21,7 @@ class Terminal:
     """
 
     def __init__(self, *arguments, columns=80, rows=24, **environment):
-        self._screen = pyte.Screen(columns, rows)
+        self._screen = pyte.HistoryScreen(columns, rows, history=10_000, ratio=1)
         self._screen.write_process_input = self._reply  # answers cursor position requests
         self._stream = pyte.ByteStream(self._screen)
         self.raw = b""
@@ -38,7 +38,11 @@ class Terminal:
         return self
 
     def __exit__(self, *error):
-        self.process.close(force=True)
+        try:
+            self.process.close(force=True)
+        except pexpect.ExceptionPexpect:  # on a busy machine even a killed process takes its time
+            time.sleep(2)
+            self.process.close(force=True)
 
     def read(self, timeout_s=0.05):
         """Draws what the program has written; returns False when it has ended."""
@@ -65,6 +69,24 @@ class Terminal:
     def text(self):
         """The screen as one text, without empty lines at its end."""
         return "\n".join(self.lines).rstrip()
+
+    @property
+    def scrollback(self):
+        """The lines that have left the screen at its top."""
+        columns = range(self._screen.columns)
+        lines = ("".join(row[c].data for c in columns) for row in self._screen.history.top)
+        return [line.rstrip() for line in lines]
+
+    def resize(self, columns, rows):
+        """Gives the terminal another size and tells the program."""
+        self._screen.resize(rows, columns)
+        self.process.setwinsize(rows, columns)
+
+    def style_at(self, line, text):
+        """Returns colour and boldness of the first character of a text in a (number, line)."""
+        number, content = line
+        char = self._screen.buffer[number][content.index(text)]
+        return char.fg, char.bold
 
     def wait_for(self, text, timeout_s=20.0):
         """Reads until `text` is on the screen."""

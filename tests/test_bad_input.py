@@ -1,6 +1,8 @@
 """Bad input end to end, through `mlxchat generate`: one clear line, an exit code, no traceback."""
 
+import contextlib
 import json
+import sqlite3
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -41,15 +43,29 @@ def check_error(result: Result, code: int, fragment: str = "") -> None:
     assert fragment.lower() in result.stderr.lower()
 
 
+def what_is_kept(home: Path) -> list[object]:
+    """The files of a home, but instead of the history file the rows in it."""
+    history = home / "data" / "history.db"
+    kept: list[object] = [
+        file for file in home.rglob("*") if file.is_file() and history.name not in file.name
+    ]
+    if history.exists():
+        with contextlib.closing(sqlite3.connect(history)) as database:
+            for table in ("conversations", "messages", "turns"):
+                kept += database.execute(f"SELECT * FROM {table}").fetchall()  # noqa: S608
+    return kept
+
+
 @pytest.fixture(scope="module")
 def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_folder(tmp_path_factory.mktemp("models") / "good")
 
 
-def test_the_good_folder_answers(good: Path) -> None:
+def test_the_good_folder_answers(good: Path, mlxchat_home: Path) -> None:
     """What the bad ones are made from works, so they fail for what is bad about them."""
     result = generate("-m", good, "--max-tokens", 3, "--json", "--verify", "hi")
     assert result.exit_code == 0
+    assert what_is_kept(mlxchat_home)
     answer = json.loads(result.stdout)
     assert len(answer["tokens"]) <= 3
     assert answer["verify"]["tokens_equal"]
@@ -62,7 +78,8 @@ def test_bad_folders(bad: BadFolder, tmp_path: Path, mlxchat_home: Path) -> None
     """Each says what is wrong with it, and leaves nothing behind."""
     folder = bad.make(tmp_path / "model")
     check_error(generate("-m", folder, "hi"), 1, bad.fragment)
-    assert not [file for file in mlxchat_home.rglob("*") if file.is_file()]
+    kept = [file.name for file in mlxchat_home.rglob("*") if file.is_file()]
+    assert all(name.startswith("history.db") for name in kept)  # the question, nothing else
     assert not (tmp_path / "hub").exists()
 
 

@@ -546,3 +546,10 @@ def test_doctor_without_mlx(run, monkeypatch):
     assert result.exit_code == 1
     assert "backend" in result.stdout
     assert result.stderr == "Error: MLX cannot be loaded; install one backend\n"
+
+
+def test_a_model_that_cannot_be_loaded_ends_piped_chat(run):
+    """Its error is told once, not for each line."""
+    result = run("chat", "-m", "missing", text=b"one\ntwo\nthree\n")
+    assert result.exit_code == 1
+    assert result.stderr.count("there is no model") == 1

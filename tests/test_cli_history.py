@@ -1,5 +1,6 @@
 """`mlxchat history`, `--continue`, `--resume` and the slash commands of the history."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -14,9 +15,14 @@ from scripted import ScriptedSession
 from terminal import Terminal
 
 from mlxchat.chat import history_file
-from mlxchat.cli import forget, repl
+from mlxchat.chat.history import History
+from mlxchat.chat.recorder import Recorder
+from mlxchat.chat.session import ChatOptions, Session
+from mlxchat.cli import forget
+from mlxchat.cli.completion import ChatCompleter
 from mlxchat.cli.history import complete_conversation, history
 from mlxchat.cli.main import cli
+from mlxchat.cli.recall import open_history
 from mlxchat.settings import settings_path
 
 REPOSITORY = Path(__file__).parents[1]
@@ -226,14 +232,14 @@ def test_delete(three):
 def test_delete_takes_what_was_typed(tmp_path):
     """The questions of a deleted conversation cannot be recalled at the prompt any more."""
     file = tmp_path / "mlxchat-home" / "data" / "input_history"
-    input_history = repl.open_history(file)
+    input_history = open_history(file)
     for text in ("one secret", "two\nlines", "kept"):
         input_history.store_string(text)
     run("chat", text="one secret\n")
     forget.forget_typed([])
     run("history", "delete", "1", "-y")
     assert "one secret" not in file.read_text()
-    assert list(repl.open_history(file).load_history_strings()) == ["kept", "two\nlines"]
+    assert list(open_history(file).load_history_strings()) == ["kept", "two\nlines"]
     assert file.stat().st_mode & 0o777 == 0o600
 
 
@@ -390,18 +396,17 @@ def test_completion(three):
     command = history.commands["show"]
     items = complete_conversation(command.make_context("show", []), command.params[0], "")
     assert (items[0].value, items[0].help) == ("3", "Foxes")
-    completer = repl.SlashCompleter()
+    completer = ChatCompleter(lambda: None)
     found = list(completer.get_completions(Document("/resume 1"), CompleteEvent()))
     assert [completion.text for completion in found] == ["1"]
     assert found[0].display_meta_text == "think about it"
-    assert not list(completer.get_completions(Document("/undo "), CompleteEvent()))
 
 
 def test_no_history_is_not_recalled(mlxchat_home):
     """With --no-history what is typed is recalled in this chat, and never reaches the file."""
     file = mlxchat_home / "data" / "input_history"
-    repl.open_history(file).append_string("kept")
-    forgetful = repl.open_history(file, is_kept=False)
+    open_history(file).append_string("kept")
+    forgetful = open_history(file, is_kept=False)
     forgetful.append_string("secret")
     assert "secret" not in file.read_text()
     assert list(forgetful.load_history_strings()) == ["kept"]
@@ -456,6 +461,24 @@ def test_a_resumed_prompt_is_the_same_id_for_id():
     assert last["verify"]["prompt_ids"] == whole[2]["verify"]["prompt_ids"]
     assert last["verify"]["tokens_equal"]
     assert last["cache"]["source"] == "disk"
+
+
+def test_text_alone_is_enough():
+    """Without stored keys and values the text is read again in idle time; the figures say so."""
+    options = ["--json", "--temp", "0", "--max-tokens", "8"]
+    program("chat", *options, text="hello there\nwhat is a token?\n")
+    run("history", "strip", "1")
+    with contextlib.closing(History()) as found:
+        restored = found.restore(1)
+    session = Session(None, ChatOptions(max_tokens=8), Recorder("chat"))
+    with contextlib.closing(session):
+        session.restore(restored)
+        session.load().result()
+        session.wait_until_idle()
+        result = session.send("and more").result()
+    assert result.usage.settle_tokens > 10
+    assert result.usage.prefill_tokens < result.usage.cached_tokens
+    assert "no keys and values were stored, the text was read again" in result.cache.reason
 
 
 def test_history_needs_no_mlx():

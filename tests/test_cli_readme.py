@@ -42,6 +42,17 @@ def test_history_commands():
     assert table("## History") == rows
 
 
+def test_config_commands():
+    """Every subcommand of `config` is in its table with its summary."""
+    rows = {}
+    for name, command in cli.commands["config"].commands.items():
+        context = click.Context(command)
+        arguments = [p.make_metavar(context) for p in command.params]
+        usage = " ".join(["mlxchat config", name, *arguments])
+        rows[f"`{usage}`"] = command.get_short_help_str(200)
+    assert table("### Settings") == rows
+
+
 @pytest.mark.parametrize("name", ["chat", "generate"])
 def test_options(name):
     """Every option of `chat` and `generate` is in the tables with its help."""

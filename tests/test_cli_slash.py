@@ -69,7 +69,7 @@ def test_any_line(talk, line):
         refusal = f"{stripped.lower() in ('/exit', '/quit')}; left"
     except MlxchatError as error:
         refusal = str(error)
-    assert start is not None or stripped.startswith("/")
+    assert start is not None or stripped.startswith(("/", "!")) or "@" in stripped
     assert not refusal or "; " in refusal
     assert "False; left" not in refusal
     assert talk.session.sent == before

@@ -76,7 +76,7 @@ def test_progress_is_for_terminals(monkeypatch):
     screen = Tty()
     show(events, screen, screen)
     drawn = screen.getvalue()
-    assert drawn.startswith("\r\x1b[K\x1b[2mreading 0 of 10 tokens")
+    assert drawn.startswith("\r\x1b[K\x1b[2mreading ░░░░░░░░ 0 of 10 tokens")
     assert drawn.endswith("\r\x1b[Kdone\n")
     for notes, options in ((io.StringIO(), {}), (Tty(), {"plain": True})):
         show(events, io.StringIO(), notes, **options)

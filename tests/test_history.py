@@ -295,7 +295,7 @@ random_moves = st.lists(
 
 
 @settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(random_moves)
 def test_any_conversation_comes_back(tmp_path, moves):

@@ -61,6 +61,19 @@ def test_thinking_comes_apart_from_the_answer(tokenizer, cut):
     assert "".join(d.text for d in deltas if d.kind == "answer") == result.text
 
 
+def test_the_ids_of_thinking_are_counted():
+    """While it streams the thinking's ids are counted; the answer's and the markers' are not."""
+    splitter = ReasoningSplitter(CONTROL, THINK)
+    ids = CONTROL.encode("<think>\nLet me see.\n</think>\n\nHello there")
+    counts = []
+    for token_id in ids:
+        splitter.push(token_id)
+        counts.append(splitter.num_reasoning_tokens)
+    assert counts == sorted(counts)
+    assert counts[0] == 0
+    assert counts[-1] == len(splitter.finish()[1].reasoning_ids) < len(ids)
+
+
 def test_the_ids_of_the_parts_keep_the_white_space_of_the_markers():
     """Ids are never cut: what lies between the markers is there to be put back."""
     ids = CONTROL.encode("<think>\nHm\n</think>\n\nHello")

@@ -100,15 +100,19 @@ def test_format_rate(rate, text):
 @pytest.mark.parametrize(
     ("event", "elapsed_s", "line"),
     [
-        (PrefillProgress(400, 2000), 0.5, "reading 400 of 2 000 tokens · 800 tok/s · 2.0 s left"),
-        (PrefillProgress(0, 2000), 0.0, "reading 0 of 2 000 tokens"),
+        (
+            PrefillProgress(400, 2000),
+            0.5,
+            "reading ██░░░░░░ 400 of 2 000 tokens · 800 tok/s · 2.0 s left",
+        ),
+        (PrefillProgress(0, 2000), 0.0, "reading ░░░░░░░░ 0 of 2 000 tokens"),
         (
             LoadProgress("download", 1 << 20, 4 << 20),
             1.0,
-            "downloading 1.0 MiB of 4.0 MiB · 1.0 MiB/s · 3.0 s left",
+            "downloading ██░░░░░░ 1.0 MiB of 4.0 MiB · 1.0 MiB/s · 3.0 s left",
         ),
-        (LoadProgress("load", 0, 4 << 20), 1.0, "loading 0 B of 4.0 MiB"),
-        (LoadProgress("warm-up", 2, 5), 1.0, "warming up 2/5"),
+        (LoadProgress("load", 0, 4 << 20), 1.0, "loading ░░░░░░░░ 0 B of 4.0 MiB"),
+        (LoadProgress("warm-up", 2, 5), 1.0, "warming up ███░░░░░ 2/5"),
     ],
 )
 def test_format_progress(event, elapsed_s, line):
@@ -120,7 +124,7 @@ def test_turn_line():
     """After an answer: tokens, time to first token, rate with its depth, reused and read."""
     assert render.format_turn_line(make_result()) == (
         "312 tokens · ttft 0.08 s · 54.1 tok/s at depth 2 310 (81 % of bandwidth)"
-        " · reused 2290, read 20"
+        " · reused 2 290, read 20"
     )
 
 
@@ -133,7 +137,7 @@ def test_turn_line_says_why():
         bandwidth_use=None,
     )
     assert render.format_turn_line(result) == (
-        "312 tokens (stopped at the token limit) · ttft 0.08 s · reused 2290, read 20 (why)"
+        "312 tokens (stopped at the token limit) · ttft 0.08 s · reused 2 290, read 20 (why)"
     )
 
 
@@ -147,7 +151,7 @@ first token     0.081                     since the message was sent
 decode          5.770      312      54.1  p50 18.2, p95 19.0, max 30.1 ms
 total           5.851
 memory: peak 1.2 GiB, weights 921.6 MiB, KV 12.0 MiB; 81 % of the measured bandwidth
-cache: reused 2290, read 20"""
+cache: reused 2 290, read 20"""
 
 
 def test_timing_report():
@@ -210,7 +214,7 @@ def test_toolbar_and_stats():
         session.send("hello").result()
         assert (
             render.format_toolbar(session, None, "")
-            == "builtin · 10 of 512 tokens (2 %) · 54.1 tok/s"
+            == "builtin · 10 of 512 tokens (2 %) ░░░░░░░░ · 54.1 tok/s · 934 MiB · 2 290 cached"
         )
         assert render.format_stats(session) == (
             "model    builtin (fake, 3.0 M parameters)\n"

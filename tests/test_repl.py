@@ -32,7 +32,7 @@ def test_a_conversation(chat):
     banner, first, *_ = out.split("you said: ")
     assert "/help" in banner
     assert first.startswith("hello\n312 tokens · ttft 0.08 s")
-    assert out.endswith("reused 2290, read 20\n")
+    assert out.endswith("reused 2 290, read 20\n")
     assert chat.session.sent == ["hello", "bye"]
 
 

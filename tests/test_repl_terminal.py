@@ -8,7 +8,10 @@ import time
 from pathlib import Path
 
 import pytest
+from fakes import MARKDOWN
 from terminal import Terminal
+
+from mlxchat.settings import settings_path
 
 FAKES = str(Path(__file__).with_name("fakes.py"))
 CTRL_C, CTRL_D = "\x03", "\x04"
@@ -20,7 +23,7 @@ For a real model: mlxchat -m mlx-community/Qwen3-4B-4bit
 """
 FIGURES = """\
 312 tokens · ttft 0.08 s · 54.1 tok/s at depth 2 310 (81 % of bandwidth)
-reused 2290, read 20
+reused 2 290, read 20
 """
 
 
@@ -41,20 +44,20 @@ def test_screen_of_a_conversation(terminal):
     """Golden screen: banner, message, answer, its figures, the next prompt, the toolbar."""
     terminal.send("hello\r")
     terminal.wait_for("10 of 512")
-    toolbar = "builtin · 10 of 512 tokens (2 %) · 54.1 tok/s"
+    toolbar = "builtin · 10 of 512 tokens (2 %) ░░░░░░░░ · 54.1 tok/s · 934 MiB · 2 290 cached"
     screen = f"{BANNER}> hello\nyou said: hello\n{FIGURES}>"
     assert terminal.text == screen + "\n" * (23 - screen.count("\n")) + toolbar
 
 
 def test_screen_of_thinking_and_commands(terminal):
-    """Golden screen: reasoning and the line that closes it, a notice, a command's output."""
+    """Golden screen: the line that reasoning folds to, a notice, a command's output."""
     terminal.send("think\rnotice\r/system Be brief.\r/undo x\r")
     terminal.wait_for("a whole number >= 1")
     thought = next(line for line in terminal.lines if line.startswith("thought for 0.0"))
     assert (
-        "\n".join(terminal.lines[3:19]).rstrip()
+        "\n".join(terminal.lines[3:18]).rstrip()
         == (
-            f"> think\nI wonder.\n{thought}\nyou said: think\n{FIGURES}"
+            f"> think\n{thought}\nyou said: think\n{FIGURES}"
             f"> notice\nSomething to know.\nyou said: notice\n{FIGURES}"
             "> /system Be brief.\nSystem prompt: Be brief.\n"
             "The next turn reads 700 of 1000 tokens again.\n"
@@ -74,7 +77,7 @@ def test_reasoning_and_figures_are_dim():
             terminal.wait_for(">")
             terminal.send("think\r")
             terminal.wait_for("read 20")
-            assert (b"\x1b[2mwonder\x1b[0m" in terminal.raw) == is_dim
+            assert (b"\x1b[2mI wonder.\x1b[0m" in terminal.raw) == is_dim
             assert (b"\x1b[2m312 tokens" in terminal.raw) == is_dim
             assert b"\x1b[2myou said" not in terminal.raw
 
@@ -233,7 +236,7 @@ def test_narrow_terminal():
         terminal.send("hello\r")
         terminal.wait_for("10 of 512")
         assert "\n312 tokens · ttft 0.08 s\n54.1 tok/s at depth 2 310" in terminal.text
-        assert "\nreused 2290, read 20\n" in terminal.text
+        assert "\nreused 2 290, read 20\n" in terminal.text
 
 
 def test_dumb_terminal():
@@ -301,3 +304,123 @@ def test_a_real_conversation():
         terminal.send(CTRL_D)
         assert terminal.wait_for_end() == 0
         assert "Traceback" not in terminal.text
+
+
+STACKS_80 = """\
+> markdown
+Stacks
+
+A stack has two operations, see http://example.com/stack:
+
+1. push puts an item on top
+2. pop takes it away again
+
+── python ──────────────────────────────────────────────────
+def push(stack, item):
+    stack.append(item)  # on top
+────────────────────────────────────────────────────────────
+
+operation   cost
+────────────────
+push           1
+入れる        10
+
+│ The last one in is the first one out. A queue does it the other way round, as
+│ people do.
+"""
+STACKS_120 = STACKS_80.replace("as\n│ people do.", "as people do.")
+
+
+@pytest.mark.parametrize(("columns", "screen"), [(80, STACKS_80), (120, STACKS_120)])
+def test_screen_of_markdown(columns, screen):
+    """Golden screens of 80 and 120 columns: heading, list, code, table and quote, in colours."""
+    with Terminal(FAKES, columns=columns, rows=40, TERM="xterm-256color", COLORTERM="") as terminal:
+        terminal.wait_for("0 of 512")
+        terminal.send("/theme dark\rmarkdown\r")
+        terminal.wait_for("read 20")
+        text = terminal.text
+        assert screen in text
+        lines = text.split("\n")
+        colours = {
+            word: terminal.style_at(
+                next(line for line in enumerate(lines) if word in line[1]), word
+            )
+            for word in ("Stacks", "stack has", "def", "# on top", "push puts", "operation   ")
+        }
+        assert colours["Stacks"] == ("87d7ff", True)
+        assert colours["stack has"] == ("default", True)
+        assert colours["def"] == ("d7afff", True)
+        assert colours["push puts"] == ("ffd787", False)
+        assert colours["# on top"][0] == "9e9e9e"
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_screen_of_markdown_without_colour(columns):
+    """With NO_COLOR the answer is the model's text, and nothing of ours moves the cursor."""
+    with Terminal(FAKES, columns=columns, rows=40, NO_COLOR="1") as terminal:
+        terminal.wait_for("0 of 512")
+        terminal.read()
+        start = len(terminal.raw)
+        terminal.send("markdown\r")
+        terminal.wait_for("read 20")
+        answer = terminal.raw[start:].split(b"# Stacks", 1)[1].split(b"312 tokens")[0]
+        assert b"\x1b" not in answer
+        assert f"# Stacks{answer.decode()}".replace("\r\n", "\n") == MARKDOWN
+        assert "```python\ndef push(stack, item):" in terminal.text
+
+
+def test_the_scrollback_is_whole():
+    """On a screen too small for the answer each of its rows is in the scrollback once."""
+    with Terminal(FAKES, columns=80, rows=8) as terminal:
+        terminal.wait_for("0 of 512")
+        terminal.send("markdown\r")
+        terminal.wait_for("read 20")
+        assert STACKS_80.rstrip() in "\n".join([*terminal.scrollback, *terminal.lines])
+
+
+def test_resize_during_an_answer():
+    """A terminal that becomes wider in the middle of an answer gets the rest at that width."""
+    with Terminal(FAKES, columns=40, rows=30) as terminal:
+        terminal.wait_for("0 of 512")
+        terminal.send("long\r")
+        terminal.wait_for("word12")
+        terminal.resize(70, 30)
+        terminal.wait_for("word60")
+        terminal.send(CTRL_C)
+        terminal.wait_for("(stopped)")
+        text = terminal.text.split("> long\n")[1].split("312 tokens")[0]
+        words = text.split()
+        assert words == [f"word{n}" for n in range(len(words))]
+        assert len(text.split("\n")[0]) > 60
+
+
+def test_ctrl_o_shows_the_thinking(terminal):
+    """Ctrl-O at the prompt shows the last thinking, and says when there was none."""
+    terminal.send("think\r")
+    terminal.wait_for("10 of 512")
+    assert "I wonder." not in terminal.text
+    terminal.send("\x0f")
+    terminal.wait_for("I wonder.\n>")
+    terminal.send("hello\r")
+    terminal.wait_for("20 of 512")
+    terminal.send("\x0f")
+    terminal.wait_for("The last answer came without thinking.")
+
+
+def test_the_look_is_kept():
+    """`/theme` and `/markdown` hold for the next chat; a wrong theme in the file is one line."""
+    with Terminal(FAKES) as terminal:
+        terminal.wait_for("0 of 512")
+        terminal.send("/markdown off\r")
+        terminal.wait_for("Markdown: off.")
+    with Terminal(FAKES) as terminal:
+        terminal.wait_for("0 of 512")
+        terminal.send("markdown\r")
+        terminal.wait_for("# Stacks")
+    config = settings_path()
+    config.write_text("[display]\ntheme = 'pink'\n")
+    with Terminal(FAKES) as terminal:
+        assert terminal.wait_for_end() == 1
+        assert f"Error: {config}: there is no theme 'pink'; choose" in terminal.text.replace(
+            "\n", ""
+        )

@@ -143,6 +143,13 @@ def test_greedy_is_argmax(logits: list[float], seed: int) -> None:
         assert sample_many(sampling, logits, 3) == [best] * 3
 
 
+@pytest.mark.parametrize(("top_p", "num"), [(0.25, 1), (0.5, 2), (0.51, 3), (0.75, 3), (0.8, 4)])
+def test_the_nucleus_is_the_smallest_that_reaches(top_p: float, num: int) -> None:
+    """Of four equal tokens exactly as many are kept as reach top-p, the border included."""
+    kept = kept_by_us([1.0] * 4, temperature=1.0, top_k=0, top_p=top_p, min_p=0.0)
+    assert len(kept) == num
+
+
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
 @pytest.mark.parametrize("top_p", [1.0, 0.8])
 def test_draws_follow_the_distribution(temperature: float, top_p: float) -> None:

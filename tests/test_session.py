@@ -330,15 +330,12 @@ def test_interrupt_while_reading(session: TinySession, num_calls: int) -> None:
     assert again.usage.cached_tokens >= held + 8 * num_calls - 1
 
 
-def test_stop_string(session: TinySession) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_stop_string(open_session: Open, kind: str) -> None:
     """The answer ends before the string; the ids of what is shown stand in the next prompt."""
-    whole = session.say("hello").text
+    whole = open_session(kind).say("hello").text
     stop = whole[4:6]
-    session.undo()
-    session.options = session.runner.options = ChatOptions(
-        **{name: getattr(session.options, name) for name in session.options.__slots__}
-        | {"stop": (stop, "never said")}
-    )
+    session = open_session(kind, stop=(stop, "never said"))
     job = session.send("hello")
     shown = "".join(event.text for event in job if isinstance(event, TextDelta))
     result = checked(session, job)
@@ -478,12 +475,10 @@ def test_the_largest_seed_can_be_retried(open_session: Open) -> None:
 # -- limits and errors -----------------------------------------------------------------------------
 
 
-def test_the_context_fills_up(session: TinySession) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_context_fills_up(open_session: Open, kind: str) -> None:
     """An answer ends where the context does; the next message does not fit and changes nothing."""
-    session.runner.context_limit = 48
-    session.runner.options = ChatOptions(
-        sampling=session.options.sampling, verify=True, idle_work=False
-    )
+    session = open_session(kind, max_context=48, max_tokens=None)
     result = session.say("hello")
     assert result.stop_reason == "context_full"
     assert result.usage.prompt_tokens + result.usage.completion_tokens == 48

@@ -6,6 +6,8 @@ runs a plain tree of texts. After every turn the prompt must be the rendering of
 cache must hold exactly its ids, and its logits must be those of a fresh prefill.
 """
 
+import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -34,6 +36,7 @@ from tiny import (
 from mlxchat.chat.results import TurnResult
 from mlxchat.engine.prefix_cache import count_common
 from mlxchat.engine.worker import Job, JobCancelledError
+from mlxchat.errors import ContextFullError
 
 TEXTS = st.sampled_from(
     [
@@ -54,6 +57,9 @@ class Conversations(RuleBasedStateMachine):
 
     def __init__(self, folder: Path, kind: str, template: str) -> None:
         super().__init__()
+        # A home of its own: a system prompt that an earlier example stored would be loaded here.
+        self.home = tempfile.TemporaryDirectory(dir=folder.parent)
+        os.environ["MLXCHAT_HOME"] = self.home.name
         sampling = biased((IM_END, 3.0), (END_THINK, 5.5 if template is REASONING else -9.0))
         self.session = TinySession(folder, kind, sampling=sampling, max_tokens=10)
         self.kind = kind
@@ -64,6 +70,7 @@ class Conversations(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         self.session.close()
+        self.home.cleanup()
 
     # -- the perfect side --------------------------------------------------------------------------
 
@@ -93,7 +100,7 @@ class Conversations(RuleBasedStateMachine):
         held = list(self.session.prefix.token_ids)
         try:
             result = start().result(60)
-        except JobCancelledError:
+        except (JobCancelledError, ContextFullError):
             return  # dropped: the invariants say that nothing changed
         check_turn(self.session, result)
         self.head = head

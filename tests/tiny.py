@@ -36,11 +36,12 @@ from mlxchat.model.loader import LoadedModel, load_model  # noqa: E402
 from mlxchat.model.state_cache import RecurrentState  # noqa: E402
 from mlxchat.model.weights import expected_shapes  # noqa: E402
 
-# Bounded, and in CI always the same examples: a red run must mean that the change broke something.
+# Bounded, and always the same examples: a red run must mean that the change broke something.
+# MLXCHAT_TEST_EXPLORE=1 looks for new ones.
 bounded = partial(
     settings,
     deadline=None,
-    derandomize=bool(os.environ.get("CI")),
+    derandomize=not os.environ.get("MLXCHAT_TEST_EXPLORE"),
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 
@@ -215,6 +216,7 @@ class CountingModel:
     Attributes:
         calls: T of each forward pass.
         hook: Called before each; what it raises, the forward pass raises.
+        is_live: Says of which caches passes count: in sessions not of those of `--verify`.
     """
 
     def __init__(self, model: Any) -> None:
@@ -222,6 +224,7 @@ class CountingModel:
         self.info = model.info
         self.calls: list[int] = []
         self.hook: Callable[[], None] | None = None
+        self.is_live: Callable[[SequenceCache], bool] = lambda cache: True
 
     def make_cache(self) -> SequenceCache:
         cache = self.model.make_cache()
@@ -231,14 +234,16 @@ class CountingModel:
         return cache
 
     def forward(self, token_ids: Any, cache: SequenceCache) -> Any:
-        self._count(token_ids)
+        self._count(token_ids, cache)
         return self.model.forward(token_ids, cache)
 
     def prefill(self, token_ids: Any, cache: SequenceCache) -> None:
-        self._count(token_ids)
+        self._count(token_ids, cache)
         self.model.prefill(token_ids, cache)
 
-    def _count(self, token_ids: Any) -> None:
+    def _count(self, token_ids: Any, cache: SequenceCache) -> None:
+        if not self.is_live(cache):
+            return
         self.calls.append(token_ids.shape[1])
         if self.hook is not None:
             self.hook()
@@ -291,7 +296,10 @@ class TinySession(Session):
         runner = self.runner
         loaded: LoadedModel = runner.loaded
         self.model_ = CountingModel(RecurrentModel() if kind == "recurrent" else loaded.model)
-        runner.loaded = replace(loaded, model=self.model_)
+        self.model_.is_live = lambda cache: cache is self.prefix.cache
+        runner.loaded = replace(
+            loaded, model=self.model_, fingerprint=f"{kind} {loaded.fingerprint}"
+        )
         runner.engine = Engine(self.model_)
         runner.keeping = open_keeping(
             runner.name,

@@ -100,11 +100,7 @@ class TurnRecord:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """All that is stored of one conversation; messages and turns in the order of arrival.
-
-    Attributes:
-        system: The system prompt in force; `systems` are all that were.
-    """
+    """All that is stored of one conversation; messages and turns in the order of arrival."""
 
     summary: Summary
     head: int | None
@@ -115,7 +111,6 @@ class Record:
     keep_thinking: bool
     messages: tuple[MessageRecord, ...]
     turns: tuple[TurnRecord, ...]
-    systems: tuple[str, ...] = ()
 
     def path(self) -> list[MessageRecord]:
         """Returns the messages from the first to the head, unanswered and empty ones included."""
@@ -292,7 +287,6 @@ class History:
             bool(row["keep_thinking"]),
             tuple(message for message in messages if message.role != "system"),
             tuple(self._turns(number, {message.id: message for message in messages})),
-            tuple(message.content for message in messages if message.role == "system"),
         )
 
     def _messages(self, number: int) -> list[MessageRecord]:

@@ -210,6 +210,11 @@ class ReasoningSplitter:
         """Whether the next text belongs to the thinking, as far as is known."""
         return self._state in (_State.THOUGHT_HEAD, _State.THOUGHT)
 
+    @property
+    def num_reasoning_tokens(self) -> int:
+        """Ids that are known to belong to the thinking, markers left out."""
+        return len(self._parts["reasoning"].ids)
+
     def push(self, token_id: int) -> list[Delta]:
         """Take one generated id (not the stop token); return the text that has become final."""
         self._token_ids.append(token_id)

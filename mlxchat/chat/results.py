@@ -28,10 +28,17 @@ class PrefillProgress:
 
 @dataclass(frozen=True, slots=True)
 class TextDelta:
-    """A piece of the answer, as soon as it is final."""
+    """A piece of the answer, as soon as it is final.
+
+    Attributes:
+        text: The piece.
+        kind: What it belongs to.
+        num_reasoning_tokens: Ids of reasoning in the whole answer so far; 0 where not counted.
+    """
 
     text: str
     kind: Literal["reasoning", "answer"]
+    num_reasoning_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -281,21 +281,27 @@ class Session:
         Returns:
             What the template had to say, such as that it has no switch.
         """
-        return self.set_options(replace(self.options, think=think))
+        return self._set_switches(replace(self.options, think=think))
 
     def set_options(self, options: ChatOptions) -> list[str]:
         """Takes other options from the next turn on; system prompt and context limit stay.
 
         Returns:
-            What the template had to say to its switches.
+            What the template had to say to its switches, where they changed.
         """
-        old, self.options = self.options, options
+        old = self.options
+        if (options.think, options.keep_thinking) != (old.think, old.keep_thinking):
+            return self._set_switches(options)
+        self.options = options
+        if self._runner is not None:
+            self._runner.set_sampling(options)  # no job: idle work goes on
+        return []
+
+    def _set_switches(self, options: ChatOptions) -> list[str]:
+        self.options = options
+        if self._runner is None:
+            return []
         runner = self._runner
-        if runner is None:
-            return []
-        if (options.think, options.keep_thinking) == (old.think, old.keep_thinking):
-            runner.set_sampling(options)  # idle work goes on
-            return []
         return self._worker.run(lambda _: runner.set_options(options))
 
     def resolve_sampling(self) -> tuple[dict[str, float], frozenset[str]] | None:

@@ -315,7 +315,8 @@ class TurnRunner:
                     reason = "eos_token"
                     break
                 tokens.append(token)
-                self._emit(splitter.push(token), stops, texts, context)
+                deltas = splitter.push(token)
+                self._emit(deltas, stops, texts, context, splitter.num_reasoning_tokens)
                 if stops.is_hit:
                     reason = "stop_string"
                     break
@@ -323,7 +324,7 @@ class TurnRunner:
             reason = "user_cancelled"
         was_thinking = splitter.is_thinking
         deltas, split = splitter.finish()
-        self._emit(deltas, stops, texts, context)
+        self._emit(deltas, stops, texts, context, splitter.num_reasoning_tokens)
         if tail := stops.finish():
             texts.append(tail)
             context.emit(TextDelta(tail, "answer"))
@@ -331,13 +332,17 @@ class TurnRunner:
 
     @staticmethod
     def _emit(
-        deltas: list[Delta], stops: StopStrings, texts: list[str], context: JobContext
+        deltas: list[Delta],
+        stops: StopStrings,
+        texts: list[str],
+        context: JobContext,
+        num_reasoning: int,
     ) -> None:
         """Shows what has become final; the answer's text passes the stop strings first."""
         for delta in deltas:
             text = stops.push(delta.text) if delta.kind == "answer" else delta.text
             if text:
-                context.emit(TextDelta(text, delta.kind))
+                context.emit(TextDelta(text, delta.kind, num_reasoning))
             if text and delta.kind == "answer":
                 texts.append(text)
 
@@ -437,7 +442,8 @@ class TurnRunner:
 
     def _verify(self, prompt: RenderedPrompt, logits: Logits, context: JobContext) -> Verify:
         """Proves the turn; where it fails, reuse is switched off for this model."""
-        found = self.engine.verify(prompt.token_ids, logits, check=context.check)
+        check = (lambda: None) if context.cancelled else context.check  # an answer was stopped
+        found = self.engine.verify(prompt.token_ids, logits, check=check)
         decode = self.tokenizer.decode
         shown = decode(prompt.token_ids, skip_special_tokens=False)
         wanted = decode(self.tokenizer.encode(prompt.text), skip_special_tokens=False)
@@ -470,7 +476,10 @@ class TurnRunner:
         lost = plan.num_held - plan.start
         try:
             context.check()
+            is_empty = not plan.num_held
             plan = self.keeping.restore(target, plan, context.check, leave=0)
+            if is_empty and not plan.start:  # a conversation of the history goes on
+                self._settle_note = "no keys and values were stored, the text was read again"
             prefix.apply(plan, keep_branch=keep_branch)
             prefix.cache.pin(min(plan.start, self._pin))
             before = len(prefix.token_ids)

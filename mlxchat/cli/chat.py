@@ -9,7 +9,7 @@ import click
 
 from mlxchat.cli.failures import explain
 from mlxchat.cli.history import complete_conversation
-from mlxchat.cli.options import Request, chat_options, make_attachments, read_request
+from mlxchat.cli.options import Request, chat_options, make_attachments, read_look, read_request
 from mlxchat.cli.resume import PICK, find_conversation
 from mlxchat.cli.screen import Screen
 from mlxchat.errors import MlxchatError
@@ -53,7 +53,7 @@ def chat(
     request = read_request(params)
     is_interactive = sys.stdin is not None and sys.stdin.isatty() and sys.stdout.isatty()
     is_repl = is_interactive and not as_json
-    screen = Screen(sys.stdout, sys.stdout if is_repl else sys.stderr, plain=plain)
+    screen = Screen(sys.stdout, sys.stdout if is_repl else sys.stderr, plain=plain, **read_look())
     restored = find_conversation(resume, is_last=goes_on, can_ask=is_repl)
     greeting = ""
     if restored is not None:
@@ -93,10 +93,16 @@ def run_lines(answers: "Answers", request: Request, *, runs_shell: bool) -> int:
 
     screen, attached = answers.screen, make_attachments(request)
     context = slash.Context(
-        answers.session, screen.note, attached, request.origins, runs_shell=runs_shell
+        answers.session,
+        screen.note,
+        attached,
+        request.origins,
+        runs_shell=runs_shell,
+        screen=screen,
     )
     has_failed = False
     for line in _read_lines():
+        start = None
         try:
             start = slash.interpret(context, _decode(line))
             if start is not None:
@@ -110,6 +116,8 @@ def run_lines(answers: "Answers", request: Request, *, runs_shell: bool) -> int:
         except Exception as error:
             has_failed = True
             screen.error(str(explain(error)))
+            if start is not None and answers.session.info is None:
+                break  # the model cannot be loaded: every other line would fail like this one
     return int(has_failed)
 
 

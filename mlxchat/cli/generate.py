@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from mlxchat.cli.options import chat_options, read_request
+from mlxchat.cli.options import chat_options, read_look, read_request
 from mlxchat.cli.screen import Screen
 from mlxchat.errors import MlxchatError, UsageError
 
@@ -27,7 +27,7 @@ def generate(prompt: str | None, as_json: bool, timing: bool, plain: bool, **par
     with contextlib.closing(request.open(idle_work=False)) as session:
         from mlxchat.cli.turn import Answers
 
-        screen = Screen(sys.stdout, sys.stderr, plain=plain)
+        screen = Screen(sys.stdout, sys.stderr, plain=plain, **read_look())
         answers = Answers(session, screen, as_json=as_json, timing=timing)
         if answers.give(lambda: session.send(text)).stop_reason == "user_cancelled":
             raise KeyboardInterrupt

@@ -31,9 +31,15 @@ class PromptKeys:
     Args:
         pastes: Takes what is pasted.
         show_error: Shows a line above the prompt.
+        show_thinking: Shows the last thinking above the prompt.
     """
 
-    def __init__(self, pastes: Pastes, show_error: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        pastes: Pastes,
+        show_error: Callable[[str], None],
+        show_thinking: Callable[[], None] = lambda: None,
+    ) -> None:
         self._pastes, self._show_error = pastes, show_error
         self._ctrl_c_at = -LEAVE_WITHIN_S
         self._is_editing = False  # the editor has the terminal
@@ -44,6 +50,11 @@ class PromptKeys:
         own.add("c-c")(self._clear_or_leave)
         self._add_pastes()
         own.add("c-x", "c-e")(self._open_editor)
+
+        @own.add("c-o")
+        def _show_thinking(event: KeyPressEvent) -> None:
+            run_in_terminal(show_thinking)
+
         # In a Ctrl-R search the keys are prompt-toolkit's; Ctrl-C as a signal comes anywhere.
         everywhere = KeyBindings()
         everywhere.add("<sigint>")(self._take_signal)

@@ -11,6 +11,7 @@ import click
 from mlxchat import __version__
 from mlxchat.cli.cache import cache
 from mlxchat.cli.chat import chat
+from mlxchat.cli.config import config
 from mlxchat.cli.doctor import doctor
 from mlxchat.cli.failures import report
 from mlxchat.cli.generate import generate
@@ -53,7 +54,7 @@ def cli() -> None:
     """
 
 
-for _command in (chat, generate, history, cache, doctor):
+for _command in (chat, generate, history, cache, config, doctor):
     cli.add_command(_command)
 
 

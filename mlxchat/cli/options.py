@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mlxchat.settings import LENGTH_BOUNDS, SAMPLING_BOUNDS, Settings, load_settings
+from mlxchat.cli.theme import DEFAULT, find_theme
+from mlxchat.errors import SettingsError, UsageError
+from mlxchat.settings import (
+    LENGTH_BOUNDS,
+    SAMPLING_BOUNDS,
+    Settings,
+    load_settings,
+    settings_path,
+)
 
 if TYPE_CHECKING:
     from mlxchat.chat.history import Restored
@@ -197,3 +205,17 @@ def _from_command_line(params: dict[str, Any]) -> dict[str, Any]:
         return {}
     typed = click.core.ParameterSource.COMMANDLINE
     return {n: x for n, x in params.items() if context.get_parameter_source(n) is typed}
+
+
+def read_look() -> dict[str, Any]:
+    """Returns how answers shall look, as `Screen` takes it.
+
+    Raises:
+        SettingsError: `config.toml` is broken or names no theme.
+    """
+    display = load_settings().display
+    try:
+        find_theme(display.theme or DEFAULT)
+    except UsageError as error:
+        raise SettingsError(f"{settings_path()}: {error}") from None
+    return {"markdown": display.markdown, "theme": display.theme or DEFAULT}

@@ -113,14 +113,16 @@ def set_parameter(context: "Context", name: str, text: str) -> list[str]:
         return [_set_file_limit(context, text)]
     name, parameter = find_parameter(name)
     value = parameter.parse(name, text)
-    notices = context.session.set_options(change(context.session.options, parameter, value))
+    session = context.session
+    if parameter.field == "think":  # asked again, the template answers again
+        notices = session.set_thinking(value)
+    else:
+        notices = session.set_options(change(session.options, parameter, value))
     if value is None:
         context.origins.pop(parameter.field, None)
     else:
         context.origins[parameter.field] = "/set"
-    if parameter.field in ("think", "keep_thinking") and (
-        counts := context.session.count_rereads()
-    ):
+    if parameter.field in ("think", "keep_thinking") and (counts := session.count_rereads()):
         read, total = counts
         notices = [*notices, f"The next turn reads {read} of {total} tokens again."]
     return [f"{name}: {text}.", *notices]

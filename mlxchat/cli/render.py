@@ -3,6 +3,7 @@
 Text that a model or a file produced is untrusted: `sanitize` takes away what a terminal would obey.
 """
 
+import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -53,6 +54,17 @@ def one_line(text: str) -> str:
 def format_count(number: int) -> str:
     """Returns a count with its thousands set apart: `2 310`."""
     return f"{number:,}".replace(",", " ")
+
+
+def format_counts_in(text: str) -> str:
+    """Returns a text with the thousands of all its whole numbers set apart."""
+    return re.sub(r"(?<![\w.,])\d{4,}(?![\w.])", lambda match: format_count(int(match[0])), text)
+
+
+def format_bar(share: float, width: int = 8) -> str:
+    """Returns a bar of `width` columns that is filled to a share of 0 to 1."""
+    filled = round(min(max(share, 0.0), 1.0) * width)
+    return "█" * filled + "░" * (width - filled)
 
 
 def format_bytes(size: int) -> str:
@@ -130,6 +142,7 @@ def format_progress(event: "LoadProgress | PrefillProgress", elapsed_s: float) -
     name = {"download": "downloading", "load": "loading", "warm-up": "warming up"}.get(
         phase, "reading"
     )
+    name += f" {format_bar(event.done / event.total)}" if event.total else ""
     if phase == "warm-up":
         return f"{name} {event.done}/{event.total}"
     if phase != "prefill":
@@ -163,13 +176,26 @@ def format_turn_line(result: "TurnResult") -> str:
         parts.append(f"{format_rate(timing.decode_tok_per_s)} tok/s at depth {depth}")
     if timing.bandwidth_use is not None:
         parts[-1] += f" ({100 * timing.bandwidth_use:.0f} % of bandwidth)"
-    parts.append(one_line(result.cache.reason))
+    parts.append(format_counts_in(one_line(result.cache.reason)))
     return " · ".join(parts)
 
 
-def format_thought_line(seconds: float) -> str:
-    """Returns the line that closes a streamed piece of reasoning."""
-    return f"thought for {format_seconds(seconds)}"
+CONTEXT_WARNINGS = (0.95, 0.8)  # shares of the context at which the person is told
+
+
+def format_context_notice(used: int, limit: int) -> str:
+    """Returns the notice that the context is filling up."""
+    return (
+        f"{100 * used / limit:.0f} % of the context is used:"
+        f" {format_count(used)} of {format_count(limit)} tokens;"
+        " /undo takes turns back, /reset starts over"
+    )
+
+
+def format_thought_line(seconds: float, num_tokens: int = 0) -> str:
+    """Returns the line that closes a streamed piece of reasoning; 0 tokens were not counted."""
+    tokens = f", {format_count(num_tokens)} tokens" if num_tokens else ""
+    return f"thought for {format_seconds(seconds)}{tokens}"
 
 
 def format_timing(result: "TurnResult") -> str:
@@ -219,7 +245,7 @@ def _format_use(result: "TurnResult") -> list[str]:
             f"idle time: {format_count(usage.settle_tokens)} tokens read after the last answer"
             f", {format_count(usage.typeahead_tokens)} while typing"
         )
-    lines.append(f"cache: {one_line(result.cache.reason)}")
+    lines.append(f"cache: {format_counts_in(one_line(result.cache.reason))}")
     return lines
 
 
@@ -250,22 +276,32 @@ def format_banner(version: str, model: str | None) -> str:
     )
 
 
-def format_toolbar(session: "Session | None", model: str | None, progress: str) -> str:
-    """Returns the line under the prompt: model, context used, last rate.
+def format_toolbar(
+    session: "Session | None", model: str | None, progress: str, width: int = 80
+) -> str:
+    """Returns the line under the prompt: model, context, last rate, memory, cached tokens.
 
     Args:
         session: None until it is made.
         model: The name that was asked for; None is the built-in one.
         progress: What the load says of itself while it lasts.
+        width: Columns; what does not fit is left out from the end.
     """
     info = None if session is None else session.info
     if session is None or info is None:
         return f"{one_line(model or 'built-in model')} · {progress or 'loading'}"
     used, limit = session.context_used, info.context_limit
-    share = f" ({100 * used / limit:.0f} %)" if limit else ""
-    parts = [one_line(info.model), f"{format_count(used)} of {format_count(limit)} tokens{share}"]
-    if session.last is not None and session.last.timing.decode_tok_per_s is not None:
-        parts.append(f"{format_rate(session.last.timing.decode_tok_per_s)} tok/s")
+    share = f" ({100 * used / limit:.0f} %) {format_bar(used / limit)}" if limit else ""
+    name = one_line(info.model).rpartition("/")[2]
+    parts = [name, f"{format_count(used)} of {format_count(limit)} tokens{share}"]
+    if (last := session.last) is not None:
+        if last.timing.decode_tok_per_s is not None:
+            parts.append(f"{format_rate(last.timing.decode_tok_per_s)} tok/s")
+        size = format_bytes(last.timing.weight_bytes + last.timing.kv_bytes)
+        parts.append(re.sub(r"\d{3}\.\d", lambda match: f"{float(match[0]):.0f}", size))
+        parts.append(f"{format_count(last.usage.cached_tokens)} cached")
+    while len(parts) > 2 and len(" · ".join(parts)) > width:
+        parts.pop()
     return " · ".join(parts)
 
 

@@ -70,7 +70,7 @@ class Repl:
         self._load_text = ""
         self._draft = ""  # what the next prompt begins with
         self._request, self._pastes = request, Pastes()
-        self._keys = PromptKeys(self._pastes, screen.error)
+        self._keys = PromptKeys(self._pastes, screen.error, self._show_thinking)
         self._prompt: PromptSession[str] = PromptSession(
             self._sign,
             multiline=True,
@@ -144,6 +144,7 @@ class Repl:
             self._request.origins,
             self._screen.escape,
             self._pastes.expand,
+            screen=self._screen,
         )
         block = read_block(text)
         if block is None:
@@ -214,9 +215,16 @@ class Repl:
     def _toolbar(self) -> str:
         if self._keys.hints_at_leaving:
             return _LEAVE_HINT
-        toolbar = format_toolbar(self._session(), self._model, self._load_text)
         attached = "" if self._answers is None else self._attached.describe()
+        width = self._prompt.app.output.get_size().columns
+        width -= len(attached) + 3 if attached else 0
+        toolbar = format_toolbar(self._session(), self._model, self._load_text, width)
         return f"{attached} · {toolbar}" if attached else toolbar
+
+    def _show_thinking(self) -> None:
+        session = self._session()
+        thinking = None if session is None or session.last is None else session.last.reasoning
+        self._screen.note((thinking or "").strip("\n") or "The last answer came without thinking.")
 
 
 def leave_prompt(app: "Application[str]", error: Exception) -> None:

@@ -1,12 +1,19 @@
 """The one writer to the terminal: where text goes, how it is dimmed, and how progress is drawn.
 
 An answer goes to `out`; what is said about it (progress, notices, reports, errors) goes to `notes`.
+Where both are one terminal that can move its cursor, answers are shown as Markdown and thinking
+folds to a line; everywhere else text is written as it comes.
 """
 
 import os
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from mlxchat.cli.render import one_line, sanitize, wrap_parts
+from mlxchat.cli.theme import DEFAULT, color_depth, find_theme
+
+if TYPE_CHECKING:
+    from mlxchat.cli.live import LiveRegion, Size
+    from mlxchat.cli.streams import AnswerStream, ThoughtStream
 
 _DIM, _PLAIN = "\x1b[2m", "\x1b[0m"
 _CLEAR_LINE = "\r\x1b[K"
@@ -19,25 +26,71 @@ class Screen:
         out: Takes answers; every character of them is sanitised.
         notes: Takes everything else.
         plain: No styles and no progress display, whatever the terminal can do.
+        markdown: Answers are shown as Markdown where the terminal can.
+        theme: The name of their colours.
     """
 
-    def __init__(self, out: TextIO, notes: TextIO, *, plain: bool = False) -> None:
+    def __init__(
+        self,
+        out: TextIO,
+        notes: TextIO,
+        *,
+        plain: bool = False,
+        markdown: bool = True,
+        theme: str = DEFAULT,
+    ) -> None:
         self._is_terminal = self.shows_reasoning = notes.isatty()
         self._takes_escapes = notes.isatty() and os.environ.get("TERM") != "dumb"
         self.shows_progress = self._takes_escapes and not plain
         self._dims = self.shows_progress and not os.environ.get("NO_COLOR")
         self._out, self._notes = out, notes
         self._is_one_place = out is notes or (out.isatty() and notes.isatty())
+        self.can_redraw = self._dims and self._is_one_place
+        self.markdown, self.theme = markdown, find_theme(theme)
+        self._stream: AnswerStream | ThoughtStream | None = None
         self._progress_is_shown = False
         self._open_line: TextIO | None = None  # where the last piece did not end its line
 
     def answer(self, text: str) -> None:
         """Writes a piece of the answer."""
-        self._write(self._out, sanitize(text), dim=False)
+        if not (self.can_redraw and self.markdown):
+            self._write(self._out, sanitize(text), dim=False)
+            return
+        from mlxchat.cli.streams import AnswerStream
+
+        if not isinstance(self._stream, AnswerStream):
+            self.end_line()
+            self.clear_progress()
+            self._stream = AnswerStream(self._region(), self.theme, color_depth())
+        self._stream.push(text)
 
     def reasoning(self, text: str) -> None:
         """Writes a piece of the reasoning, dimmed."""
-        self._write(self._notes, sanitize(text), dim=True)
+        if not self.can_redraw:
+            self._write(self._notes, sanitize(text), dim=True)
+            return
+        from mlxchat.cli.streams import ThoughtStream
+
+        if not isinstance(self._stream, ThoughtStream):
+            self.end_line()
+            self.clear_progress()
+            self._stream = ThoughtStream(self._region(), self._dimmed)
+        self._stream.push(text)
+
+    def end_reasoning(self, line: str) -> None:
+        """Closes the reasoning with a line: in its place where that can be, else after it."""
+        from mlxchat.cli.streams import ThoughtStream
+
+        if isinstance(self._stream, ThoughtStream):
+            self._stream.fold(line)
+            self._stream = None
+        else:
+            self.note(line)
+
+    def verbatim(self, text: str) -> None:
+        """Writes lines among the notes as they are: not dimmed, not wrapped."""
+        self.end_line()
+        self._write(self._notes, f"{sanitize(text)}\n", dim=False)
 
     def note(self, text: str, *, dim: bool = True) -> None:
         """Writes lines about the answer or the program."""
@@ -68,6 +121,9 @@ class Screen:
 
     def end_line(self) -> None:
         """Ends the line that a piece left open, so that what follows starts its own."""
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            stream.close()
         if self._open_line is not None:
             self._write(self._open_line, "\n", dim=False)
 
@@ -93,15 +149,26 @@ class Screen:
         self._open_line = None if text.endswith("\n") else stream
         self._put(stream, self._dimmed(text) if dim else text)
 
-    def _width(self) -> int:
+    def _region(self) -> "LiveRegion":
+        from mlxchat.cli.live import LiveRegion
+
+        return LiveRegion(lambda text: self._put(self._out, text), self._size)
+
+    def _size(self) -> "Size":
+        from mlxchat.cli.live import Size
+
         # Not from shutil: it prefers the variable COLUMNS, which is old after a resize.
         try:
-            return os.get_terminal_size(self._notes.fileno()).columns or 80
+            columns, rows = os.get_terminal_size(self._notes.fileno())
         except (OSError, ValueError):
-            return 80
+            columns, rows = 80, 24
+        return Size(columns or 80, rows or 24)
+
+    def _width(self) -> int:
+        return self._size().columns
 
     def _dimmed(self, text: str) -> str:
-        return f"{_DIM}{text}{_PLAIN}" if self._dims else text
+        return f"{_DIM}{text}{_PLAIN}" if self._dims and self.theme.dims else text
 
     def _put(self, stream: TextIO, text: str) -> None:
         stream.write(text)

@@ -18,6 +18,7 @@ from mlxchat.errors import MlxchatError, UsageError
 if TYPE_CHECKING:
     from mlxchat.chat.session import Session
     from mlxchat.cli.attachments import Attachments
+    from mlxchat.cli.screen import Screen
     from mlxchat.cli.turn import Start
 
 _SHELL = re.compile(r"!(?=\s*[^\s!])\s*(.+)", re.DOTALL)
@@ -40,6 +41,7 @@ class Context:
         send_escape: Writes an escape sequence of ours; returns False where no terminal takes it.
         expand: Puts what was pasted in the place of the chips that stand for it.
         runs_shell: `!` runs a command; else it is text.
+        screen: What shows answers; None where nothing can be set on it.
     """
 
     session: "Session"
@@ -49,6 +51,7 @@ class Context:
     send_escape: Callable[[str], bool] = lambda sequence: False
     expand: Callable[[str], str] = lambda text: text
     runs_shell: bool = True
+    screen: "Screen | None" = None
 
     def message(self, text: str, *, is_literal: bool = False) -> str:
         """Returns a message with what is attached and what its `@` name; pastes have no `@`."""
@@ -413,6 +416,10 @@ def params(context: Context, argument: str) -> None:
     from mlxchat.cli import parameters
 
     context.say(parameters.format_parameters(parameters.list_parameters(context)))
+
+
+# Here, so that they stand before /exit in /help.
+from mlxchat.cli import slash_display  # noqa: E402, F401  # it registers its commands
 
 
 @command("exit", "", "Leave the chat; Ctrl-D does the same.")

@@ -18,6 +18,8 @@ from mlxchat.chat.results import (
 from mlxchat.chat.session import Session
 from mlxchat.cli.failures import Stopped
 from mlxchat.cli.render import (
+    CONTEXT_WARNINGS,
+    format_context_notice,
     format_progress,
     format_thought_line,
     format_timing,
@@ -92,6 +94,7 @@ class TurnView:
         self._screen = screen
         self._shows_text = shows_text
         self._thinks_since: float | None = None
+        self._num_reasoning_tokens = 0
         self._skips_newlines = False
         self._phase: object = None
         self._phase_started = self._drawn_at = time.monotonic()
@@ -99,10 +102,10 @@ class TurnView:
     def show(self, event: object) -> None:
         """Shows one event."""
         match event:
-            case TextDelta(text=text, kind="reasoning"):
-                self._reason(text)
-            case TextDelta(text=text):
-                self._answer(text)
+            case TextDelta():
+                self._num_reasoning_tokens = event.num_reasoning_tokens
+                show = self._reason if event.kind == "reasoning" else self._answer
+                show(event.text)
             case LoadProgress() | PrefillProgress():
                 self._progress(event)
             case Notice(text=text):
@@ -124,7 +127,9 @@ class TurnView:
 
     def _end_reasoning(self) -> None:
         if self._thinks_since is not None:
-            self._screen.note(format_thought_line(time.monotonic() - self._thinks_since))
+            seconds = time.monotonic() - self._thinks_since
+            line = format_thought_line(seconds, self._num_reasoning_tokens)
+            self._screen.end_reasoning(line)
             self._thinks_since = None
 
     def _answer(self, text: str) -> None:
@@ -170,6 +175,7 @@ class Answers:
         self.session, self.screen = session, screen
         self._as_json, self._timing, self._turn_line = as_json, timing, turn_line
         self._has_told_load = False
+        self._context_warned = 0.0  # the share of the context that was told last
 
     def give(self, start: Start) -> TurnResult:
         """Starts an answer, shows it to its end and reports on it.
@@ -208,9 +214,21 @@ class Answers:
         if self._as_json:
             self.screen.line(json.dumps(result.to_json()))
         self.tell_load()
+        if result.stop_reason == "token_limit" and result.reasoning and not result.text.strip():
+            self.screen.note("The token limit came before the answer; raise --max-tokens.")
         if result.verify is not None:
             self.screen.note(format_verify(result.verify))
         if self._timing:
             self.screen.note(format_timing(result))
         elif self._turn_line:
             self.screen.note(format_turn_line(result))
+        self._warn_of_context()
+
+    def _warn_of_context(self) -> None:
+        """Tells, once each, that the context is filling up."""
+        limit = 0 if self.session.info is None else self.session.info.context_limit
+        used = self.session.context_used
+        passed = [share for share in CONTEXT_WARNINGS if used >= share * limit > 0]
+        warned, self._context_warned = self._context_warned, max(passed, default=0.0)
+        if self._context_warned > warned:
+            self.screen.note(format_context_notice(used, limit), dim=False)

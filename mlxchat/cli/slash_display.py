@@ -1,0 +1,66 @@
+"""The slash commands that change how answers look."""
+
+from mlxchat.cli.slash import Context, command
+from mlxchat.cli.theme import NAMES, SUFFIX, find_theme
+from mlxchat.errors import MlxchatError, UsageError
+
+
+def _complete_mode(start: str) -> list[tuple[str, str]]:
+    return [(mode, "") for mode in ("on", "off") if mode.startswith(start)]
+
+
+def _complete_theme(start: str) -> list[tuple[str, str]]:
+    names = [name for theme in NAMES for name in (theme, f"{theme} {SUFFIX}")]
+    return [(name, "") for name in names if name.startswith(start)]
+
+
+@command(
+    "markdown",
+    "[MODE]",
+    "Show answers as Markdown: `on`, or `off` for raw text.",
+    _complete_mode,
+)
+def markdown(context: Context, argument: str) -> None:
+    """Switches Markdown on or off, for later chats too."""
+    if argument not in ("", "on", "off"):
+        raise UsageError(f"/markdown {argument} is not allowed; write /markdown on or off")
+    from mlxchat.cli.settings_file import save_setting
+
+    screen = context.screen
+    if argument:
+        save_setting("display.markdown", argument == "on")
+        if screen is not None:
+            screen.markdown = argument == "on"
+    is_on = argument == "on" if argument or screen is None else screen.markdown
+    context.say(f"Markdown: {'on' if is_on else 'off'}.")
+
+
+@command("raw", "", "Show the last answer as the model wrote it.")
+def raw(context: Context, argument: str) -> None:
+    """Shows the last answer as raw text."""
+    answer = context.session.last_answer()
+    if answer is None:
+        raise MlxchatError("there is no answer yet; send a message first")
+    show = context.say if context.screen is None else context.screen.verbatim
+    show(answer)
+
+
+@command(
+    "theme",
+    "[NAME]",
+    "Choose the colours; `cb` after the name is colour-blind safe.",
+    _complete_theme,
+)
+def theme(context: Context, argument: str) -> None:
+    """Shows the themes, or chooses one, for later chats too."""
+    from mlxchat.cli.settings_file import save_setting
+
+    if argument:
+        name = " ".join(argument.split())
+        found = find_theme(name)
+        save_setting("display.theme", name)
+        if context.screen is not None:
+            context.screen.theme = found
+        context.say(f"Theme: {name}.")
+    else:
+        context.say(f"Themes: {', '.join(NAMES)}, each also with `{SUFFIX}`.")
