@@ -17,7 +17,7 @@ MODULES = (
     "words", "world",
 )  # fmt: skip
 LARGEST_BYTES = 8_000_000
-CASES = 40
+CASES = 25
 # Skills that missed their floor: what the full evaluation reached (scripts/train_builtin/README.md
 # names the gaps).
 REACHED: dict[str, tuple[float, float]] = {
