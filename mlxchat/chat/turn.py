@@ -240,13 +240,7 @@ class TurnRunner:
         self._pin = min([plan.start, *plan.marks])
         self.engine.prefix.cache.pin(self._pin)
         now = watch.add("restore", now)
-        logits = self.engine.prefill(
-            prompt.token_ids,
-            plan,
-            on_progress=lambda done, total: context.emit(PrefillProgress(done, total)),
-            check=context.check,
-        )
-        assert logits is not None
+        logits = self._prefill(prompt, plan, context)
         watch.add("prefill", now)
         self.keeping.note(messages, prompt.token_ids, prompt.message_ends[0])
         # Each answer has its own seed, so that a retry differs; the same moves give the same seeds.
@@ -284,6 +278,17 @@ class TurnRunner:
                 self.renderer.probe_point(messages, prompt),
             )
         return prefix.plan(prompt.token_ids, marks=marks)
+
+    def _prefill(self, prompt: RenderedPrompt, plan: Plan, context: JobContext) -> Logits:
+        """Reads what the plan leaves, and returns the logits of the prompt's last position."""
+        logits = self.engine.prefill(
+            prompt.token_ids,
+            plan,
+            on_progress=lambda done, total: context.emit(PrefillProgress(done, total)),
+            check=context.check,
+        )
+        assert logits is not None
+        return logits
 
     # -- the answer --------------------------------------------------------------------------------
 
