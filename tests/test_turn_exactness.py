@@ -201,6 +201,22 @@ class Conversations(RuleBasedStateMachine):
         assert prefix.mark_bytes <= budget
         prefix.budget_bytes = budget if stays else BUDGET
 
+    @rule()
+    def save_and_load(self) -> None:
+        """The cache goes through its stored form into a fresh one."""
+
+        def through_storage(_: object) -> None:
+            prefix = self.session.prefix
+            if not prefix.token_ids:
+                return
+            exported = prefix.cache.export()
+            assert exported is not None
+            cache = prefix.make_cache()
+            cache.load_export(*exported)
+            prefix.adopt(cache, prefix.token_ids)
+
+        self.session._worker.run(through_storage)
+
     @rule(text=TEXTS, num_calls=st.integers(0, 6))
     def break_the_model(self, text: str, num_calls: int) -> None:
         def fail() -> None:
