@@ -168,7 +168,7 @@ def test_exit(talk, line):
 def test_registry_is_well_formed():
     """Every command has a lower-case name that is read back as a command, and a summary."""
     for name, command in COMMANDS.items():
-        assert slash._COMMAND.fullmatch(f"/{name}").group(2) == name == name.lower()
+        assert slash.registry._COMMAND.fullmatch(f"/{name}").group(2) == name == name.lower()
         assert command.summary.endswith(".")
 
 

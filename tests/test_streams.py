@@ -171,7 +171,7 @@ def test_theme_command(tty, context):
     """`/theme` chooses the colours for now and later; an unknown one changes nothing."""
     interpret(context, "/theme dark  cb")
     assert load_settings().display.theme == "dark cb"
-    assert context.screen.theme is slash.slash_display.find_theme("dark cb")
+    assert context.screen.theme is slash.view.find_theme("dark cb")
     with pytest.raises(UsageError, match="there is no theme 'pink'; choose "):
         interpret(context, "/theme pink")
     interpret(context, "/theme")

@@ -1,8 +1,22 @@
-"""The slash commands that change how answers look."""
+"""The slash commands that show what happened, and change how answers look."""
 
-from mlxchat.cli.slash import Context, command
+from mlxchat.cli.render import format_cache, format_stats
+from mlxchat.cli.slash.registry import Context, command
 from mlxchat.cli.theme import NAMES, SUFFIX, find_theme
 from mlxchat.errors import MlxchatError, UsageError
+
+
+@command("stats", "", "Show model, context and the last answer's timing.")
+def stats(context: Context, argument: str) -> None:
+    """Shows where the time and the memory went."""
+    context.say(format_stats(context.session))
+
+
+@command("cache", "", "Show what the KV cache holds.")
+def cache(context: Context, argument: str) -> None:
+    """Shows what the KV cache holds."""
+    report = context.session.cache_report()
+    context.say("The model is not loaded yet." if report is None else format_cache(report))
 
 
 def _complete_mode(start: str) -> list[tuple[str, str]]:

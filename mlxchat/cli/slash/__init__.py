@@ -1,0 +1,18 @@
+"""The slash commands: a registry filled by a decorator, one short handler each.
+
+`/help` shows them in the order in which they register: files here, commands in a file.
+"""
+
+from mlxchat.cli.slash import conversation, sampling, view, attach, chat  # isort: skip  # noqa: F401  # in the order of /help
+from mlxchat.cli.slash.registry import (
+    ALIASES,
+    COMMANDS,
+    Command,
+    Context,
+    LeaveChat,
+    command,
+    interpret,
+    send,
+)
+
+__all__ = ["ALIASES", "COMMANDS", "Command", "Context", "LeaveChat", "command", "interpret", "send"]

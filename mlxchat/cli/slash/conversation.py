@@ -1,0 +1,149 @@
+"""The slash commands that move in the conversation, or keep it."""
+
+from typing import TYPE_CHECKING
+
+from mlxchat.cli.history import conversation_names
+from mlxchat.cli.render import format_tree
+from mlxchat.cli.slash.registry import (
+    Context,
+    command,
+    need_turns,
+    need_turns_ever,
+    say_cost,
+    whole_number,
+)
+from mlxchat.errors import MlxchatError, UsageError
+
+if TYPE_CHECKING:
+    from mlxchat.cli.turn import Start
+
+
+@command("system", "[TEXT]", "Show the system prompt, or set it; `none` removes it.")
+def system(context: Context, argument: str) -> None:
+    """Shows or sets the system prompt."""
+    if argument:
+        context.session.set_system(None if argument == "none" else argument)
+    prompt = context.session.system
+    context.say("No system prompt." if prompt is None else f"System prompt: {prompt}")
+    if argument:
+        say_cost(context)
+
+
+@command("reset", "", "Empty the conversation; the system prompt stays.")
+def reset(context: Context, argument: str) -> None:
+    """Empties the conversation."""
+    context.session.reset()
+    context.say("The conversation is empty.")
+
+
+@command("retry", "", "Answer the last message again.")
+def retry(context: Context, argument: str) -> "Start":
+    """Answers the last message again."""
+    need_turns(context.session)
+    return context.session.retry
+
+
+@command("undo", "[N]", "Take back the last turn, or the last N.")
+def undo(context: Context, argument: str) -> None:
+    """Takes turns back."""
+    count = whole_number(argument, "/undo [N]") if argument else 1
+    need_turns(context.session)
+    taken = context.session.undo(count)
+    context.say(f"Took back {taken} {'turn' if taken == 1 else 'turns'}.")
+
+
+@command(
+    "edit",
+    "[TURN] TEXT",
+    "Rewrite your last message, or turn TURN's, and answer it.",
+    takes_message=True,
+)
+def edit(context: Context, argument: str) -> "Start":
+    """Replaces the text of a turn and answers it."""
+    first, _, rest = argument.partition(" ")
+    turn = int(first) if first.isascii() and first.isdigit() else None
+    text = argument if turn is None else rest.strip()
+    if not text:
+        raise UsageError("there is no new text; write /edit [TURN] TEXT")
+    need_turns(context.session)
+    if turn is not None and not 1 <= turn <= context.session.num_turns:
+        raise UsageError(f"there is no turn {turn}; give 1 to {context.session.num_turns}")
+    message = context.message(text)
+    return lambda: context.session.edit(turn, message)
+
+
+@command("fork", "", "Start another branch here; /goto comes back to this place.")
+def fork(context: Context, argument: str) -> None:
+    """Starts another branch."""
+    need_turns(context.session)
+    number = context.session.fork()
+    context.say(f"From here the conversation branches; /goto {number} comes back to this place.")
+
+
+@command("tree", "", "Draw the branches of the conversation.")
+def tree(context: Context, argument: str) -> None:
+    """Draws the branches."""
+    need_turns_ever(context.session)
+    context.say(format_tree(context.session.tree()))
+
+
+@command("goto", "N", "Go to message N of the tree, on whatever branch.")
+def goto(context: Context, argument: str) -> None:
+    """Goes to a message."""
+    number = whole_number(argument, "/goto N")
+    turns = context.session.goto(number)
+    context.say(f"At message {number}, after {turns} {'turn' if turns == 1 else 'turns'}.")
+
+
+@command("title", "[TEXT]", "Show the conversation's title, or set it.")
+def title(context: Context, argument: str) -> None:
+    """Shows or sets the title."""
+    if argument:
+        context.session.set_title(argument)
+    name = context.session.title
+    context.say(f"Title: {name}" if name else "No title; the first message stands for it.")
+
+
+@command("save", "TITLE", "Keep the conversation under a title, also after --no-history.")
+def save(context: Context, argument: str) -> None:
+    """Names the conversation, and keeps it where it was not kept so far."""
+    if not argument:
+        raise UsageError("there is no title; write /save TITLE")
+    number = context.session.save(argument)
+    context.say(f"Saved as {number}; mlxchat chat --resume {number} goes on with it.")
+
+
+@command("resume", "[ID]", "Go on with another conversation, or list them.", conversation_names)
+def resume(context: Context, argument: str) -> None:
+    """Takes a conversation of the history up again."""
+    from mlxchat.cli.render_history import format_restored
+    from mlxchat.cli.resume import find_conversation, list_conversations
+
+    restored = find_conversation(argument or None)
+    if restored is None:
+        context.say(f"{list_conversations()}\n/resume ID goes on with one.")
+        return
+    context.session.restore(restored)
+    context.say(format_restored(restored))
+    say_cost(context)
+
+
+@command("export", "[FILE]", "Write the conversation to FILE: .md, .json, .jsonl or .html.")
+def export(context: Context, argument: str) -> None:
+    """Writes the conversation to a file that does not exist yet."""
+    from pathlib import Path
+
+    from mlxchat.chat.export import format_export
+    from mlxchat.cli.history import read_format
+    from mlxchat.cli.render import sanitize
+
+    need_turns_ever(context.session)
+    record = context.session.record()
+    file = Path(argument or f"conversation-{record.summary.id or 'unkept'}.md").expanduser()
+    text = format_export([record], read_format(None, file.name), sanitize)
+    try:
+        with file.open("x", encoding="utf-8") as stream:
+            stream.write(text)
+    except FileExistsError:
+        raise MlxchatError(f"{file} exists; write /export FILE with another name") from None
+    context.say(f"Wrote {file}.")
