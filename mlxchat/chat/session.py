@@ -106,7 +106,7 @@ class Session:
             from mlxchat.model.device import load_mlx
 
             load_mlx()
-            from mlxchat.chat.turn import load_runner
+            from mlxchat.chat.loading import load_runner
 
             def report(event: LoadProgress) -> None:
                 context.check()

@@ -6,7 +6,6 @@ Ctrl-C leaves it as it was.
 
 import contextlib
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 
 from mlxchat.chat.conversation import Conversation
@@ -15,10 +14,8 @@ from mlxchat.chat.prompt_keeping import PromptKeeping, open_keeping
 from mlxchat.chat.reasoning import Delta, Split
 from mlxchat.chat.results import (
     CacheUse,
-    LoadProgress,
     Notice,
     PrefillProgress,
-    SessionInfo,
     StopReason,
     TextDelta,
     TurnResult,
@@ -37,67 +34,10 @@ from mlxchat.engine.worker import JobCancelledError, JobContext
 from mlxchat.errors import ContextFullError, TemplateError
 from mlxchat.model.device import (
     SMALLEST_STREAM,
-    format_backend,
-    make_device_plan,
     measure_bandwidth,
 )
-from mlxchat.model.hub import ModelFolder, resolve_model
-from mlxchat.model.language_model import ModelInfo
-from mlxchat.model.loader import LoadedModel, load_model
+from mlxchat.model.loader import LoadedModel
 from mlxchat.model.tokenizer import Tokenizer
-
-
-def load_runner(
-    name: str | None,
-    options: ChatOptions,
-    report: Callable[[LoadProgress], None],
-    check: Callable[[], None],
-) -> tuple["TurnRunner", SessionInfo]:
-    """Finds, fetches and loads a model.
-
-    Args:
-        name: A folder, a Hub id, or None for the built-in model.
-        options: The conversation's options.
-        report: Called with the progress of download, load and warm-up; may raise to cancel.
-        check: Raises when the job is cancelled.
-    """
-    folder = resolve_model(
-        name,
-        on_progress=lambda done, total: report(LoadProgress("download", done, total)),
-        check_cancel=check,
-    )
-    loaded = load_model(
-        folder.path, lambda phase, done, total: report(LoadProgress(phase, done, total))
-    )
-    runner = TurnRunner("builtin" if folder.is_builtin else folder.name, loaded, options)
-    with contextlib.suppress(TemplateError):  # loads Jinja now; a real refusal shows in a turn
-        runner.renderer.render_ids([Message("user", "Hello")])
-    info = loaded.model.info
-    return runner, SessionInfo(
-        model=runner.name,
-        family=info.family,
-        n_params=info.n_params,
-        weight_bytes=info.weight_bytes,
-        context_limit=runner.context_limit,
-        backend=format_backend(make_device_plan()),
-        is_builtin=folder.is_builtin,
-        load_s=loaded.load_s,
-        notices=(*info.notices, *_context_notices(options, info), *runner.template_notices()),
-        source=_name_to_reopen(folder),
-        commit=folder.commit,
-        fingerprint=loaded.fingerprint,
-    )
-
-
-def _name_to_reopen(folder: ModelFolder) -> str:
-    is_local = folder.commit is None and not folder.is_builtin
-    return str(folder.path) if is_local else folder.name
-
-
-def _context_notices(options: ChatOptions, info: ModelInfo) -> list[str]:
-    if (options.max_context or 0) <= info.max_context:
-        return []
-    return [f"--max-context {options.max_context} is more than this model's {info.max_context}"]
 
 
 @dataclass(slots=True)
