@@ -174,11 +174,28 @@ def recall_dialogue(rng: Random) -> list[dict]:
     return w.messages
 
 
+def drill_dialogue(rng: Random) -> list[dict]:
+    """Make a short dialogue of what is learned last: copying, styles and yes-no questions."""
+    w = World(rng, typos=0.05)
+    if rng.random() < 0.6:
+        asked: list[str] = []
+        rng.choice((ask_suffix, ask_suffix, ask_caps, ask_caps, ask_mood))(w, asked)
+        w.messages.append({"role": "system", "content": asked[0]})
+    for _ in range(rng.randint(1, 3)):
+        turn = rng.choice((repeat, repeat, repeat, is_a, term, talk, tell, tell, say_hello, minus))
+        if w.facts:
+            turn = rng.choice((turn, yes_no, yes_no, summary, ask))
+        turn(w)
+    return w.messages
+
+
 def training_dialogue(rng: Random) -> list[dict]:
     """Draw a dialogue of the main course; a few are as long as the context."""
     roll = rng.random()
-    if roll < 0.12:
+    if roll < 0.08:
         return recall_dialogue(rng)
+    if roll < 0.4:
+        return drill_dialogue(rng)
     if roll < 0.78:
         return dialogue(rng, rng.randint(1, 7))
     if roll < 0.98:

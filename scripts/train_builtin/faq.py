@@ -144,6 +144,17 @@ mlxchat chat, the chat command :: mlxchat chat opens the chat in the terminal. P
 /tree, the command /tree :: /tree shows all branches of the conversation.
 /goto, the command /goto :: /goto jumps to another branch or message.
 /cache, the command /cache :: /cache shows what the KV cache holds.
+/compact, the command /compact :: /compact lets the model sum up the oldest turns, so that the context has room again.
+/continue, the command /continue :: /continue goes on with an answer that was cut off.
+/model, the command /model :: /model shows the model or loads another one. The conversation stays.
+/copy, the command /copy :: /copy puts the last answer on the clipboard. /copy code takes only the code.
+/set, the command /set :: /set changes a sampling option, for example /set temp 0.7.
+/title, /save, the command /save :: /save gives the conversation a title. /resume opens it again.
+mlxchat history, the history command :: mlxchat history lists, searches and exports your conversations.
+mlxchat cache, the cache command :: mlxchat cache shows the stored prompts on disk and clears them.
+mlxchat config, the config command :: mlxchat config shows and sets your settings.
+mlxchat bench, the bench command, a benchmark :: mlxchat bench measures how fast a model reads and writes on your machine.
+mlxchat inspect, the inspect command :: mlxchat inspect lets you look inside a model, from tokens and attention to the logit lens.
 /exit, the command /exit, /quit :: /exit leaves the chat. Ctrl-D does the same.
 Ctrl-C, ctrl c, control c :: Ctrl-C stops the answer and keeps the chat.
 Ctrl-D, ctrl d, control d :: Ctrl-D leaves the chat.

@@ -168,7 +168,7 @@ def is_a(w: World) -> None:
     statement_ = f"{upper_first(_a(x))} is {'an' if y[0] in 'aeiou' else 'a'} {y}."
     if y == "furniture":
         statement_ = f"{upper_first(_a(x))} is furniture."
-    if w.rng.random() < 0.4:
+    if w.rng.random() < 0.55:
         z = y if w.rng.random() < 0.5 else w.rng.choice(IS_A)[1]
         text = f"is \ue000{_a(x)} {_a(z) if z != 'furniture' else z}\ue001?"
         yes = "Yes" if z == y else "No"

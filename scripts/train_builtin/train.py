@@ -22,7 +22,7 @@ from random import Random
 import torch
 from data import recall_dialogue, training_dialogue
 from model import Model, Shape
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 from vocab import encode_turns
@@ -105,12 +105,29 @@ def collate(rows: list[list], length: int) -> tuple[Tensor, Tensor, Tensor, Tens
     return ids, mask[:, None], torch.tensor(where), torch.tensor(target)
 
 
-def batches(tokenizer: Tokenizer, seed: int, chunk: int, progress: list[float]) -> Iterator[tuple]:
-    """Yield batches for ever; `progress[0]` decides between first lessons and the main course."""
+def dequantised(folder: Path) -> dict[str, Tensor]:
+    """Return the float32 weights of a folder that `export.py` wrote with 8 bits."""
+    parts = load_file(folder / "model.safetensors")
+    weights = {}
+    for name, packed in parts.items():
+        base = name.removesuffix(".weight")
+        if f"{base}.scales" in parts:
+            scales, biases = (parts[f"{base}.{k}"].float()[..., None] for k in ("scales", "biases"))
+            levels = packed.view(torch.uint8).float().reshape(*scales.shape[:2], -1)
+            weights[name] = (levels * scales + biases).flatten(1)
+        elif name.endswith("weight"):
+            weights[name] = packed.float()
+    return weights
+
+
+def batches(
+    tokenizer: Tokenizer, seed: int, chunk: int, progress: list[float], lessons: float
+) -> Iterator[tuple]:
+    """Yield batches for ever; first lessons until `progress[0]` reaches `lessons`."""
     left: dict[int, list] = defaultdict(list)
     for number in count(chunk):
         rng = Random(seed * 1_000_003 + number)
-        make = recall_dialogue if progress[0] < FIRST_LESSONS else training_dialogue
+        make = recall_dialogue if progress[0] < lessons else training_dialogue
         docs = defaultdict(list)
         for _ in range(1200):
             doc = encode_turns(tokenizer, make(rng))
@@ -160,6 +177,9 @@ class Trainer:
         if args.compile:
             self.hidden = torch.compile(self.hidden)
             self.score = torch.compile(self.score, dynamic=True)
+        self.first_lessons = 0.0 if args.start else FIRST_LESSONS
+        if args.start:
+            self.model.load_state_dict(dequantised(args.start))
         self.resume()
 
     def resume(self) -> None:
@@ -216,7 +236,9 @@ class Trainer:
     def run(self) -> None:
         progress = [self.seconds / self.budget]
         mean, saved, wall = None, time.time(), time.time()
-        for chunk, batch in batches(self.tokenizer, self.args.seed, self.chunk, progress):
+        for chunk, batch in batches(
+            self.tokenizer, self.args.seed, self.chunk, progress, self.first_lessons
+        ):
             self.chunk = chunk
             before = self.seconds
             loss = self.train_step(batch)
@@ -247,6 +269,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--tokenizer", type=Path, required=True)
+    parser.add_argument("--start", type=Path, help="go on from this exported 8-bit folder")
     parser.add_argument("--minutes", type=float, default=75)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--muon-lr", type=float, default=0.02)
