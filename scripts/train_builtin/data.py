@@ -35,13 +35,14 @@ from skills import (
     opposite,
     plus,
     repeat,
+    repeat_words,
     say_hello,
     times,
     too_big,
     translate,
     translate_back,
 )
-from words import pick_value, pick_word
+from words import is_held_out, mix_up, pick_value, pick_word
 from world import MOODS, Turn, World
 
 SUFFIXES = (
@@ -84,11 +85,11 @@ def make_style(w: World) -> str:
     return " ".join(asked)
 
 
-def ask_suffix(w: World, asked: list[str]) -> None:
+def ask_suffix(w: World, asked: list[str], word: str = "") -> None:
     r = w.rng
     w.style.suffix = r.choice(SUFFIXES)
-    if w.strict or r.random() < 0.5:
-        w.style.suffix = pick_word(r, w.strict) + r.choice(("", ".", "!"))
+    if word or w.strict or r.random() < 0.5:
+        w.style.suffix = (word or pick_word(r, w.strict)) + r.choice(("", ".", "!"))
     asked.append(r.choice((
         'End every answer with "{}".', "End every answer with {}", "Finish each reply with {}",
         'Always end with "{}"', "Put {} at the end of each answer.", 'Say "{}" at the end of every answer.',
@@ -174,17 +175,45 @@ def recall_dialogue(rng: Random) -> list[dict]:
     return w.messages
 
 
+def drill_word(rng: Random) -> str:
+    """Pick a word of rare tokens more often than `pick_word` does."""
+    while True:
+        word = mix_up(rng, capital=rng.random() < 0.15)
+        if not is_held_out(word):
+            return word if rng.random() < 0.7 else pick_word(rng)
+
+
+def drill_repeat(w: World) -> None:
+    """Repeat words of rare tokens, some of them twice in a row."""
+    words = [drill_word(w.rng) for _ in range(w.rng.randint(1, 8))]
+    if w.rng.random() < 0.3:
+        at = w.rng.randrange(len(words))
+        words.insert(at, words[at])
+    repeat_words(w, words)
+
+
+def drill_is_a(w: World) -> None:
+    is_a(w, yes_no=0.9)
+
+
 def drill_dialogue(rng: Random) -> list[dict]:
     """Make a short dialogue of what is learned last: copying, styles and yes-no questions."""
     w = World(rng, typos=0.05)
-    if rng.random() < 0.6:
-        asked: list[str] = []
-        rng.choice((ask_suffix, ask_suffix, ask_caps, ask_caps, ask_mood))(w, asked)
+    asked: list[str] = []
+    style = rng.choices(("suffix", "caps", "mood", ""), (0.3, 0.4, 0.05, 0.25))[0]
+    if style == "suffix":
+        ask_suffix(w, asked, drill_word(rng) if rng.random() < 0.7 else "")
+    elif style:
+        (ask_caps if style == "caps" else ask_mood)(w, asked)
+    if asked:
         w.messages.append({"role": "system", "content": asked[0]})
     for _ in range(rng.randint(1, 3)):
-        turn = rng.choice((repeat, repeat, repeat, is_a, term, talk, tell, tell, say_hello, minus))
+        turn = rng.choice(
+            (drill_repeat, drill_repeat, repeat, drill_is_a, term, talk, tell, tell, opposite,
+             capital, translate, greet, say_hello, minus)
+        )  # fmt: skip
         if w.facts:
-            turn = rng.choice((turn, yes_no, yes_no, summary, ask))
+            turn = rng.choice((turn, turn, yes_no, summary, ask))
         turn(w)
     return w.messages
 
@@ -194,7 +223,7 @@ def training_dialogue(rng: Random) -> list[dict]:
     roll = rng.random()
     if roll < 0.08:
         return recall_dialogue(rng)
-    if roll < 0.4:
+    if roll < 0.48:
         return drill_dialogue(rng)
     if roll < 0.78:
         return dialogue(rng, rng.randint(1, 7))

@@ -100,7 +100,11 @@ REPEAT = (
 
 def repeat(w: World, count: int = 0) -> None:
     count = count or w.rng.choice((1, 1, 2, 3, 3, 4, 5, 6, 6, 7, 8))
-    words = " ".join(pick_word(w.rng, w.strict) for _ in range(count))
+    repeat_words(w, [pick_word(w.rng, w.strict) for _ in range(count)])
+
+
+def repeat_words(w: World, chosen: list[str]) -> None:
+    words = " ".join(chosen)
     w.say(w.rng.choice(REPEAT).replace("W", f"\ue000{words}\ue001"), words, words)
 
 
@@ -163,12 +167,12 @@ def _a(word: str) -> str:
     return word if word in UNCOUNTED else f"{'an' if word[0] in 'aeiou' else 'a'} {word}"
 
 
-def is_a(w: World) -> None:
+def is_a(w: World, yes_no: float = 0.4) -> None:
     x, y = w.rng.choice(IS_A)
     statement_ = f"{upper_first(_a(x))} is {'an' if y[0] in 'aeiou' else 'a'} {y}."
     if y == "furniture":
         statement_ = f"{upper_first(_a(x))} is furniture."
-    if w.rng.random() < 0.55:
+    if w.rng.random() < yes_no:
         z = y if w.rng.random() < 0.5 else w.rng.choice(IS_A)[1]
         text = f"is \ue000{_a(x)} {_a(z) if z != 'furniture' else z}\ue001?"
         yes = "Yes" if z == y else "No"

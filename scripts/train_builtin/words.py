@@ -271,7 +271,7 @@ def pick_word(rng: Random, strict: bool = False) -> str:
         if roll < 0.35:
             word = rng.choice(COMMON)
         else:
-            word = make_up(rng, capital) if roll < 0.6 else mix_up(rng, capital)
+            word = make_up(rng, capital) if roll < 0.7 else mix_up(rng, capital)
         if is_held_out(word) == strict:
             return word
 
