@@ -196,8 +196,8 @@ def drill_is_a(w: World) -> None:
     is_a(w, yes_no=0.9)
 
 
-def drill_dialogue(rng: Random) -> list[dict]:
-    """Make a short dialogue of what is learned last: copying, styles and yes-no questions."""
+def drill_copying(rng: Random) -> list[dict]:
+    """Make a short dialogue of rare words and styles."""
     w = World(rng, typos=0.05)
     asked: list[str] = []
     style = rng.choices(("suffix", "caps", "mood", ""), (0.3, 0.4, 0.05, 0.25))[0]
@@ -212,9 +212,20 @@ def drill_dialogue(rng: Random) -> list[dict]:
             (drill_repeat, drill_repeat, repeat, drill_is_a, term, talk, tell, tell, opposite,
              capital, translate, greet, say_hello, minus)
         )  # fmt: skip
-        if w.facts:
-            turn = rng.choice((turn, turn, yes_no, summary, ask))
-        turn(w)
+        (ask if w.facts and rng.random() < 0.2 else turn)(w)
+    return w.messages
+
+
+def drill_facts(rng: Random) -> list[dict]:
+    """Make a short dialogue of facts: which of them are true, and all of them."""
+    w = World(rng, typos=0.05)
+    start(w, 0.15)
+    for _ in range(rng.choice((1, 2, 2, 2, 3, 3, 4))):
+        rng.choice((tell, tell, tell, tell_many))(w)
+        if rng.random() < 0.15:
+            rng.choice((plus, repeat, opposite, correct))(w)
+    for _ in range(rng.randint(1, 3)):
+        rng.choice((yes_no, yes_no, ask, summary if len(w.facts) > 1 else yes_no))(w)
     return w.messages
 
 
@@ -223,8 +234,10 @@ def training_dialogue(rng: Random) -> list[dict]:
     roll = rng.random()
     if roll < 0.08:
         return recall_dialogue(rng)
-    if roll < 0.48:
-        return drill_dialogue(rng)
+    if roll < 0.35:
+        return drill_copying(rng)
+    if roll < 0.5:
+        return drill_facts(rng)
     if roll < 0.78:
         return dialogue(rng, rng.randint(1, 7))
     if roll < 0.98:
