@@ -200,7 +200,7 @@ def drill_copying(rng: Random) -> list[dict]:
     """Make a short dialogue of rare words and styles."""
     w = World(rng, typos=0.05)
     asked: list[str] = []
-    style = rng.choices(("suffix", "caps", "mood", ""), (0.3, 0.4, 0.05, 0.25))[0]
+    style = rng.choices(("suffix", "caps", "mood", ""), (0.3, 0.5, 0.03, 0.17))[0]
     if style == "suffix":
         ask_suffix(w, asked, drill_word(rng) if rng.random() < 0.7 else "")
     elif style:
