@@ -42,7 +42,7 @@ from skills import (
     translate,
     translate_back,
 )
-from words import is_held_out, mix_up, pick_value, pick_word
+from words import PIECES, is_held_out, mix_up, pick_value, pick_word
 from world import MOODS, Turn, World
 
 SUFFIXES = (
@@ -178,15 +178,18 @@ def recall_dialogue(rng: Random) -> list[dict]:
 def drill_word(rng: Random) -> str:
     """Pick a word of rare tokens more often than `pick_word` does."""
     while True:
-        word = mix_up(rng, capital=rng.random() < 0.15)
+        roll = rng.random()
+        word = mix_up(rng, capital=rng.random() < 0.15) if roll < 0.5 else pick_word(rng)
+        if PIECES[0] and roll > 0.7:
+            word = rng.choice(PIECES[0])  # one token, perhaps of those that are rarely written
         if not is_held_out(word):
-            return word if rng.random() < 0.7 else pick_word(rng)
+            return word
 
 
 def drill_repeat(w: World) -> None:
     """Repeat words of rare tokens, some of them twice in a row."""
     words = [drill_word(w.rng) for _ in range(w.rng.randint(1, 8))]
-    if w.rng.random() < 0.3:
+    if w.rng.random() < 0.45:
         at = w.rng.randrange(len(words))
         words.insert(at, words[at])
     repeat_words(w, words)
@@ -200,9 +203,9 @@ def drill_copying(rng: Random) -> list[dict]:
     """Make a short dialogue of rare words and styles."""
     w = World(rng, typos=0.05)
     asked: list[str] = []
-    style = rng.choices(("suffix", "caps", "mood", ""), (0.3, 0.5, 0.03, 0.17))[0]
+    style = rng.choices(("suffix", "caps", "mood", ""), (0.42, 0.35, 0.03, 0.2))[0]
     if style == "suffix":
-        ask_suffix(w, asked, drill_word(rng) if rng.random() < 0.7 else "")
+        ask_suffix(w, asked, drill_word(rng) if rng.random() < 0.85 else "")
     elif style:
         (ask_caps if style == "caps" else ask_mood)(w, asked)
     if asked:
