@@ -37,7 +37,7 @@ def open_keeping(
         prefix: Its live sequence.
         keeps_conversation: Whether more than the system prompt is read and written.
     """
-    key = make_key(loaded.fingerprint, loaded.model)
+    key = make_key(loaded.fingerprint, loaded.model, prefix.cache.kv_bits)
     prefixes = StoredPrefixes(PromptStore(), key, name, prefix)
     return PromptKeeping(prefixes, keeps_conversation=keeps_conversation)
 

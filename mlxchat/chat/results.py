@@ -98,12 +98,14 @@ class Verify:
     """What `--verify` found: a from-scratch prefill of the same ids beside the cached one.
 
     `holds` says whether the difference is rounding; it is no part of the JSON contract.
+    `kv_logit_diff` is the difference to a cache that is not quantised, where this one is.
     """
 
     tokens_equal: bool
     max_abs_logit_diff: float
     prompt_ids: tuple[int, ...]
     holds: bool = True
+    kv_logit_diff: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Returns the `verify` object of the JSON contract."""

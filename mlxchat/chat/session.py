@@ -47,6 +47,7 @@ class ChatOptions:
         verify: Compare every turn with a from-scratch prefill.
         idle_work: After an answer, bring the cache to what the next turn will render, and store it.
         keeps_history: The conversation may be on disk, its keys and values too.
+        kv_bits: Hold keys and values in 8 or 4 bits; None as they are. Of the first load only.
         now: The date that the template shows for the whole conversation; None is now.
     """
 
@@ -60,6 +61,7 @@ class ChatOptions:
     verify: bool = False
     idle_work: bool = True
     keeps_history: bool = True
+    kv_bits: int | None = None
     now: datetime | None = None
 
     @property

@@ -42,6 +42,12 @@ class SequenceCache:
         """Bytes held by all layers."""
         return sum(layer.nbytes for layer in self.layers)
 
+    @property
+    def kv_bits(self) -> int | None:
+        """Bits of quantised keys and values; None where no layer is quantised."""
+        formats = (layer.format for layer in self.layers if isinstance(layer, RowCache))
+        return next((f.bits for f in formats if f is not None), None)
+
     def offsets(self) -> frozenset[int]:
         """Return the offsets of layers with rows: one number unless a forward pass broke off."""
         return frozenset(layer.offset for layer in self.layers if isinstance(layer, RowCache))

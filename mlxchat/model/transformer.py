@@ -19,6 +19,7 @@ import mlx.core as mx
 from mlxchat.model.device import DevicePlan
 from mlxchat.model.families import ModelConfig
 from mlxchat.model.kv_cache import FullKV
+from mlxchat.model.kv_quantization import KVFormat, Rows
 from mlxchat.model.language_model import ModelInfo
 from mlxchat.model.rope import Rope
 from mlxchat.model.sequence_cache import SequenceCache
@@ -178,8 +179,13 @@ class Transformer:
         kind = self._kind_of[layer]
         weights = self.weights.layers[layer]
         q, k, v = self._before[layer](weights.before, step.positions[kind], x)
-        keys, values = cache.raw[layer].update_and_fetch(k, v)
-        attended = self.attend(q, keys, values, step.masks[kind])
+        held, mask = cache.raw[layer], step.masks[kind]
+        held.append(k, v)
+        if held.format is None:
+            rows = held.visible()
+            attended = self.attend(q, rows["keys"], rows["values"], mask)
+        else:
+            attended = self._attend_quantised(q, held.visible(), held.format, mask)
         out: mx.array = self._after[layer](weights.after, x, attended)
         return out
 
@@ -190,7 +196,7 @@ class Transformer:
             return self._attend_in_blocks(q, k, v, mask)
         if c.attn_softcap is None:
             return mx.fast.scaled_dot_product_attention(q, k, v, scale=c.attn_scale, mask=mask)
-        grouped = (q * c.attn_scale).reshape(q.shape[0], c.n_kv_heads, -1, num_new, c.head_dim)
+        grouped = (q * c.attn_scale).reshape(q.shape[0], k.shape[1], -1, num_new, c.head_dim)
         scores = grouped @ k[:, :, None].swapaxes(-1, -2)  # (B, K, H/K, T, S)
         scores = mx.tanh(scores / c.attn_softcap) * c.attn_softcap
         if isinstance(mask, str):
@@ -211,6 +217,27 @@ class Transformer:
             part = mask if isinstance(mask, str) else mask[rows, seen]
             parts.append(self.attend(q[:, :, rows], k[:, :, seen], v[:, :, seen], part))
         return mx.concatenate(parts, axis=2)
+
+    def _attend_quantised(self, q: mx.array, rows: Rows, kv: KVFormat, mask: Any) -> mx.array:
+        """Attends over packed rows: q (B, H, T, Dh) -> (B, H, T, Dh).
+
+        One token multiplies with the packed rows. More dequantise them, the rows of one key head at
+        a time, so that never more than those are in memory.
+        """
+        num_heads = rows["keys"].shape[1]
+        if q.shape[2] == 1 and self.config.attn_softcap is None:
+            grouped = q.reshape(q.shape[0], num_heads, -1, q.shape[3])  # (B, K, H/K, Dh)
+            scores = kv.scores(grouped * self.config.attn_scale, rows)  # (B, K, H/K, S)
+            if isinstance(mask, mx.array):
+                scores = mx.where(mask, scores, mx.finfo(scores.dtype).min)
+            return kv.mix(mx.softmax(scores, axis=-1, precise=True), rows).reshape(q.shape)
+        group, parts = q.shape[1] // num_heads, []
+        for head in range(num_heads):
+            one = {name: array[:, head : head + 1] for name, array in rows.items()}
+            keys, values = kv.dequantise(one)
+            assert values is not None
+            parts.append(self.attend(q[:, head * group : (head + 1) * group], keys, values, mask))
+        return mx.concatenate(parts, axis=1)
 
     def unembed(self, x: mx.array) -> mx.array:
         """Final norm and LM head: (B, T, D) -> logits (B, T, V)."""
