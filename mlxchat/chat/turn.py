@@ -10,6 +10,7 @@ from dataclasses import asdict, replace
 
 from mlxchat.chat.answering import Answer, AnswerDecoder
 from mlxchat.chat.conversation import Conversation
+from mlxchat.chat.options import ChatOptions, pick_seed
 from mlxchat.chat.prompt import PromptRenderer, RenderedPrompt
 from mlxchat.chat.prompt_keeping import PromptKeeping, open_keeping
 from mlxchat.chat.results import (
@@ -21,7 +22,6 @@ from mlxchat.chat.results import (
     Usage,
     Verify,
 )
-from mlxchat.chat.session import ChatOptions, pick_seed
 from mlxchat.chat.template import ChatTemplate, Message
 from mlxchat.engine.engine import Engine, Logits, peak_memory_bytes, reset_peak_memory
 from mlxchat.engine.options import SamplingSettings
