@@ -47,6 +47,8 @@ LENGTH_BOUNDS = {
     "max_context": Bounds(1, is_integer=True),
 }
 
+KV_BITS = (8, 4)  # of quantised keys and values
+
 # The largest file that can be put into a message; more than the last would fill any context.
 FILE_BOUNDS = {"max_kib": Bounds(1, 1024 * 1024, is_integer=True)}
 
@@ -65,6 +67,7 @@ class Settings:
 
     Attributes:
         history: Whether conversations are kept on disk.
+        engine: How models run: `kv_bits`.
     """
 
     model: str | None = None
@@ -74,6 +77,7 @@ class Settings:
     keys: Literal["emacs", "vi"] = "emacs"
     max_file_kib: int | None = None
     display: Display = field(default_factory=Display)
+    engine: dict[str, Any] = field(default_factory=dict)
 
 
 def settings_path() -> Path:
@@ -91,6 +95,7 @@ KINDS: dict[str, type] = {
     "files.max_kib": int,
     "display.markdown": bool,
     "display.theme": str,
+    "engine.kv_bits": int,
 }
 
 
@@ -139,7 +144,7 @@ def check_settings(table: dict[str, Any], path: Path) -> Settings:
     Raises:
         SettingsError: A name is unknown or a value not allowed.
     """
-    known = ("model", "system", "history", "sampling", "keys", "files", "display")
+    known = ("model", "system", "history", "sampling", "keys", "files", "display", "engine")
     _refuse_unknown(table, known, path, "")
     for name in ("model", "system"):
         if name in table and not isinstance(table[name], str):
@@ -165,7 +170,16 @@ def check_settings(table: dict[str, Any], path: Path) -> Settings:
         keys,
         files.get("max_kib"),
         Display(**display),
+        _read_engine(table, path),
     )
+
+
+def _read_engine(table: dict[str, Any], path: Path) -> dict[str, Any]:
+    engine = _read_table(table, "engine", ("kv_bits",), path)
+    bits = engine.get("kv_bits", KV_BITS[0])
+    if isinstance(bits, bool) or bits not in KV_BITS:
+        raise SettingsError(f"{path}: engine.kv_bits = {bits!r} is not allowed; give 8 or 4")
+    return engine
 
 
 def _read_table(

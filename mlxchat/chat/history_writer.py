@@ -20,7 +20,7 @@ from mlxchat.chat.template import Message
 if TYPE_CHECKING:
     import sqlite3
 
-    from mlxchat.chat.session import ChatOptions
+    from mlxchat.chat.options import ChatOptions
 
 
 @dataclass(slots=True)

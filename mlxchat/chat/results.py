@@ -109,9 +109,11 @@ class Verify:
 
     def to_json(self) -> dict[str, Any]:
         """Returns the `verify` object of the JSON contract."""
+        cost = {} if self.kv_logit_diff is None else {"kv_logit_diff": self.kv_logit_diff}
         return {
             "tokens_equal": self.tokens_equal,
             "max_abs_logit_diff": self.max_abs_logit_diff,
+            **cost,
             "prompt_ids": list(self.prompt_ids),
         }
 

@@ -6,18 +6,17 @@ Importing this module costs nothing; the engine side is imported by the first jo
 """
 
 import contextlib
-import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING
 
 from mlxchat.chat.conversation import Branch, Conversation
 from mlxchat.chat.history_writer import LiveTurn
+from mlxchat.chat.options import ChatOptions
 from mlxchat.chat.pause import AfterPause
 from mlxchat.chat.results import LoadProgress, SessionInfo, TurnResult
-from mlxchat.engine.options import SamplingSettings
 from mlxchat.engine.worker import Job, JobCancelledError, JobContext, Worker
 from mlxchat.errors import UsageError
 
@@ -35,39 +34,7 @@ STORE_AFTER_S = 20.0
 LEAVE_S = 5.0
 
 
-@dataclass(frozen=True, slots=True)
-class ChatOptions:
-    """What a person may set about a conversation; None leaves the choice to the model.
-
-    Attributes:
-        max_tokens: Longest answer; None lets it fill the context.
-        max_context: Tokens that prompt and answer may take together.
-        think: Thinking on or off, where the template has a switch.
-        keep_thinking: Earlier thinking stays in the prompt, where the template can.
-        verify: Compare every turn with a from-scratch prefill.
-        idle_work: After an answer, bring the cache to what the next turn will render, and store it.
-        keeps_history: The conversation may be on disk, its keys and values too.
-        kv_bits: Hold keys and values in 8 or 4 bits; None as they are. Of the first load only.
-        now: The date that the template shows for the whole conversation; None is now.
-    """
-
-    system: str | None = None
-    sampling: SamplingSettings = field(default_factory=SamplingSettings)
-    max_tokens: int | None = None
-    stop: tuple[str, ...] = ()
-    max_context: int | None = None
-    think: bool | None = None
-    keep_thinking: bool = False
-    verify: bool = False
-    idle_work: bool = True
-    keeps_history: bool = True
-    kv_bits: int | None = None
-    now: datetime | None = None
-
-    @property
-    def stores_conversation(self) -> bool:
-        """Whether the conversation's keys and values are read from disk and written to it."""
-        return self.keeps_history and self.idle_work
+__all__ = ["ChatOptions", "Session"]
 
 
 class Session:
@@ -484,8 +451,3 @@ class Session:
             self._worker.close()
             if self.recorder is not None:
                 self.recorder.close()
-
-
-def pick_seed() -> int:
-    """Returns a seed that nobody chose."""
-    return int.from_bytes(os.urandom(4), "little")

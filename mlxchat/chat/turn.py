@@ -6,24 +6,22 @@ Ctrl-C leaves it as it was.
 
 import contextlib
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 
+from mlxchat.chat.answering import Answer, AnswerDecoder
 from mlxchat.chat.conversation import Conversation
+from mlxchat.chat.options import ChatOptions, pick_seed
 from mlxchat.chat.prompt import PromptRenderer, RenderedPrompt
 from mlxchat.chat.prompt_keeping import PromptKeeping, open_keeping
-from mlxchat.chat.reasoning import Delta, Split
 from mlxchat.chat.results import (
     CacheUse,
     Notice,
     PrefillProgress,
     StopReason,
-    TextDelta,
     TurnResult,
     Usage,
     Verify,
 )
-from mlxchat.chat.session import ChatOptions, pick_seed
-from mlxchat.chat.stop_strings import StopStrings
 from mlxchat.chat.template import ChatTemplate, Message
 from mlxchat.engine.engine import Engine, Logits, peak_memory_bytes, reset_peak_memory
 from mlxchat.engine.options import SamplingSettings
@@ -38,17 +36,6 @@ from mlxchat.model.device import (
 )
 from mlxchat.model.loader import LoadedModel
 from mlxchat.model.tokenizer import Tokenizer
-
-
-@dataclass(slots=True)
-class _Answer:
-    """What decoding gave."""
-
-    split: Split
-    text: str
-    tokens: list[int]
-    stop_reason: StopReason
-    was_thinking: bool
 
 
 class TurnRunner:
@@ -239,57 +226,22 @@ class TurnRunner:
         watch: Stopwatch,
         context: JobContext,
         seed: int,
-    ) -> _Answer:
+    ) -> Answer:
         sampling = resolve_sampling(self.options.sampling, self.loaded.generation_config, seed)
         sampler = Sampler(sampling, self.loaded.model.info.vocab_size, prompt.token_ids)
         room = self.context_limit - len(prompt.token_ids)
         max_tokens = min(self.options.max_tokens or room, room)
         is_room = max_tokens == room and self.options.max_tokens != room
-        splitter = self.renderer.splitter(prompt)
-        stops = StopStrings(self.options.stop)
-        eos_ids = self.tokenizer.eos_ids
-        reason: StopReason = "context_full" if is_room else "token_limit"
-        tokens: list[int] = []
-        texts: list[str] = []
-        try:
-            for token in self.engine.decode(
-                logits, sampler, max_tokens=max_tokens, check=context.check
-            ):
-                watch.token()
-                if token in eos_ids:
-                    reason = "eos_token"
-                    break
-                tokens.append(token)
-                deltas = splitter.push(token)
-                self._emit(deltas, stops, texts, context, splitter.num_reasoning_tokens)
-                if stops.is_hit:
-                    reason = "stop_string"
-                    break
-        except JobCancelledError:
-            reason = "user_cancelled"
-        was_thinking = splitter.is_thinking
-        deltas, split = splitter.finish()
-        self._emit(deltas, stops, texts, context, splitter.num_reasoning_tokens)
-        if tail := stops.finish():
-            texts.append(tail)
-            context.emit(TextDelta(tail, "answer"))
-        return _Answer(split, "".join(texts), tokens, reason, was_thinking)
-
-    @staticmethod
-    def _emit(
-        deltas: list[Delta],
-        stops: StopStrings,
-        texts: list[str],
-        context: JobContext,
-        num_reasoning: int,
-    ) -> None:
-        """Shows what has become final; the answer's text passes the stop strings first."""
-        for delta in deltas:
-            text = stops.push(delta.text) if delta.kind == "answer" else delta.text
-            if text:
-                context.emit(TextDelta(text, delta.kind, num_reasoning))
-            if text and delta.kind == "answer":
-                texts.append(text)
+        decoder = AnswerDecoder(
+            self.engine,
+            self.tokenizer,
+            self.renderer.splitter(prompt),
+            self.options.stop,
+            watch,
+            context,
+        )
+        limit: StopReason = "context_full" if is_room else "token_limit"
+        return decoder.run(logits, sampler, max_tokens=max_tokens, limit=limit)
 
     # -- after the answer --------------------------------------------------------------------------
 
@@ -299,7 +251,7 @@ class TurnRunner:
         question: str | None,
         messages: list[Message],
         prompt: RenderedPrompt,
-        answer: _Answer,
+        answer: Answer,
     ) -> list[str]:
         """Adds question and answer to the tree; returns notices.
 
@@ -343,7 +295,7 @@ class TurnRunner:
         self,
         prompt: RenderedPrompt,
         plan: Plan,
-        answer: _Answer,
+        answer: Answer,
         watch: Stopwatch,
     ) -> TurnResult:
         num_prompt, num_cached = len(prompt.token_ids), plan.start

@@ -78,6 +78,13 @@ _OPTIONS = (
     ),
     _number("--max-context", "max_context", "Hold at most N tokens of conversation."),
     click.option(
+        "--kv-bits",
+        type=click.Choice(("8", "4")),
+        metavar="8|4",
+        callback=lambda ctx, param, value: None if value is None else int(value),
+        help="Hold keys and values in 8 or 4 bits: less memory for long contexts.",
+    ),
+    click.option(
         "--think/--no-think",
         default=None,
         help="Reason before the answer or not, where the model knows a switch.",
@@ -148,8 +155,9 @@ class Request:
         Args:
             idle_work: Prepare the next turn after each; a waste of time where there is none.
         """
+        from mlxchat.chat.options import ChatOptions
         from mlxchat.chat.recorder import Recorder
-        from mlxchat.chat.session import ChatOptions, Session
+        from mlxchat.chat.session import Session
         from mlxchat.engine.options import SamplingSettings
 
         sampling = SamplingSettings(**self.sampling)
@@ -185,7 +193,8 @@ def read_request(params: dict[str, Any], kind: str = "chat") -> Request:
         origins["max-file-kib"] = "config.toml"
     if given.pop("no_history", False) or not settings.history:
         given["keeps_history"] = False
-    options = {"system": system, **given}
+    origins |= dict.fromkeys(settings.engine.keys() - given.keys(), "config.toml")
+    options = {"system": system, **settings.engine, **given}
     return Request(
         model, sampling, options, settings, origins, kind, given=_from_command_line(params)
     )

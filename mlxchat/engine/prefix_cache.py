@@ -170,6 +170,8 @@ class CacheReport:
     marks: tuple[tuple[int, int], ...]
     stashes: tuple[tuple[int, int, int], ...]
     budget_bytes: int
+    kv_bits: int | None = None
+    num_quantised: tuple[int, int] = (0, 0)  # layers, of all
 
 
 @dataclass(slots=True)
@@ -282,6 +284,8 @@ class PrefixCache:
             marks=tuple((p, _mark_bytes(m)) for p, m in sorted(self.marks.items())),
             stashes=tuple((s.base, len(s.token_ids), s.nbytes) for s in self.stashes),
             budget_bytes=self.budget_bytes,
+            kv_bits=self.cache.kv_bits,
+            num_quantised=(self.cache.num_quantised, len(self.cache.layers)),
         )
 
     @property
