@@ -332,9 +332,8 @@ class Player:
         assert verify is not None
         assert verify.tokens_equal, f"{label}: the cache does not hold the rendered ids"
         is_quantised = self.options.kv_bits is not None  # its own tolerance is in `holds`
-        assert verify.holds and (is_quantised or verify.max_abs_logit_diff <= TOLERANCE), (
-            f"{label}: the logits differ by {verify.max_abs_logit_diff}"
-        )
+        is_near = verify.holds and (is_quantised or verify.max_abs_logit_diff <= TOLERANCE)
+        assert is_near, f"{label}: the logits differ by {verify.max_abs_logit_diff}"
         if is_quantised:
             assert verify.kv_logit_diff is not None, f"{label}: nothing was quantised"
             assert verify.max_abs_logit_diff < max(verify.kv_logit_diff, TOLERANCE), label
