@@ -27,7 +27,7 @@ class ScriptedRunner:
     num_cached = 0
 
     def __init__(self):
-        self.keeping = SimpleNamespace(finish=lambda timeout_s: None)
+        self.keeping = SimpleNamespace(finish=lambda timeout_s: None, take_notices=list)
         self.pause_s = float(os.environ.get("MLXCHAT_PAUSE_S", "0"))
         self.options = None
         self.prompts = []

@@ -276,7 +276,7 @@ def test_kv_of_one_conversation_is_forgotten(start):
         number = next(numbers)
         session.recorder = type("Numbered", (), {"conversation_id": number, "close": id})
         session.recorder.start = lambda turn, job: job
-        session.recorder.close = lambda: None
+        session.recorder.close = list
         say(session, text)
         session.wait_until_idle()
         session.close()
@@ -287,3 +287,25 @@ def test_kv_of_one_conversation_is_forgotten(start):
     assert {store.describe(e).owner for e in stored()} == {"", "8"}
     store.forget()
     assert [e.what for e in stored()] == ["system"]
+
+
+@pytest.mark.parametrize("kind", ["full", "window", "recurrent"])
+def test_going_to_a_branch_on_disk_keeps_the_one_left(start, tmp_path, kind):
+    """/goto to a branch that comes from disk and back reads nothing of either again."""
+    model = make_tiny_folder(tmp_path / kind, "window" if kind == "window" else "full")
+    first = start(kind, model)
+    say(first, "When do you open? " + "Tell me all about the ships. " * 4)
+    stored_head = first.conversation.head
+    first.close()
+    second = continued(start(kind, model), first)
+    second.undo()
+    say(second, "How much is a ticket? " + "We are many and we have no money. " * 4)
+    second.wait_until_idle()
+    other_head = second.conversation.head
+    second.goto(stored_head)
+    second.wait_until_idle()
+    assert second.prefix.stashes
+    second.goto(other_head)
+    held = say(second, "Thank you.").usage
+    assert held.settle_tokens < 20  # the turn before, not the branches
+    assert held.prefill_tokens < 40

@@ -62,7 +62,15 @@ class PromptKeeping:
     def _kinds(self) -> tuple[What, ...]:
         return ("system", "conversation") if self.keeps_conversation else ("system",)
 
-    def restore(self, token_ids: Sequence[int], plan: Plan, check: Check, leave: int = 1) -> Plan:
+    def restore(
+        self,
+        token_ids: Sequence[int],
+        plan: Plan,
+        check: Check,
+        *,
+        leave: int = 1,
+        keep_branch: bool = False,
+    ) -> Plan:
         """Loads a stored prefix where it serves more ids than what is in memory.
 
         Args:
@@ -70,6 +78,7 @@ class PromptKeeping:
             plan: Serves them from memory.
             check: Called between pieces; may raise to stop.
             leave: Ids that must be left to feed.
+            keep_branch: What is left behind may be wanted again.
 
         Returns:
             The plan that starts behind what was loaded, or the same plan.
@@ -78,7 +87,11 @@ class PromptKeeping:
         if limit < at_least:
             return plan
         start = self.prefixes.restore(
-            token_ids[:limit], at_least=at_least, kinds=self._kinds, check=check
+            token_ids[:limit],
+            at_least=at_least,
+            kinds=self._kinds,
+            check=check,
+            keep_branch=keep_branch,
         )
         if not start:
             return plan

@@ -172,7 +172,9 @@ class TurnRunner:
         plan = self._plan(messages, prompt)
         now = watch.add("template", now)
         if self._reuses:
-            plan = self.keeping.restore(prompt.token_ids, plan, context.check)
+            plan = self.keeping.restore(
+                prompt.token_ids, plan, context.check, keep_branch=keep_branch
+            )
         for text in self.keeping.take_notices():
             context.emit(Notice(text))
         self.engine.prefix.apply(plan, keep_branch=keep_branch)
@@ -422,7 +424,9 @@ class TurnRunner:
         try:
             context.check()
             is_empty = not plan.num_held
-            plan = self.keeping.restore(target, plan, context.check, leave=0)
+            plan = self.keeping.restore(
+                target, plan, context.check, leave=0, keep_branch=keep_branch
+            )
             if is_empty and not plan.start:  # a conversation of the history goes on
                 self._settle_note = "no keys and values were stored, the text was read again"
             prefix.apply(plan, keep_branch=keep_branch)

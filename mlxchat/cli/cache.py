@@ -159,7 +159,7 @@ def warm(model: str | None, system: str, as_json: bool) -> None:
 
     screen = Screen(sys.stdout, sys.stderr)
     started = time.monotonic()
-    with contextlib.closing(read_request({"model": model}).open()) as session:
+    with read_request({"model": model}).opened() as session:
         job = session.warm(system)
         try:
             for event in job:

@@ -66,7 +66,7 @@ def chat(
         def open_answers() -> "Answers":
             from mlxchat.cli.turn import Answers
 
-            session = stack.enter_context(contextlib.closing(request.open()))
+            session = stack.enter_context(request.opened())
             return Answers(session, screen, as_json=as_json, timing=timing, turn_line=is_repl)
 
         if not is_repl:
