@@ -16,7 +16,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bench_store import make_checkpoint  # noqa: E402  # found by the line above
+from bench_store import make_checkpoint  # found by the line above
 
 SHAPES = {"4 layers, width 256": (4, 256, 4), "12 layers, width 512": (12, 512, 8)}
 

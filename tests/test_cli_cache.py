@@ -88,6 +88,32 @@ def test_info(store):
     assert "10.0 GiB of it always stay free" in text
 
 
+def configure(*arguments):
+    return CliRunner().invoke(cli, ["config", "set", *arguments])
+
+
+def test_the_budget_is_a_setting(store):
+    """`cache.max_gib` decides what may be taken; `info` and `doctor` show it."""
+    assert configure("cache.max_gib", "0.25").exit_code == 0
+    facts = json.loads(ok("info", "--json"))
+    assert (facts["max_gib"], facts["allowed_bytes"]) == (0.25, 1 << 28)
+    assert "256.0 MiB (cache.max_gib = 0.25)" in ok("info")
+    doctor = json.loads(CliRunner().invoke(cli, ["doctor", "--json"]).stdout)
+    assert doctor["cache"].endswith("of prompts, 256.0 MiB allowed)")
+    assert ok("prune") == "removed 0 prompt caches, 0 B\n"
+    assert configure("cache.max_gib", "0").exit_code == 0
+    assert ok("prune").startswith("removed 2 prompt caches, ")
+    assert store.entries() == []
+
+
+def test_a_budget_that_makes_no_sense_is_refused(store):
+    """The error says what is allowed, and nothing is changed."""
+    result = configure("cache.max_gib", "-3")
+    assert result.exit_code == 1
+    assert "cache.max_gib = -3.0 is not allowed; give a number >= 0" in result.stderr
+    assert "cache.max_gib in the settings changes it" in ok("info")
+
+
 def test_clear(store):
     """Everything goes, and a second time there is nothing."""
     assert ok("clear").startswith("removed 2 prompt caches, ")

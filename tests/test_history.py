@@ -145,7 +145,7 @@ def test_what_is_shown_survives_a_power_cut(open_session, monkeypatch, tmp_path)
 
 
 def test_a_slow_disk_makes_the_text_come_in_larger_pieces():
-    """Syncs take a share of the time only; however slow they are, text comes four times a second."""
+    """Syncs take a share of the time; however slow they are, text comes four times a second."""
     kept = Recorder("chat")
     paces = []
     for kept._sync_s in (0.001, 0.02, 5.0):

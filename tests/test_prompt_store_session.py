@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from contextlib import closing
 from dataclasses import replace
 
 import pytest
@@ -24,10 +25,9 @@ def folder(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def roomy(monkeypatch):
     """The machine's free disk does not matter here."""
-    monkeypatch.setattr("mlxchat.engine.prompt_store.Budget", lambda: ROOMY)
     monkeypatch.setattr(
         "mlxchat.chat.prompt_keeping.PromptStore",
-        lambda: PromptStore(paths.cache_dir() / "prompts", ROOMY),
+        lambda budget: PromptStore(paths.cache_dir() / "prompts", ROOMY),
     )
 
 
@@ -209,6 +209,16 @@ def test_wrong_values_with_a_right_checksum_fail_verify(start):
     assert any("not exact" in text for text in notices)
     assert stored() == []
     assert say(second, "And now?").cache.source == "none"
+
+
+def test_a_budget_of_nothing_stores_nothing(folder, monkeypatch):
+    """With `max_gib = 0` a chat writes no prompt cache, and says nothing about it."""
+    monkeypatch.setattr("mlxchat.chat.prompt_keeping.PromptStore", PromptStore)
+    with closing(TinySession(folder, system=SYSTEM, idle_work=True, cache_max_gib=0)) as session:
+        job = session.send("When do you open?")
+        assert [event for event in job if type(event).__name__ == "Notice"] == []
+        session.wait_until_idle()
+    assert stored() == []
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs Linux")

@@ -1,9 +1,9 @@
 """Keeps a live conversation in the history: what is shown was written before.
 
 Writing happens on the thread that takes a job's events to the screen, between taking and handing
-them on: so text is on the disk, synced, before it is seen, and MLX's thread never waits for it. Even a
-power cut takes nothing that was shown. What cannot be written (a full disk, no permission, a damaged
-file) is said once, and held in memory until it can.
+them on: so text is on the disk, synced, before it is seen, and MLX's thread never waits for it.
+A power cut takes nothing that was shown. What cannot be written (a full disk, no permission, a
+damaged file) is said once, and held in memory until it can.
 """
 
 import os

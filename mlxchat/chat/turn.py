@@ -66,7 +66,11 @@ class TurnRunner:
         self.options = options
         self.engine = Engine(loaded.model)
         self.keeping: PromptKeeping = open_keeping(
-            name, loaded, self.engine.prefix, keeps_conversation=options.stores_conversation
+            name,
+            loaded,
+            self.engine.prefix,
+            keeps_conversation=options.stores_conversation,
+            max_gib=options.cache_max_gib,
         )
         self.context_limit = min(
             options.max_context or loaded.model.info.max_context, loaded.model.info.max_context

@@ -197,7 +197,7 @@ def read_request(params: dict[str, Any], kind: str = "chat") -> Request:
         origins["max-file-kib"] = "config.toml"
     if given.pop("no_history", False) or not settings.history:
         given["keeps_history"] = False
-    options = {"system": system, **given}
+    options = {"system": system, "cache_max_gib": settings.cache_max_gib, **given}
     return Request(
         model, sampling, options, settings, origins, kind, given=_from_command_line(params)
     )
