@@ -6,7 +6,7 @@ the thread that built them.
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -100,6 +100,8 @@ def load_native(
     quantization: QuantizationPlan,
     report: OnProgress,
     plan: DevicePlan | None = None,
+    *,
+    needs_head: bool = True,
 ) -> Transformer:
     """Builds the native transformer from a checked checkpoint.
 
@@ -109,9 +111,12 @@ def load_native(
         quantization: What the config says of quantisation.
         report: Called with ("load", done, total) in bytes.
         plan: The device's choices; default: this machine's.
+        needs_head: Off loads a checkpoint without head too; its logits mean nothing then.
     """
     plan = plan or make_device_plan()
     shape = make_model_config(config)
+    if not needs_head and "lm_head.weight" not in checkpoint.tensors:
+        shape = replace(shape, tied=True)
     specs = _check_shapes(shape, checkpoint, quantization)
     n_float = sum(_size(s) for s in expected_shapes(shape).values()) * 4
     maker = WeightMaker(
