@@ -5,7 +5,7 @@ from typing import Protocol
 
 import mlx.core as mx
 
-from mlxchat.model.kv_cache import SequenceCache
+from mlxchat.model.sequence_cache import SequenceCache
 from mlxchat.model.taps import Point, Taps
 
 

@@ -20,9 +20,10 @@ import mlx.core as mx
 
 from mlxchat.model.device import DevicePlan
 from mlxchat.model.families import ModelConfig
-from mlxchat.model.kv_cache import FullKV, SequenceCache, WindowKV
+from mlxchat.model.kv_cache import FullKV
 from mlxchat.model.language_model import ModelInfo
 from mlxchat.model.rope import Rope
+from mlxchat.model.sequence_cache import SequenceCache
 from mlxchat.model.taps import BLOCK_POINTS, STREAM_POINTS, Point, Taps, Visit, unchanged, visit
 from mlxchat.model.weights import (
     Arrays,
@@ -32,6 +33,7 @@ from mlxchat.model.weights import (
     Params,
     apply_linear,
 )
+from mlxchat.model.window_cache import WindowKV
 
 # Rows of queries that attend at once on the CPU backend: of 512 tokens it takes 20 ms a layer
 # instead of 36 (8 heads), since nearly all of the time goes into exp() of scores.

@@ -23,10 +23,12 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 from mlxchat.errors import CheckpointError, UnsupportedModelError
 from mlxchat.model.device import DevicePlan, make_device_plan
-from mlxchat.model.kv_cache import ChunkedKV, FullKV, LayerCache, SequenceCache, WindowKV
+from mlxchat.model.kv_cache import FullKV, LayerCache
 from mlxchat.model.language_model import ModelInfo
+from mlxchat.model.sequence_cache import SequenceCache
 from mlxchat.model.state_cache import Opaque, RecurrentState
 from mlxchat.model.taps import STREAM_POINTS, Point, Taps
+from mlxchat.model.window_cache import ChunkedKV, WindowKV
 from mlxchat.model.zoo_taps import LayerWatch
 
 Config = dict[str, Any]
