@@ -16,7 +16,8 @@ from typing import Literal
 import mlx.core as mx
 
 from mlxchat.engine.token_ids import count_common
-from mlxchat.model.kv_cache import Marks, RowCache, SequenceCache
+from mlxchat.model.kv_cache import RowCache
+from mlxchat.model.sequence_cache import Marks, SequenceCache
 
 Action = Literal["continue", "trim", "restore", "resume", "load", "fresh"]
 
