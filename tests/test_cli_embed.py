@@ -230,6 +230,13 @@ def test_unknown_pooling_asks_for_one(tmp_path):
     assert run_json("-m", folder, "--pooling", "mean", "cat")["pooling"] == "mean"
 
 
+def test_an_encoder_cannot_chat(encoder):
+    """Asked to write text, an encoder is refused with the command that it is made for."""
+    done = CliRunner().invoke(cli, ["generate", "-m", encoder, "hello"])
+    assert done.exit_code == 1
+    assert "use mlxchat embed" in done.stderr
+
+
 @pytest.mark.model
 def test_minilm():
     """A real MiniLM from the Hub finds the passage that a person would."""

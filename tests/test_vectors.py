@@ -14,6 +14,7 @@ from mlxchat.model.device import load_mlx
 mx = load_mlx()
 
 from mlxchat.engine import vectors as v  # noqa: E402
+from mlxchat.model import embedder as embedder_module  # noqa: E402
 from mlxchat.model.embedder import load_embedder  # noqa: E402
 from mlxchat.model.embedding_files import POOLINGS, read_embedding_files  # noqa: E402
 
@@ -247,3 +248,16 @@ def test_truncation_loss_equals_brute_force():
     assert 0 < same < 1
     assert v.measure_truncation(mx.array(vectors), 12).nearest_kept == 1
     assert v.measure_truncation(mx.array(vectors[:2]), 4) is None
+
+
+def test_zoo_models_give_vectors(tmp_path, monkeypatch):
+    """A decoder that runs through mlx-lm gives its normed last states, or those of a layer."""
+    folder, ids = make_tiny_folder(tmp_path), [[7, 8, 9, 10, 11], [12, 13]]
+    native = load_embedder(folder)
+    monkeypatch.setattr(embedder_module, "is_native", lambda config: False)
+    zoo = load_embedder(folder)
+    assert zoo.model.model.__class__.__name__ == "ZooModel"
+    assert (zoo.n_layers, zoo.n_dims) == (native.n_layers, native.n_dims)
+    for layer in (None, 0, 1, 2):
+        a, b = (v.embed_ids(e, ids, pooling="mean", layer=layer) for e in (native, zoo))
+        np.testing.assert_allclose(np.array(a), np.array(b), atol=1e-4)

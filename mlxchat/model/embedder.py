@@ -6,6 +6,7 @@ worker thread. Pooling belongs to `engine/vectors.py`, texts to `chat/embedding.
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,10 +18,11 @@ from mlxchat.model.bert import BertEncoder, is_encoder, load_bert, make_bert_con
 from mlxchat.model.checkpoint import Checkpoint, compute_fingerprint, read_config
 from mlxchat.model.embedding_files import EmbeddingFiles, Pooling, read_embedding_files
 from mlxchat.model.families import is_native
+from mlxchat.model.language_model import LanguageModel
 from mlxchat.model.loader import OnProgress, check_vocabulary, load_native
 from mlxchat.model.quantization import read_quantization
+from mlxchat.model.taps import STREAM_POINTS, Point
 from mlxchat.model.tokenizer import Tokenizer
-from mlxchat.model.transformer import Transformer
 
 
 class HiddenStates(Protocol):
@@ -31,19 +33,33 @@ class HiddenStates(Protocol):
 
 
 class _Decoder:
-    """Hidden states of the native transformer, each batch in a cache of its own."""
+    """Hidden states of a decoder, each batch in a cache of its own."""
 
-    def __init__(self, model: Transformer) -> None:
+    def __init__(self, model: LanguageModel, final_norm: Callable[[mx.array], mx.array]) -> None:
         self.model = model
+        self._final_norm = final_norm
 
     def hidden(self, token_ids: mx.array, is_token: mx.array, layer: int | None = None) -> mx.array:
         del is_token  # no token sees the padding after it
-        model, cache = self.model, self.model.make_cache()
-        x = model.embed(token_ids)
-        step = model.begin(token_ids.shape[1], cache)
-        for index in range(model.config.n_layers if layer is None else layer):
-            x = model.block(index, x, step, cache)
-        return model.final_norm(x) if layer is None else x
+        keep = _Keep(layer)
+        x = self.model.hidden(token_ids, self.model.make_cache(), keep)
+        return self._final_norm(x) if layer is None else keep.kept[0]
+
+
+class _Keep:
+    """Taps that keep the stream after some blocks."""
+
+    points: frozenset[Point] = STREAM_POINTS
+
+    def __init__(self, layer: int | None) -> None:
+        self.kept: list[mx.array] = []
+        point: Point = "resid_pre" if layer == 0 else "resid_post"
+        self._wanted = (point, max((layer or 0) - 1, 0))
+
+    def visit(self, point: Point, layer: int, value: mx.array) -> mx.array:
+        if (point, layer) == self._wanted:
+            self.kept.append(value)
+        return value
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +100,7 @@ def load_embedder(folder: Path, on_progress: OnProgress | None = None) -> Embedd
 
     Raises:
         CheckpointError: Files are missing, damaged or do not fit together.
-        UnsupportedModelError: It is neither of the BERT family nor of a native decoder family.
+        UnsupportedModelError: It is neither of the BERT family nor a decoder that is known.
         TokenizerError: The tokenizer files are missing or broken.
     """
     start = time.perf_counter()
@@ -96,7 +112,7 @@ def load_embedder(folder: Path, on_progress: OnProgress | None = None) -> Embedd
     if is_encoder(config):
         model, sizes = _load_encoder(config, checkpoint, tokenizer, report)
     else:
-        model, sizes = _load_decoder(config, checkpoint, tokenizer, report)
+        model, sizes = _load_decoder(folder, config, checkpoint, tokenizer, report)
     n_layers, n_dims, max_tokens = sizes
     pooling = files.pooling
     if pooling is None and files.other_pooling is None:
@@ -133,24 +149,50 @@ def _load_encoder(
 
 
 def _load_decoder(
-    config: dict[str, Any], checkpoint: Checkpoint, tokenizer: Tokenizer, report: OnProgress
+    folder: Path,
+    config: dict[str, Any],
+    checkpoint: Checkpoint,
+    tokenizer: Tokenizer,
+    report: OnProgress,
 ) -> Loaded:
     quantization = read_quantization(config)
-    family = config.get("model_type")
-    if not is_native(config) or quantization.needs_mlx_lm:
-        raise UnsupportedModelError(
-            f"{family} gives no vectors here; BERT, RoBERTa, XLM-RoBERTa and the native families"
-            " (llama, qwen3, gemma3_text, ...) do"
-        )
     if config.get("use_bidirectional_attention"):
         raise UnsupportedModelError(
-            f"this {family} attends in both directions, which is not known here for it;"
-            " try a Qwen3-Embedding or a model of the BERT family"
+            f"this {config.get('model_type')} attends in both directions, which is not known here"
+            " for it; try a Qwen3-Embedding or a model of the BERT family"
         )
-    model = load_native(config, checkpoint, quantization, report, needs_head=False)
+    model: LanguageModel
+    final_norm: Callable[[mx.array], mx.array]
+    if is_native(config) and not quantization.needs_mlx_lm:
+        native = load_native(config, checkpoint, quantization, report, needs_head=False)
+        model, final_norm, width = native, native.final_norm, native.config.d_model
+    else:
+        from mlxchat.model.zoo import load_zoo_model
+
+        zoo = load_zoo_model(
+            folder, config, progress=lambda done, total: report("load", done, total)
+        )
+        model, final_norm = zoo, _find_final_norm(zoo.model)
+        width = zoo.embed(mx.zeros((1, 1), mx.int32)).shape[-1]
     check_vocabulary(tokenizer, model.info.vocab_size)
-    c = model.config
-    return _Decoder(model), (c.n_layers, c.d_model, c.max_exact_context)
+    return _Decoder(model, final_norm), (model.info.n_layers, width, model.info.max_context)
+
+
+def _find_final_norm(model: Any) -> Callable[[mx.array], mx.array]:
+    """Returns what a model of mlx-lm does between its last layer and its head."""
+    inner = getattr(model, "model", model)
+    for name in ("norm", "final_layernorm", "norm_f", "ln_f", "final_norm"):
+        if callable(norm := getattr(inner, name, None)):
+            found: Callable[[mx.array], mx.array] = norm
+            return found
+
+    def refuse(x: mx.array) -> mx.array:
+        raise UnsupportedModelError(
+            "the final norm of this model of mlx-lm was not found; choose the hidden states of a"
+            " layer with --layer"
+        )
+
+    return refuse
 
 
 def _appends_end(tokenizer: Tokenizer) -> bool:

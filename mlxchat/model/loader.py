@@ -13,6 +13,7 @@ from typing import Any, Literal
 import mlx.core as mx
 
 from mlxchat.errors import CheckpointError, UnsupportedModelError
+from mlxchat.model.bert import is_encoder
 from mlxchat.model.checkpoint import (
     Checkpoint,
     compute_fingerprint,
@@ -71,6 +72,11 @@ def load_model(folder: Path, on_progress: OnProgress | None = None) -> LoadedMod
     if not isinstance(config.get("model_type"), str):
         raise CheckpointError(
             f"{folder / 'config.json'} has no model_type; a Hugging Face model config names one"
+        )
+    if is_encoder(config):
+        raise UnsupportedModelError(
+            f"{config['model_type']} is an encoder: it gives vectors and writes no text; use"
+            " mlxchat embed, or chat with another model"
         )
     checkpoint = Checkpoint.open(folder)
     tokenizer = Tokenizer.load(folder)
