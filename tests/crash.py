@@ -235,7 +235,8 @@ class CrashTest:
                 self.tally.num_refused += 1
                 names = {entry.name, getattr(broken.damaged, "name", None)}
                 is_ours = names & self._damaged.keys() or "parent" in str(broken)
-                assert self._damaged and is_ours, f"{entry.name}: {broken}"
+                if not self._damaged or not is_ours:
+                    raise AssertionError(f"{entry.name}: {broken}") from broken
             else:
                 data = (store.folder / entry.name).read_bytes()
                 assert data != self._damaged.get(entry.name), f"{entry.name} was believed"

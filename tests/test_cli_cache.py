@@ -13,6 +13,7 @@ from mlxchat import paths
 from mlxchat.cli.main import cli
 from mlxchat.cli.render import format_age
 
+NOTHING = "nothing is stored yet; a chat or `mlxchat cache warm` stores prompts\n"
 SYSTEM = " ".join(["Be kind and brief, and say where you know it from."] * 6)
 
 
@@ -119,7 +120,7 @@ def test_clear(store):
     assert ok("clear").startswith("removed 2 prompt caches, ")
     assert store.entries() == []
     assert json.loads(ok("clear", "--json")) == {"removed": 0, "bytes": 0}
-    assert ok("list") == "nothing is stored\n"
+    assert ok("list") == NOTHING
 
 
 def test_clear_that_fails(store, monkeypatch):
@@ -132,7 +133,7 @@ def test_clear_that_fails(store, monkeypatch):
 
 def test_without_a_folder(mlxchat_home):
     """Before anything was stored the commands say so, and make nothing."""
-    assert ok("list") == "nothing is stored\n"
+    assert ok("list") == NOTHING
     assert json.loads(ok("list", "--json")) == {"entries": []}
     assert "0 prompts" in ok("info")
     assert ok("prune").startswith("removed 0")
@@ -220,4 +221,4 @@ def test_history_forgets_kv_too(arguments):
     assert [e["what"] for e in entries] == ["conversation"]
     done = CliRunner().invoke(cli, ["history", *arguments])
     assert done.exit_code == 0, done.stderr
-    assert ok("list") == "nothing is stored\n"
+    assert ok("list") == NOTHING

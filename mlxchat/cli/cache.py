@@ -78,7 +78,7 @@ def list_(as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"entries": rows}))
     elif not rows:
-        click.echo("nothing is stored")
+        click.echo("nothing is stored yet; a chat or `mlxchat cache warm` stores prompts")
     else:
         click.echo(
             format_columns(
