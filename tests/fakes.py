@@ -161,6 +161,11 @@ class FakeSession:
         text = self.sent.pop()
         return self.send(f"{text} again")
 
+    def go_on(self) -> Job[TurnResult]:
+        if self.last is None or self.last.stop_reason == "eos_token":
+            raise UsageError("the last answer ended by itself; ask for more")
+        return self.send(f"{self.sent.pop()} on")
+
     def edit(self, turn: int | None, text: str) -> Job[TurnResult]:
         self.sent = self.sent[: len(self.sent) - 1 if turn is None else turn - 1]
         return self.send(text)

@@ -3,8 +3,8 @@
 import contextlib
 from collections.abc import Callable
 
+from mlxchat.chat.options import ChatOptions
 from mlxchat.chat.results import LoadProgress, SessionInfo
-from mlxchat.chat.session import ChatOptions
 from mlxchat.chat.template import Message
 from mlxchat.chat.turn import TurnRunner
 from mlxchat.errors import TemplateError

@@ -226,6 +226,10 @@ class PromptRenderer:
         """A splitter for the answer to a prompt."""
         return ReasoningSplitter(self.tokenizer, self.markers, prompt.text)
 
+    def opened_by(self, prompt: RenderedPrompt) -> str | None:
+        """What the end of a prompt has opened: the opener and its white space, or None."""
+        return opened_by(self.markers, prompt.text)
+
     def stored_answer(
         self, messages: Sequence[Message], prompt: RenderedPrompt, split: Split
     ) -> Message:

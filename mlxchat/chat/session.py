@@ -6,18 +6,18 @@ Importing this module costs nothing; the engine side is imported by the first jo
 """
 
 import contextlib
-import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from mlxchat.chat.conversation import Branch, Conversation
+from mlxchat.chat.continuation import find_cut_off
+from mlxchat.chat.conversation import Branch, Conversation, Node
 from mlxchat.chat.history_writer import LiveTurn
+from mlxchat.chat.options import ChatOptions
 from mlxchat.chat.pause import AfterPause
 from mlxchat.chat.results import LoadProgress, SessionInfo, TurnResult
-from mlxchat.engine.options import SamplingSettings
 from mlxchat.engine.worker import Job, JobCancelledError, JobContext, Worker
 from mlxchat.errors import UsageError
 
@@ -35,37 +35,7 @@ STORE_AFTER_S = 20.0
 LEAVE_S = 5.0
 
 
-@dataclass(frozen=True, slots=True)
-class ChatOptions:
-    """What a person may set about a conversation; None leaves the choice to the model.
-
-    Attributes:
-        max_tokens: Longest answer; None lets it fill the context.
-        max_context: Tokens that prompt and answer may take together.
-        think: Thinking on or off, where the template has a switch.
-        keep_thinking: Earlier thinking stays in the prompt, where the template can.
-        verify: Compare every turn with a from-scratch prefill.
-        idle_work: After an answer, bring the cache to what the next turn will render, and store it.
-        keeps_history: The conversation may be on disk, its keys and values too.
-        now: The date that the template shows for the whole conversation; None is now.
-    """
-
-    system: str | None = None
-    sampling: SamplingSettings = field(default_factory=SamplingSettings)
-    max_tokens: int | None = None
-    stop: tuple[str, ...] = ()
-    max_context: int | None = None
-    think: bool | None = None
-    keep_thinking: bool = False
-    verify: bool = False
-    idle_work: bool = True
-    keeps_history: bool = True
-    now: datetime | None = None
-
-    @property
-    def stores_conversation(self) -> bool:
-        """Whether the conversation's keys and values are read from disk and written to it."""
-        return self.keeps_history and self.idle_work
+__all__ = ["ChatOptions", "Session"]
 
 
 class Session:
@@ -93,7 +63,6 @@ class Session:
         self._keep_branch = self._is_closed = False
         self._turn_job: Job[TurnResult] | None = None
         self._pause = AfterPause(STORE_AFTER_S, lambda: self._keep_prompts(whole=True, idle=True))
-        self._made_by: dict[int, str | None] = {}
 
     # -- loading -----------------------------------------------------------------------------------
 
@@ -136,6 +105,15 @@ class Session:
         question = self.conversation.question()
         return self._turn(None, lambda: question.id, keep_branch=True)
 
+    def go_on(self) -> Job[TurnResult]:
+        """Goes on with the last answer, which was cut off; the shorter one stays in the tree.
+
+        Raises:
+            UsageError: There is none, or it ended by itself.
+        """
+        node = find_cut_off(self.conversation)
+        return self._turn(None, lambda: node.parent, cut_off=node)
+
     def edit(self, turn: int | None, text: str) -> Job[TurnResult]:
         """Puts another question in the place of a turn's (None: the last) and answers it.
 
@@ -151,6 +129,7 @@ class Session:
         find_head: Callable[[], int | None],
         *,
         keep_branch: bool = False,
+        cut_off: Node | None = None,
     ) -> Job[TurnResult]:
         """Queues a turn; where it goes is asked when it runs, after the turns before it."""
         start = time.perf_counter()
@@ -160,6 +139,9 @@ class Session:
         model, system = self._model_name(), conversation.system
         num_before = len(conversation.nodes)
         turn = LiveTurn(question, find_head(), num_before, system, self.options, model, self.info)
+        if cut_off is not None:
+            turn.begun = cut_off.message
+        more = {} if cut_off is None else {"cut_off": cut_off}
 
         def job(context: JobContext) -> TurnResult:
             loading = time.perf_counter()
@@ -177,6 +159,7 @@ class Session:
                     context,
                     start=start + loaded_s,
                     keep_branch=branch,
+                    **more,
                 )
             finally:
                 if conversation.head == head:  # the turn was not kept
@@ -399,7 +382,7 @@ class Session:
 
     def reset(self) -> None:
         """Begins another conversation with the same system prompt; the old one is history."""
-        self._take(Conversation(self.system), {})
+        self._take(Conversation(self.system))
 
     def restore(self, restored: "Restored") -> None:
         """Goes on with a conversation of the history.
@@ -414,7 +397,7 @@ class Session:
             keep_thinking=record.keep_thinking,
             now=record.template_now or self.options.now,
         )
-        self._take(restored.conversation, restored.fingerprints)
+        self._take(restored.conversation)
         if self.recorder is not None:
             self.recorder.adopt(restored)
         if self._runner is not None:
@@ -423,23 +406,18 @@ class Session:
             self._worker.run(lambda _: runner.set_options(options))
             self._settle_when_idle()
 
-    def _take(self, conversation: Conversation, made_by: dict[int, str | None]) -> None:
+    def _take(self, conversation: Conversation) -> None:
         self._worker.cancel_idle()
         if self.conversation.head is not None:  # the person may come back to it
             self._keep_prompts(whole=True, idle=True)
-        self.conversation, self._made_by = conversation, made_by
+        self.conversation = conversation
         self.last, self._keep_branch = None, False
         if self.recorder is not None:
             self.recorder.begin(conversation)
 
     def _drop_foreign_ids(self) -> None:
         """Forgets the ids of answers that another model gave: its text alone counts."""
-        fingerprint = self.info.fingerprint if self.info is not None else None
-        nodes = self.conversation.nodes
-        for number, made_by in self._made_by.items():
-            if number in nodes and (made_by is None or made_by != fingerprint):
-                message = replace(nodes[number].message, content_ids=None, reasoning_ids=None)
-                nodes[number] = replace(nodes[number], message=message)
+        self.conversation.forget_ids(self.info.fingerprint if self.info is not None else None)
 
     # -- what is shown -----------------------------------------------------------------------------
 
@@ -482,8 +460,3 @@ class Session:
             self._worker.close()
             if self.recorder is not None:
                 self.recorder.close()
-
-
-def pick_seed() -> int:
-    """Returns a seed that nobody chose."""
-    return int.from_bytes(os.urandom(4), "little")
