@@ -473,9 +473,9 @@ def test_what_fits_in_the_picker(typed, numbers):
     assert [number for number, _ in fitting(NAMES, typed)] == numbers
 
 
-def test_long_lines_of_what_was_said_are_broken_between_words(scripted):
+def test_long_lines_of_what_was_said_are_broken_between_words():
     """The greeting of a conversation that goes on breaks no word; blanks at a beginning stay."""
-    scripted("chat", text="one two three\n")
+    run("chat", text="one two three\n")
     with contextlib.closing(History()) as found:
         restored = found.restore(1)
     shown = format_restored(restored, width=16).splitlines()

@@ -98,7 +98,9 @@ def ask_for_conversation() -> str:
         def validate(self, document: "Document") -> None:
             if document.text.strip() and (count := len(fitting(names, document.text))) != 1:
                 problem = f"{count} conversations fit" if count else "no conversation fits"
-                raise ValidationError(message=f"{problem}; type a number or a part of a title")
+                raise ValidationError(
+                    len(document.text), f"{problem}; type a number or a part of a title"
+                )
 
     prompt: PromptSession[str] = PromptSession(
         completer=ByTitle(), validator=OneFits(), validate_while_typing=False
