@@ -51,6 +51,8 @@ KV_BITS = (8, 4)  # of quantised keys and values
 
 # The largest file that can be put into a message; more than the last would fill any context.
 FILE_BOUNDS = {"max_kib": Bounds(1, 1024 * 1024, is_integer=True)}
+# What stored prompt caches may take of the disk together; 0 stores none.
+CACHE_BOUNDS = {"max_gib": Bounds(0)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +80,7 @@ class Settings:
     max_file_kib: int | None = None
     display: Display = field(default_factory=Display)
     engine: dict[str, Any] = field(default_factory=dict)
+    cache_max_gib: float | None = None
 
 
 def settings_path() -> Path:
@@ -93,6 +96,7 @@ KINDS: dict[str, type] = {
     **{f"sampling.{name}": int if b.is_integer else float for name, b in SAMPLING_BOUNDS.items()},
     "keys.mode": str,
     "files.max_kib": int,
+    "cache.max_gib": float,
     "display.markdown": bool,
     "display.theme": str,
     "engine.kv_bits": int,
@@ -144,8 +148,8 @@ def check_settings(table: dict[str, Any], path: Path) -> Settings:
     Raises:
         SettingsError: A name is unknown or a value not allowed.
     """
-    known = ("model", "system", "history", "sampling", "keys", "files", "display", "engine")
-    _refuse_unknown(table, known, path, "")
+    tables = ("sampling", "keys", "files", "display", "engine", "cache")
+    _refuse_unknown(table, ("model", "system", "history", *tables), path, "")
     for name in ("model", "system"):
         if name in table and not isinstance(table[name], str):
             raise SettingsError(f"{path}: {name} = {table[name]!r} is not allowed; give a string")
@@ -154,6 +158,7 @@ def check_settings(table: dict[str, Any], path: Path) -> Settings:
         raise SettingsError(f"{path}: history = {history!r} is not allowed; give true or false")
     sampling = _read_numbers(table, "sampling", SAMPLING_BOUNDS, path)
     files = _read_numbers(table, "files", FILE_BOUNDS, path)
+    cache = _read_numbers(table, "cache", CACHE_BOUNDS, path)
     keys = _read_table(table, "keys", ("mode",), path).get("mode", "emacs")
     if keys not in ("emacs", "vi"):
         raise SettingsError(f"{path}: keys.mode = {keys!r} is not allowed; give 'emacs' or 'vi'")
@@ -171,6 +176,7 @@ def check_settings(table: dict[str, Any], path: Path) -> Settings:
         files.get("max_kib"),
         Display(**display),
         _read_engine(table, path),
+        cache.get("max_gib"),
     )
 
 

@@ -8,6 +8,7 @@ group keeps its scale and offset in the model's own type. Attention over such ro
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -59,18 +60,39 @@ class KVFormat:
         group = self.value_group
         return keys, mx.dequantize(packed, scales, offsets, group_size=group, bits=self.bits)
 
-    def scores(self, q: mx.array, rows: Rows) -> mx.array:
-        """Multiplies queries (B, K, G, Dh) with packed keys: (B, K, G, S)."""
-        packed, scales, offsets = (rows[name] for name in _KEYS)
-        group = self.key_group
-        return mx.quantized_matmul(q, packed, scales, offsets, group_size=group, bits=self.bits)
+    def dequantise_heads(self, rows: Rows) -> Iterator[tuple[mx.array, mx.array]]:
+        """Yields keys (B, 1, S, Dh) and values (B, 1, S, Dv) of one head after the other."""
+        for head in range(rows["keys"].shape[1]):
+            one = {name: array[:, head : head + 1] for name, array in rows.items()}
+            keys, values = self.dequantise(one)
+            assert values is not None
+            yield keys, values
 
-    def mix(self, pattern: mx.array, rows: Rows) -> mx.array:
-        """Adds up packed values by a pattern (B, K, G, S): (B, K, G, Dv)."""
+    def attend_one(self, q: mx.array, rows: Rows, mask: mx.array | str | None) -> mx.array:
+        """Attends with one token over packed rows.
+
+        Args:
+            q: (B, H, 1, Dh), scaled.
+            rows: Of K heads and S positions.
+            mask: Over S; None or "causal" where the token sees all.
+
+        Returns:
+            (B, H, 1, Dv).
+        """
+        batch, n_heads, _, width = q.shape
+        grouped = q.reshape(batch, rows["keys"].shape[1], -1, width)  # (B, K, H/K, Dh)
+        packed, scales, offsets = (rows[name] for name in _KEYS)
+        scores = mx.quantized_matmul(
+            grouped, packed, scales, offsets, True, self.key_group, self.bits
+        )  # (B, K, H/K, S)
+        if isinstance(mask, mx.array):
+            scores = mx.where(mask, scores, mx.finfo(scores.dtype).min)
+        pattern = mx.softmax(scores, axis=-1, precise=True)
         packed, scales, offsets = (rows[name] for name in _VALUES)
-        return mx.quantized_matmul(
+        out = mx.quantized_matmul(
             pattern, packed, scales, offsets, False, self.value_group, self.bits
-        )
+        )  # (B, K, H/K, Dv)
+        return out.reshape(batch, n_heads, 1, -1)
 
 
 @dataclass(frozen=True, slots=True)
