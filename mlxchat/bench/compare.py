@@ -14,7 +14,7 @@ from mlxchat.bench.workload import Case, Sample
 
 Rounds = Sequence[Sequence[float]]
 
-NUM_DRAWS = 2000
+NUM_DRAWS = 1000
 
 
 @dataclass(frozen=True, slots=True)
