@@ -130,6 +130,18 @@ class FakeSession:
         self.load_calls += 1
         return self._worker.submit(self._load)
 
+    def switch_model(self, name: str) -> Job[SessionInfo]:
+        def job(context: JobContext) -> SessionInfo:
+            old = self.model, self.info
+            self.model, self.info = name, None
+            try:
+                return self._load(context)
+            except BaseException:
+                self.model, self.info = old
+                raise
+
+        return self._worker.submit(job)
+
     def _load(self, context: JobContext) -> SessionInfo:
         if self.model == "missing":
             raise ModelNotFoundError("there is no model 'missing'; give a folder")
@@ -160,6 +172,11 @@ class FakeSession:
     def retry(self) -> Job[TurnResult]:
         text = self.sent.pop()
         return self.send(f"{text} again")
+
+    def go_on(self) -> Job[TurnResult]:
+        if self.last is None or self.last.stop_reason == "eos_token":
+            raise UsageError("the last answer ended by itself; ask for more")
+        return self.send(f"{self.sent.pop()} on")
 
     def edit(self, turn: int | None, text: str) -> Job[TurnResult]:
         self.sent = self.sent[: len(self.sent) - 1 if turn is None else turn - 1]

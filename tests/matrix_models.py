@@ -19,9 +19,10 @@ from test_parity import FAMILIES, SMALL, load, make_oracle, save
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Backend
 
-from mlxchat.model.kv_cache import RowCache, SequenceCache
+from mlxchat.model.kv_cache import RowCache
 from mlxchat.model.language_model import LanguageModel
 from mlxchat.model.loader import LoadedModel
+from mlxchat.model.sequence_cache import SequenceCache
 from mlxchat.model.tokenizer import Tokenizer
 from mlxchat.model.zoo import ZooModel
 

@@ -99,7 +99,7 @@ def test_refusals(talk, line, part):
     assert talk.session.sent == ["hello"]
 
 
-@pytest.mark.parametrize("line", ["/retry", "/undo", "/edit new"])
+@pytest.mark.parametrize("line", ["/retry", "/undo", "/edit new", "/continue"])
 def test_nothing_to_work_on(talk, line):
     """Commands that need a turn refuse an empty conversation."""
     with pytest.raises(MlxchatError, match="the conversation is empty; send a message first"):

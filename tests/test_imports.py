@@ -21,7 +21,7 @@ FLOORS = {
     "engine": 2,
     "chat": 3,
     "bench": 3,
-    "lens": 3,
+    "lens": 2,
     "cli": 4,
     "__main__": 5,
 }

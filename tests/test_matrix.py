@@ -17,8 +17,9 @@ from matrix_models import EXCEPTIONS, build, make_loaded, measure_sensitivity, n
 from mlxchat.engine.prefix_cache import Plan, PrefixCache
 from mlxchat.errors import ContextFullError, UnsupportedModelError
 from mlxchat.model import zoo
-from mlxchat.model.kv_cache import ChunkedKV, FullKV, RowCache, WindowKV
+from mlxchat.model.kv_cache import FullKV, RowCache
 from mlxchat.model.state_cache import Opaque, RecurrentState
+from mlxchat.model.window_cache import ChunkedKV, WindowKV
 from mlxchat.model.zoo import validate_architecture
 
 ONE_PER_KIND = [

@@ -30,9 +30,10 @@ from mlxchat.engine.engine import Engine  # noqa: E402
 from mlxchat.engine.options import SamplingSettings  # noqa: E402
 from mlxchat.engine.worker import Job  # noqa: E402
 from mlxchat.model.families import make_model_config  # noqa: E402
-from mlxchat.model.kv_cache import RowCache, SequenceCache  # noqa: E402
+from mlxchat.model.kv_cache import RowCache  # noqa: E402
 from mlxchat.model.language_model import ModelInfo  # noqa: E402
 from mlxchat.model.loader import LoadedModel, load_model  # noqa: E402
+from mlxchat.model.sequence_cache import SequenceCache  # noqa: E402
 from mlxchat.model.state_cache import RecurrentState  # noqa: E402
 from mlxchat.model.weights import expected_shapes  # noqa: E402
 

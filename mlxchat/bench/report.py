@@ -44,7 +44,7 @@ def format_markdown(report: Report) -> str:
     return "\n".join(part for part in parts if part)
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]], num_left: int = 1) -> str:
+def make_table(header: Sequence[str], rows: Sequence[Sequence[str]], num_left: int = 1) -> str:
     """Returns a Markdown table; the first `num_left` columns are flush left, the rest right."""
     widths = [max(len(line[i]) for line in (header, *rows)) for i in range(len(header))]
 
@@ -84,7 +84,7 @@ def _rates(report: Report) -> str:
     if not rows:
         return ""
     left = len(header) - 1
-    return _table(header, rows, left)
+    return make_table(header, rows, left)
 
 
 def _details(report: Report) -> str:
@@ -115,7 +115,7 @@ def _details(report: Report) -> str:
         "MiB/token",
         "of the machine",
     )
-    return _table(header, rows) if rows else ""
+    return make_table(header, rows) if rows else ""
 
 
 def _share(row: Row) -> str:
@@ -145,7 +145,7 @@ def _first_tokens(report: Report) -> str:
                 )
             )
     header = ("first token", "history", "message", "ms", "of cold")
-    return _table(header, rows) if rows else ""
+    return make_table(header, rows) if rows else ""
 
 
 def _ratios(report: Report) -> str:
@@ -161,21 +161,13 @@ def _ratios(report: Report) -> str:
     ]
     peer = next((system for system in report.rows if system != "mlxchat"), "peer")
     header = ("test (medians)", "mlxchat", peer, "ratio", "95 %")
-    return _table(header, rows) if rows else ""
+    return make_table(header, rows) if rows else ""
 
 
 def _conditions(report: Report) -> str:
     """Returns machine, versions, settings and what was shortened, a line each."""
-    machine, facts = report.machine, report.facts
-    versions = {**machine.get("packages", {})}
-    lines = [
-        f"machine: {machine.get('cpu')}, {machine.get('cores')} cores, {machine.get('system')};"
-        f" load {machine.get('load')}; BLAS threads {machine.get('blas_threads')}",
-        f"versions: mlxchat {machine.get('mlxchat')}"
-        + (f" ({machine['commit']})" if machine.get("commit") else "")
-        + "".join(f", {name} {version}" for name, version in versions.items())
-        + f", Python {machine.get('python')}; {machine.get('time')}",
-    ]
+    facts = report.facts
+    lines = format_machine(report.machine)
     if facts.get("bandwidth"):
         lines.append(
             f"measured here: {facts['bandwidth'] / 1e9:,.1f} GB/s of memory,"
@@ -192,6 +184,18 @@ def _conditions(report: Report) -> str:
         )
     lines += report.notes
     return "\n".join(lines) + "\n"
+
+
+def format_machine(machine: dict[str, Any]) -> list[str]:
+    """Returns what a measurement was made on, a line each."""
+    packages = "".join(f", {name} {v}" for name, v in machine.get("packages", {}).items())
+    commit = f" ({machine['commit']})" if machine.get("commit") else ""
+    return [
+        f"machine: {machine.get('cpu')}, {machine.get('cores')} cores, {machine.get('system')};"
+        f" load {machine.get('load')}; BLAS threads {machine.get('blas_threads')}",
+        f"versions: mlxchat {machine.get('mlxchat')}{commit}{packages},"
+        f" Python {machine.get('python')}; {machine.get('time')}",
+    ]
 
 
 def format_size(num_bytes: int) -> str:
@@ -228,7 +232,7 @@ def format_verdicts(verdicts: "Sequence[Verdict]", changes: Sequence[str]) -> st
         for verdict in verdicts
     ]
     header = ("figure (medians; less is better)", "then", "now", "change", "interval", "verdict")
-    lines = [_table(header, rows)]
+    lines = [make_table(header, rows)]
     if changes:
         lines.append("changed since: " + "; ".join(changes) + "\n")
     return "\n".join(lines)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import sqlite3
 
     from mlxchat.chat.history import Restored
-    from mlxchat.chat.session import ChatOptions
+    from mlxchat.chat.options import ChatOptions
 
     Work = Callable[[sqlite3.Connection], object]
 

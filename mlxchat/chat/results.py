@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from mlxchat.engine.timing import Timing
 
+Way = Literal["cold", "warm", "disk"]
 StopReason = Literal["eos_token", "stop_string", "token_limit", "user_cancelled", "context_full"]
 
 
@@ -142,3 +143,33 @@ class TurnResult:
             "verify": None if self.verify is None else self.verify.to_json(),
             "tokens": list(self.tokens),
         }
+
+
+@dataclass(frozen=True, slots=True)
+class FirstToken:
+    """One way to the first token of a turn.
+
+    Attributes:
+        seconds: From the message to the token, the median of the repetitions.
+        samples: Each of them.
+        num_read: Ids that were read; the others of the prompt were cached.
+    """
+
+    seconds: float
+    samples: tuple[float, ...]
+    num_read: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayedTurn:
+    """One turn of the conversation.
+
+    Attributes:
+        number: Counted from 1.
+        num_prompt: Ids of the whole prompt.
+        ways: The ways that there are: before the first turn nothing can be warm.
+    """
+
+    number: int
+    num_prompt: int
+    ways: dict[Way, FirstToken]

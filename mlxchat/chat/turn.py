@@ -6,24 +6,23 @@ Ctrl-C leaves it as it was.
 
 import contextlib
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 
-from mlxchat.chat.conversation import Conversation
+from mlxchat.chat.answering import Answer, AnswerDecoder
+from mlxchat.chat.continuation import CUT_OFF, Begun, begin_again
+from mlxchat.chat.conversation import Conversation, Node, Origin
+from mlxchat.chat.options import ChatOptions, pick_seed
 from mlxchat.chat.prompt import PromptRenderer, RenderedPrompt
 from mlxchat.chat.prompt_keeping import PromptKeeping, open_keeping
-from mlxchat.chat.reasoning import Delta, Split
 from mlxchat.chat.results import (
     CacheUse,
     Notice,
     PrefillProgress,
     StopReason,
-    TextDelta,
     TurnResult,
     Usage,
     Verify,
 )
-from mlxchat.chat.session import ChatOptions, pick_seed
-from mlxchat.chat.stop_strings import StopStrings
 from mlxchat.chat.template import ChatTemplate, Message
 from mlxchat.engine.engine import Engine, Logits, peak_memory_bytes, reset_peak_memory
 from mlxchat.engine.options import SamplingSettings
@@ -39,16 +38,7 @@ from mlxchat.model.device import (
 from mlxchat.model.loader import LoadedModel
 from mlxchat.model.tokenizer import Tokenizer
 
-
-@dataclass(slots=True)
-class _Answer:
-    """What decoding gave."""
-
-    split: Split
-    text: str
-    tokens: list[int]
-    stop_reason: StopReason
-    was_thinking: bool
+TEMPLATE = "the template"
 
 
 class TurnRunner:
@@ -80,6 +70,7 @@ class TurnRunner:
         self._bandwidth: float | None = None
         self._pin = 0  # where the turn began: sliding windows keep their rows back to it
         self._settle_note = ""
+        self._own_cause = TEMPLATE  # why ids are lost where nobody changed anything
         self._notices_told: set[str] = set(self.template_notices())
 
     def _make_renderer(self, template: ChatTemplate) -> PromptRenderer:
@@ -144,6 +135,8 @@ class TurnRunner:
         *,
         start: float,
         keep_branch: bool = False,
+        cut_off: Node | None = None,
+        cause: str = "",
     ) -> TurnResult:
         """Answers a question.
 
@@ -153,6 +146,8 @@ class TurnRunner:
             context: The job's.
             start: Clock time at which the message came.
             keep_branch: What the cache holds beyond the common prefix may be wanted again.
+            cut_off: An answer to the question that goes on.
+            cause: What the person changed since the last turn, for the reason.
 
         Raises:
             TemplateError: The template refuses the conversation.
@@ -168,30 +163,35 @@ class TurnRunner:
         prompt = self.renderer.render_ids(messages)
         if not prompt.token_ids:
             raise TemplateError("the chat template renders an empty prompt; fix or replace it")
-        self._check_room(len(prompt.token_ids))
-        plan = self._plan(messages, prompt)
+        begun = Begun() if cut_off is None else begin_again(cut_off, self.renderer, prompt)
+        token_ids = (*prompt.token_ids, *begun.token_ids)
+        self._check_room(len(token_ids))
+        plan = self._plan(messages, prompt, token_ids)
         now = watch.add("template", now)
         if self._reuses:
-            plan = self.keeping.restore(prompt.token_ids, plan, context.check)
+            plan = self.keeping.restore(token_ids, plan, context.check)
         for text in self.keeping.take_notices():
             context.emit(Notice(text))
+        why = self._explain(plan, cause, prompt.message_ends[-2] if len(messages) > 1 else 0)
         self.engine.prefix.apply(plan, keep_branch=keep_branch)
         self.engine.prefix.mark()  # mostly the end of the last answer: this question may be edited
         self._pin = min([plan.start, *plan.marks])
         self.engine.prefix.cache.pin(self._pin)
         now = watch.add("restore", now)
-        logits = self._prefill(prompt, plan, context)
+        logits = self._prefill(token_ids, plan, context)
         watch.add("prefill", now)
-        self.keeping.note(messages, prompt.token_ids, prompt.message_ends[0])
+        self.keeping.note(messages, token_ids, prompt.message_ends[0])
         # Each answer has its own seed, so that a retry differs; the same moves give the same seeds.
         seed = self._seed + len(conversation.nodes)
-        answer = self._decode(prompt, logits, watch, context, seed)
+        answer = self._decode(prompt, begun, logits, watch, context, seed)
+        if answer.stop_reason in ("token_limit", "context_full"):
+            self.engine.prefix.mark()  # the answer may go on from here
         for text in self._record(conversation, question, messages, prompt, answer):
             context.emit(Notice(text))
-        result = self._result(prompt, plan, answer, watch)
+        result = self._result(len(token_ids), plan, answer, watch, why)
         if self.options.verify:
             with contextlib.suppress(JobCancelledError):  # the answer stands, unverified
-                result = replace(result, verify=self._verify(prompt, logits, context))
+                result = replace(result, verify=self._verify(prompt, token_ids, logits, context))
         return result
 
     # -- before the answer -------------------------------------------------------------------------
@@ -205,7 +205,9 @@ class TurnRunner:
                 + (", or raise --max-context" if could_be_more else ", or start over with /reset")
             )
 
-    def _plan(self, messages: list[Message], prompt: RenderedPrompt) -> Plan:
+    def _plan(
+        self, messages: list[Message], prompt: RenderedPrompt, token_ids: tuple[int, ...]
+    ) -> Plan:
         """Plans the reuse, with marks where they will be wanted."""
         prefix = self.engine.prefix
         if not self._reuses:
@@ -217,12 +219,23 @@ class TurnRunner:
                 prompt.message_ends[-2] if len(messages) > 1 else 0,
                 self.renderer.probe_point(messages, prompt),
             )
-        return prefix.plan(prompt.token_ids, marks=marks)
+        return prefix.plan(token_ids, marks=marks)
 
-    def _prefill(self, prompt: RenderedPrompt, plan: Plan, context: JobContext) -> Logits:
+    def _explain(self, plan: Plan, cause: str, num_earlier: int) -> str:
+        """Why the turn reads more than its message, `num_earlier` ids being read before it."""
+        if not self._reuses:
+            return "reuse is off"
+        is_behind = plan.start < num_earlier
+        if plan.action == "load":
+            return "no more was stored" if is_behind else ""
+        if plan.action == "continue" and (self._settle_note or not is_behind):
+            return self._settle_note
+        return f"{cause or self._own_cause}: {plan.reason}" if plan.num_held else plan.reason
+
+    def _prefill(self, token_ids: tuple[int, ...], plan: Plan, context: JobContext) -> Logits:
         """Reads what the plan leaves, and returns the logits of the prompt's last position."""
         logits = self.engine.prefill(
-            prompt.token_ids,
+            token_ids,
             plan,
             on_progress=lambda done, total: context.emit(PrefillProgress(done, total)),
             check=context.check,
@@ -235,61 +248,29 @@ class TurnRunner:
     def _decode(
         self,
         prompt: RenderedPrompt,
+        begun: Begun,
         logits: Logits,
         watch: Stopwatch,
         context: JobContext,
         seed: int,
-    ) -> _Answer:
+    ) -> Answer:
         sampling = resolve_sampling(self.options.sampling, self.loaded.generation_config, seed)
-        sampler = Sampler(sampling, self.loaded.model.info.vocab_size, prompt.token_ids)
-        room = self.context_limit - len(prompt.token_ids)
+        token_ids = (*prompt.token_ids, *begun.token_ids)
+        sampler = Sampler(sampling, self.loaded.model.info.vocab_size, token_ids)
+        room = self.context_limit - len(token_ids)
         max_tokens = min(self.options.max_tokens or room, room)
         is_room = max_tokens == room and self.options.max_tokens != room
-        splitter = self.renderer.splitter(prompt)
-        stops = StopStrings(self.options.stop)
-        eos_ids = self.tokenizer.eos_ids
-        reason: StopReason = "context_full" if is_room else "token_limit"
-        tokens: list[int] = []
-        texts: list[str] = []
-        try:
-            for token in self.engine.decode(
-                logits, sampler, max_tokens=max_tokens, check=context.check
-            ):
-                watch.token()
-                if token in eos_ids:
-                    reason = "eos_token"
-                    break
-                tokens.append(token)
-                deltas = splitter.push(token)
-                self._emit(deltas, stops, texts, context, splitter.num_reasoning_tokens)
-                if stops.is_hit:
-                    reason = "stop_string"
-                    break
-        except JobCancelledError:
-            reason = "user_cancelled"
-        was_thinking = splitter.is_thinking
-        deltas, split = splitter.finish()
-        self._emit(deltas, stops, texts, context, splitter.num_reasoning_tokens)
-        if tail := stops.finish():
-            texts.append(tail)
-            context.emit(TextDelta(tail, "answer"))
-        return _Answer(split, "".join(texts), tokens, reason, was_thinking)
-
-    @staticmethod
-    def _emit(
-        deltas: list[Delta],
-        stops: StopStrings,
-        texts: list[str],
-        context: JobContext,
-        num_reasoning: int,
-    ) -> None:
-        """Shows what has become final; the answer's text passes the stop strings first."""
-        for delta in deltas:
-            text = stops.push(delta.text) if delta.kind == "answer" else delta.text
-            if text:
-                context.emit(TextDelta(text, delta.kind, num_reasoning))
-            if text and delta.kind == "answer":
-                texts.append(text)
+        decoder = AnswerDecoder(
+            self.engine,
+            self.tokenizer,
+            self.renderer.splitter(prompt),
+            self.options.stop,
+            watch,
+            context,
+        )
+        decoder.replay(begun)
+        limit: StopReason = "context_full" if is_room else "token_limit"
+        return decoder.run(logits, sampler, max_tokens=max_tokens, limit=limit)
 
     # -- after the answer --------------------------------------------------------------------------
 
@@ -299,7 +280,7 @@ class TurnRunner:
         question: str | None,
         messages: list[Message],
         prompt: RenderedPrompt,
-        answer: _Answer,
+        answer: Answer,
     ) -> list[str]:
         """Adds question and answer to the tree; returns notices.
 
@@ -310,7 +291,9 @@ class TurnRunner:
         if cancelled and (answer.was_thinking or not answer.tokens):
             raise JobCancelledError
         split = answer.split
+        self._own_cause = TEMPLATE
         if answer.text != split.text:  # a stop string cut it
+            self._own_cause = "the stop string"
             ids = self._ids_of(answer.text, split.content_ids)
             split = replace(split, text=answer.text, content_ids=ids)
         notices = []
@@ -322,7 +305,13 @@ class TurnRunner:
             if question is not None:
                 conversation.append(messages[-1])
             answer.split, answer.text = replace(split, reasoning=stored.reasoning), stored.content
-            conversation.append(stored)
+            is_cut = answer.stop_reason in CUT_OFF
+            origin = Origin(
+                self.loaded.fingerprint,
+                answer.stop_reason,
+                split.token_ids if is_cut else (),
+            )
+            conversation.append(stored, origin)
         for text in self.template_notices():
             if text not in self._notices_told:
                 self._notices_told.add(text)
@@ -330,23 +319,21 @@ class TurnRunner:
         return notices
 
     def _ids_of(self, text: str, token_ids: tuple[int, ...]) -> tuple[int, ...]:
-        """Returns the first ids that spell exactly this text, or none."""
+        """Returns the first ids that spell this text or, cut inside an id, what is before that."""
         for end in range(len(token_ids), 0, -1):
-            shown = self.tokenizer.decode(token_ids[:end])
-            if shown == text:
+            if text.startswith(self.tokenizer.decode(token_ids[:end])):
                 return token_ids[:end]
-            if len(shown) < len(text):
-                break
         return ()
 
     def _result(
         self,
-        prompt: RenderedPrompt,
+        num_prompt: int,
         plan: Plan,
-        answer: _Answer,
+        answer: Answer,
         watch: Stopwatch,
+        why: str,
     ) -> TurnResult:
-        num_prompt, num_cached = len(prompt.token_ids), plan.start
+        num_cached = plan.start
         usage = Usage(
             prompt_tokens=num_prompt,
             cached_tokens=num_cached,
@@ -371,7 +358,6 @@ class TurnRunner:
         source = "disk" if was_loaded else plan.source
         where = " from disk" if source == "disk" else ""
         reason = f"reused {num_cached}{where}, read {usage.prefill_tokens}"
-        why = self._settle_note if plan.action == "continue" else plan.reason
         self._is_first, self._num_settled, self._settle_note = False, 0, ""
         return TurnResult(
             model=self.name,
@@ -385,17 +371,21 @@ class TurnRunner:
             tokens=tuple(answer.tokens),
         )
 
-    def _verify(self, prompt: RenderedPrompt, logits: Logits, context: JobContext) -> Verify:
+    def _verify(
+        self,
+        prompt: RenderedPrompt,
+        token_ids: tuple[int, ...],
+        logits: Logits,
+        context: JobContext,
+    ) -> Verify:
         """Proves the turn; where it fails, reuse is switched off for this model."""
         check = (lambda: None) if context.cancelled else context.check  # an answer was stopped
-        found = self.engine.verify(prompt.token_ids, logits, check=check)
+        found = self.engine.verify(token_ids, logits, check=check)
         decode = self.tokenizer.decode
         shown = decode(prompt.token_ids, skip_special_tokens=False)
         wanted = decode(self.tokenizer.encode(prompt.text), skip_special_tokens=False)
         is_equal = found.ids_equal and shown == wanted
-        verify = Verify(
-            is_equal, found.max_abs_logit_diff, prompt.token_ids, found.holds and is_equal
-        )
+        verify = Verify(is_equal, found.max_abs_logit_diff, token_ids, found.holds and is_equal)
         if not verify.holds and self._reuses:
             self._reuses = False
             self.keeping.distrust()
@@ -405,9 +395,21 @@ class TurnRunner:
         return verify
 
     def settle(
-        self, conversation: Conversation, context: JobContext, *, keep_branch: bool = False
+        self,
+        conversation: Conversation,
+        context: JobContext,
+        *,
+        keep_branch: bool = False,
+        cause: str = "",
     ) -> None:
-        """Brings the cache to what the next turn will begin with; gives way within one chunk."""
+        """Brings the cache to what the next turn will begin with; gives way within one chunk.
+
+        Args:
+            conversation: Where the person is.
+            context: The job's.
+            keep_branch: As in `run`.
+            cause: As in `run`.
+        """
         is_large = (self.loaded.model.info.bytes_per_token or 0) >= SMALLEST_STREAM
         if self._bandwidth is None and is_large and not context.cancelled:
             self._bandwidth = measure_bandwidth()
@@ -426,6 +428,9 @@ class TurnRunner:
             if is_empty and not plan.start:  # a conversation of the history goes on
                 self._settle_note = "no keys and values were stored, the text was read again"
             prefix.apply(plan, keep_branch=keep_branch)
+            if lost > 1:
+                note = f"{self._own_cause} dropped or moved {lost} ids of the last turn"
+                self._settle_note = "" if cause else note
             prefix.cache.pin(min(plan.start, self._pin))
             before = len(prefix.token_ids)
             try:
@@ -434,8 +439,6 @@ class TurnRunner:
                 self._num_settled += max(len(prefix.token_ids) - before, 0)
         except JobCancelledError:
             return
-        if lost > 1 and not keep_branch:
-            self._settle_note = f"the template dropped or moved {lost} ids of the last turn"
 
     def keep_prompts(
         self, conversation: Conversation, context: JobContext, *, whole: bool, owner: str = ""

@@ -85,12 +85,14 @@ class Numbers(click.ParamType):  # type: ignore[type-arg]  # not generic in olde
     "form",
     type=click.Choice(["md", "csv", "json", "jsonl", "sql"]),
     default="md",
-    help="The format; md is made for people.",
+    metavar="FORM",
+    help="The format: md (tables for people), csv, json, jsonl or sql.",
 )
 @click.option(
     "--against",
     type=click.Choice(["mlx-lm"]),
-    help="Measure a peer on the same weights too, A B A B, and print ratios.",
+    metavar="NAME",
+    help="Measure mlx-lm on the same weights too, A B A B, and print ratios.",
 )
 @click.option(
     "--no-openblas", is_flag=True, help="Linux CPU: leave MLX the BLAS that it brings along."
@@ -99,12 +101,13 @@ class Numbers(click.ParamType):  # type: ignore[type-arg]  # not generic in olde
     "--replay",
     metavar="CONVERSATION",
     shell_complete=complete_conversation,
-    help="Measure the first token of each turn of a stored conversation.",
+    help="Measure the first token of each turn of a stored conversation again.",
 )
 @click.option(
     "--baseline",
     type=click.Choice(["save", "check"]),
-    help="Save what is measured to FILE, or check against it: exit 1 where it got slower.",
+    metavar="MODE",
+    help="`save` what is measured to FILE, or `check` against it: exit 1 where it got slower.",
 )
 @click.pass_context
 def bench(context: click.Context, /, file: str | None, replay: str | None, **params: Any) -> int:
@@ -112,7 +115,9 @@ def bench(context: click.Context, /, file: str | None, replay: str | None, **par
     if file is not None and params["baseline"] is None:
         raise UsageError(f"FILE {file!r} goes with --baseline only; give --baseline save or check")
     if replay is not None:
-        raise UsageError("--replay is not there yet; leave it out")
+        from mlxchat.cli.bench_replay import replay_conversation
+
+        return replay_conversation(replay, params)
     if params["baseline"] is not None:
         typed = click.core.ParameterSource.COMMANDLINE
         given = {name for name in params if context.get_parameter_source(name) is typed}

@@ -148,8 +148,9 @@ class Request:
         Args:
             idle_work: Prepare the next turn after each; a waste of time where there is none.
         """
+        from mlxchat.chat.options import ChatOptions
         from mlxchat.chat.recorder import Recorder
-        from mlxchat.chat.session import ChatOptions, Session
+        from mlxchat.chat.session import Session
         from mlxchat.engine.options import SamplingSettings
 
         sampling = SamplingSettings(**self.sampling)

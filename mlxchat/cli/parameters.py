@@ -8,7 +8,7 @@ from mlxchat.errors import UsageError
 from mlxchat.settings import FILE_BOUNDS, LENGTH_BOUNDS, SAMPLING_BOUNDS, Bounds
 
 if TYPE_CHECKING:
-    from mlxchat.chat.session import ChatOptions
+    from mlxchat.chat.options import ChatOptions
     from mlxchat.cli.slash import Context
 
 PENALTY = Bounds(-2, 2)

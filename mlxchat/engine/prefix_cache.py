@@ -16,7 +16,8 @@ from typing import Literal
 import mlx.core as mx
 
 from mlxchat.engine.token_ids import count_common
-from mlxchat.model.kv_cache import Marks, RowCache, SequenceCache
+from mlxchat.model.kv_cache import RowCache
+from mlxchat.model.sequence_cache import Marks, SequenceCache
 
 Action = Literal["continue", "trim", "restore", "resume", "load", "fresh"]
 
@@ -91,6 +92,8 @@ class Plan:
                 f"{self.num_common} ids in common; this cache cannot be trimmed,"
                 f" so it went back to its checkpoint at {self.start}"
             )
+        if lost == 1:
+            return "1 cached id no longer stands in the prompt"
         return f"{lost} cached ids no longer stand in the prompt"
 
 

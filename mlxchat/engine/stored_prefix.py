@@ -29,9 +29,10 @@ from mlxchat.engine.stored_file import (
     TensorShape,
 )
 from mlxchat.model.device import make_device_plan
-from mlxchat.model.kv_cache import Meta, SequenceCache
+from mlxchat.model.kv_cache import Meta
 from mlxchat.model.language_model import LanguageModel
 from mlxchat.model.safetensors_file import TensorInfo
+from mlxchat.model.sequence_cache import SequenceCache
 
 Arrays = dict[str, mx.array]
 

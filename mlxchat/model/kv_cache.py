@@ -1,24 +1,23 @@
-"""One layer's cache, and the caches of a whole model: append, rewind, snapshot, restore, pin.
+"""One layer's cache: append, rewind, snapshot, restore, pin.
 
 Knows arrays and positions of one sequence (or a batch in step), never tokens, models or mlx-lm. The
 classes with rows answer to the names that mlx-lm's models use (`update_and_fetch`, `make_mask`,
-`offset`, ...), so the same objects serve our transformer and the zoo. Layers without rows are in
-`state_cache.py`. Which position to keep, and when to take a snapshot, is the planner's business
+`offset`, ...), so the same objects serve our transformer and the zoo. Layers that drop old rows are
+in `window_cache.py`, those without rows in `state_cache.py`, all layers together in
+`sequence_cache.py`. Which position to keep, and when to take a snapshot, is the planner's business
 (`engine/prefix_cache.py`).
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol
 
 import mlx.core as mx
 
 Kind = Literal["full", "window", "chunked", "recurrent", "opaque"]
 Meta = dict[str, str | int]
-V = TypeVar("V")
 
 GROWTH_STEP = 256  # rows; as mlx-lm: one copy of the buffer pays for this many decoded tokens
 
@@ -330,205 +329,3 @@ class FullKV(RowCache):
         if N == 1:
             return None
         return make_causal_mask(N, self.offset) if return_array else "causal"
-
-
-class WindowKV(RowCache):
-    """Keys and values that a sliding window still sees, and those back to the pin.
-
-    Returns the rows that a rotating buffer would: up to `window` - 1 old ones and the new ones, but
-    in order of position. Old rows are dropped when the buffer is full, so the rows written since
-    then pay for the copying, and what positions from the pin on need is always kept.
-
-    Args:
-        window: A token sees at most this many rows, its own included.
-        step: As in `RowCache`.
-    """
-
-    kind: Kind = "window"
-
-    def __init__(self, window: int, step: int = GROWTH_STEP) -> None:
-        super().__init__(step)
-        self.window = window
-
-    def _first_needed(self, pos: int) -> int:
-        return max(0, pos - (self.window - 1))
-
-    def make_mask(
-        self,
-        N: int,  # noqa: N803 (mlx-lm's models name it)
-        return_array: bool = False,
-        window_size: int | None = None,
-    ) -> mx.array | str | None:
-        """Return the mask of the next `N` tokens over the rows that the update will return."""
-        held = min(self.window - 1, self.offset)
-        if N > 1:
-            window = window_size or self.window
-            if held + N > window or return_array:
-                return make_causal_mask(N, held, window)
-            return "causal"
-        if window_size is None or window_size >= held + 1:
-            return None
-        return mx.arange(held + 1) >= held + 1 - window_size
-
-    def snapshot(self, evaluate: bool = True) -> Snapshot:
-        """Copy the rows that the next token sees: they will slide out of the window."""
-        start, keys, values = self._rows_for(self.offset)
-        return own(Snapshot((keys, values), start), evaluate)
-
-
-class ChunkedKV(RowCache):
-    """Keys and values of the current chunk of positions, and those back to the pin's chunk.
-
-    For models whose tokens see only their own chunk (Llama 4). `start_position` is the position of
-    the first row that `update_and_fetch` returns; such models build their mask from it.
-
-    Args:
-        chunk_size: Positions per chunk.
-        step: As in `RowCache`.
-    """
-
-    kind: Kind = "chunked"
-
-    def __init__(self, chunk_size: int, step: int = GROWTH_STEP) -> None:
-        super().__init__(step)
-        self.chunk_size = chunk_size
-
-    def _first_needed(self, pos: int) -> int:
-        return pos // self.chunk_size * self.chunk_size
-
-    def maybe_trim_front(self) -> None:
-        """Show the model the current chunk only; rows leave memory when the buffer is full."""
-        self.start_position = self._first_needed(self.offset)
-
-    def snapshot(self, evaluate: bool = True) -> Snapshot:
-        """Copy the rows of the current chunk: they will be dropped after it."""
-        start, keys, values = self._rows_for(self.offset)
-        return own(Snapshot((keys, values), start), evaluate)
-
-
-Marks = tuple[Snapshot | None, ...]
-
-
-class SequenceCache:
-    """The caches of all layers of one sequence.
-
-    The number of layers here is the number of caches, which need not be the model's number of
-    layers; the position is the caller's own count of the ids that it fed.
-
-    Args:
-        raw: What the model takes as its cache.
-        layers: The caches inside it, flat, in order.
-    """
-
-    def __init__(self, raw: Any, layers: Sequence[LayerCache]) -> None:
-        self.raw = raw
-        self.layers = list(layers)
-
-    @property
-    def kinds(self) -> frozenset[Kind]:
-        """The kinds of layers that occur."""
-        return frozenset(layer.kind for layer in self.layers)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes held by all layers."""
-        return sum(layer.nbytes for layer in self.layers)
-
-    def offsets(self) -> frozenset[int]:
-        """Return the offsets of layers with rows: one number unless a forward pass broke off."""
-        return frozenset(layer.offset for layer in self.layers if isinstance(layer, RowCache))
-
-    def arrays(self) -> list[mx.array]:
-        """Return all arrays: evaluate them after a prefill chunk whose logits nobody wants."""
-        return [array for layer in self.layers for array in layer.arrays()]
-
-    def reserve(self, total: int) -> None:
-        """Announce that the sequence will grow to `total` positions, so that buffers grow once."""
-        for layer in self.layers:
-            if isinstance(layer, FullKV):
-                layer.reserve(total)
-
-    def can_rewind(self, pos: int) -> bool:
-        """Say whether every layer can go back to `pos` without a snapshot."""
-        return all(layer.can_rewind(pos) for layer in self.layers)
-
-    def rewind(self, pos: int) -> None:
-        """Forget everything from `pos` on, in every layer or in none.
-
-        Raises:
-            ValueError: Some layer cannot: check `can_rewind` first.
-        """
-        self.restore(pos, (None,) * len(self.layers))
-
-    def pin(self, pos: int) -> None:
-        """Keep what every layer needs to rewind to any position from `pos` on."""
-        for layer in self.layers:
-            layer.pin(pos)
-
-    def snapshot(self, kinds: Collection[Kind] | None = None) -> Marks:
-        """Copy what the current position needs beyond its number.
-
-        Args:
-            kinds: Copy layers of these kinds only; the others must then be reachable by `rewind`.
-
-        Returns:
-            One entry per layer, None where nothing was copied.
-        """
-        marks = tuple(
-            layer.snapshot(evaluate=False) if kinds is None or layer.kind in kinds else None
-            for layer in self.layers
-        )
-        mx.eval([a for mark in marks if mark for a in mark.arrays if a is not None])
-        return marks
-
-    def can_restore(self, pos: int, marks: Marks) -> bool:
-        """Say whether every layer has a snapshot in `marks` or can rewind to `pos`."""
-        pairs = zip(self.layers, marks, strict=True)
-        return all(mark is not None or layer.can_rewind(pos) for layer, mark in pairs)
-
-    def restore(self, pos: int, marks: Marks) -> None:
-        """Go back to `pos`: rewind where a layer can, else put its snapshot back.
-
-        Raises:
-            ValueError: Some layer can do neither; nothing was changed.
-        """
-        if not self.can_restore(pos, marks):
-            raise ValueError(f"no way back to position {pos}; start from a fresh cache")
-        for layer, mark in zip(self.layers, marks, strict=True):
-            if layer.can_rewind(pos):
-                layer.rewind(pos)
-            elif mark is not None:
-                layer.restore(pos, mark)
-
-    def export(self) -> tuple[Meta, dict[str, mx.array]] | None:
-        """Return the live state of all layers, or None where one has no stored form.
-
-        Returns:
-            Meta and arrays with the layer's number before each name: "0.offset", "0.keys".
-        """
-        meta: Meta = {"layers": len(self.layers)}
-        arrays: dict[str, mx.array] = {}
-        for i, layer in enumerate(self.layers):
-            exported = layer.export()
-            if exported is None:
-                return None
-            meta.update({f"{i}.{name}": value for name, value in exported[0].items()})
-            arrays.update({f"{i}.{name}": value for name, value in exported[1].items()})
-        return meta, arrays
-
-    def load_export(self, meta: Meta, arrays: dict[str, mx.array]) -> None:
-        """Take over what `export` returned; meta values may come back as text.
-
-        Raises:
-            ValueError: The stored layers are not the layers of this cache.
-        """
-        kinds = [meta.get(f"{i}.kind") for i in range(int(meta["layers"]))]
-        if kinds != [layer.kind for layer in self.layers]:
-            raise ValueError("the stored cache is of another model")
-        for i, layer in enumerate(self.layers):
-            layer.load_export(_under(f"{i}.", meta), _under(f"{i}.", arrays))
-
-
-def _under(prefix: str, named: dict[str, V]) -> dict[str, V]:
-    """Return the entries whose name begins with `prefix`, without it."""
-    return {n.removeprefix(prefix): v for n, v in named.items() if n.startswith(prefix)}

@@ -43,6 +43,13 @@ def retry(context: Context, argument: str) -> "Start":
     return context.session.retry
 
 
+@command("continue", "", "Go on with an answer that was cut off.")
+def continue_(context: Context, argument: str) -> "Start":
+    """Goes on with the last answer."""
+    need_turns(context.session)
+    return context.session.go_on
+
+
 @command("undo", "[N]", "Take back the last turn, or the last N.")
 def undo(context: Context, argument: str) -> None:
     """Takes turns back."""
