@@ -24,6 +24,7 @@ from mlxchat.errors import UsageError
 if TYPE_CHECKING:
     from mlxchat.chat.history import Record, Restored
     from mlxchat.chat.recorder import Recorder
+    from mlxchat.chat.results import Compaction
     from mlxchat.chat.turn import TurnRunner
     from mlxchat.chat.warming import Warmed
     from mlxchat.engine.prefix_cache import CacheReport
@@ -291,6 +292,30 @@ class Session:
         self._settle_when_idle()
         if self.recorder is not None:
             self.recorder.note_move()
+
+    def compact(self, num_kept: int) -> "Job[Compaction]":
+        """Has the model summarise all but the newest turns; the old branch stays in the tree.
+
+        Args:
+            num_kept: Turns that stay as they are.
+        """
+        conversation = self.conversation
+
+        def job(context: JobContext) -> "Compaction":
+            self._load(context)
+            from mlxchat.chat.compaction import Compactor
+
+            assert self._runner is not None
+            self._keep_branch = True
+            try:
+                result = Compactor(self._runner, conversation, context).run(num_kept)
+            finally:
+                self._settle_when_idle()
+            if self.recorder is not None:
+                self.recorder.note_tree(self.options, self._model_name())
+            return result
+
+        return self._worker.submit(job)
 
     def set_system(self, text: str | None) -> None:
         """Sets the system prompt; it takes effect with the next turn."""
