@@ -52,6 +52,8 @@ OVERFLOW = ("error", "drop-oldest")
 
 # The largest file that can be put into a message; more than the last would fill any context.
 FILE_BOUNDS = {"max_kib": Bounds(1, 1024 * 1024, is_integer=True)}
+# What stored prompt caches may take of the disk together; 0 stores none.
+CACHE_BOUNDS = {"max_gib": Bounds(0)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +81,7 @@ class Settings:
     max_file_kib: int | None = None
     overflow: str | None = None
     display: Display = field(default_factory=Display)
+    cache_max_gib: float | None = None
 
 
 def settings_path() -> Path:
@@ -95,6 +98,7 @@ KINDS: dict[str, type] = {
     "keys.mode": str,
     "files.max_kib": int,
     "context.overflow": str,
+    "cache.max_gib": float,
     "display.markdown": bool,
     "display.theme": str,
 }
@@ -145,7 +149,10 @@ def check_settings(table: dict[str, Any], path: Path) -> Settings:
     Raises:
         SettingsError: A name is unknown or a value not allowed.
     """
-    known = ("model", "system", "history", "sampling", "keys", "files", "context", "display")
+    known = (
+        *("model", "system", "history", "sampling", "keys", "files", "context", "cache"),
+        "display",
+    )
     _refuse_unknown(table, known, path, "")
     for name in ("model", "system"):
         if name in table and not isinstance(table[name], str):
@@ -155,6 +162,7 @@ def check_settings(table: dict[str, Any], path: Path) -> Settings:
         raise SettingsError(f"{path}: history = {history!r} is not allowed; give true or false")
     sampling = _read_numbers(table, "sampling", SAMPLING_BOUNDS, path)
     files = _read_numbers(table, "files", FILE_BOUNDS, path)
+    cache = _read_numbers(table, "cache", CACHE_BOUNDS, path)
     keys = _read_table(table, "keys", ("mode",), path).get("mode", "emacs")
     if keys not in ("emacs", "vi"):
         raise SettingsError(f"{path}: keys.mode = {keys!r} is not allowed; give 'emacs' or 'vi'")
@@ -178,6 +186,7 @@ def check_settings(table: dict[str, Any], path: Path) -> Settings:
         files.get("max_kib"),
         overflow,
         Display(**display),
+        cache.get("max_gib"),
     )
 
 
