@@ -342,6 +342,7 @@ class Conversations(RuleBasedStateMachine):
 @pytest.fixture(autouse=True)
 def clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets the session and the template read our clock."""
+    Clock.days = 0
     monkeypatch.setattr("mlxchat.chat.session.datetime", Clock)
     monkeypatch.setattr("mlxchat.chat.template.datetime", Clock)
 
@@ -357,3 +358,25 @@ def test_any_conversation_is_exact(kind: str, template: str, tmp_path: Path) -> 
         lambda: Conversations(folder, kind, template),
         settings=bounded(max_examples=6, stateful_step_count=14),
     )
+
+
+def test_a_conversation_keeps_its_date_and_the_next_one_has_its_own(tmp_path: Path) -> None:
+    """Midnight changes nothing that was read, whatever is switched; /reset begins a new day."""
+    folder = make_tiny_folder(tmp_path / "model", template=SWITCHED)
+    session = TinySession(folder, sampling=biased((IM_END, 3.0), (END_THINK, 5.5)))
+
+    def dates(result: TurnResult) -> tuple[str, bool]:
+        assert result.verify is not None
+        text = session.runner.tokenizer.decode(result.verify.prompt_ids)
+        return text[:17], "/no_think" in text
+
+    assert dates(session.say("hi")) == ("Today: 21.11.2026", False)
+    Clock.days = 1
+    follow = session.say("and now")
+    assert dates(follow) == ("Today: 21.11.2026", False)
+    assert follow.usage.cached_tokens > 20
+    session.set_options(replace(session.options, think=False, keep_thinking=True))
+    assert dates(session.say("and then")) == ("Today: 21.11.2026", True)
+    session.reset()
+    assert dates(session.say("hi")) == ("Today: 22.11.2026", True)
+    session.close()
