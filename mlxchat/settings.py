@@ -49,6 +49,8 @@ LENGTH_BOUNDS = {
 
 # The largest file that can be put into a message; more than the last would fill any context.
 FILE_BOUNDS = {"max_kib": Bounds(1, 1024 * 1024, is_integer=True)}
+# What stored prompt caches may take of the disk together; 0 stores none.
+CACHE_BOUNDS = {"max_gib": Bounds(0)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,7 @@ class Settings:
     keys: Literal["emacs", "vi"] = "emacs"
     max_file_kib: int | None = None
     display: Display = field(default_factory=Display)
+    cache_max_gib: float | None = None
 
 
 def settings_path() -> Path:
@@ -89,6 +92,7 @@ KINDS: dict[str, type] = {
     **{f"sampling.{name}": int if b.is_integer else float for name, b in SAMPLING_BOUNDS.items()},
     "keys.mode": str,
     "files.max_kib": int,
+    "cache.max_gib": float,
     "display.markdown": bool,
     "display.theme": str,
 }
@@ -139,7 +143,7 @@ def check_settings(table: dict[str, Any], path: Path) -> Settings:
     Raises:
         SettingsError: A name is unknown or a value not allowed.
     """
-    known = ("model", "system", "history", "sampling", "keys", "files", "display")
+    known = ("model", "system", "history", "sampling", "keys", "files", "display", "cache")
     _refuse_unknown(table, known, path, "")
     for name in ("model", "system"):
         if name in table and not isinstance(table[name], str):
@@ -149,6 +153,7 @@ def check_settings(table: dict[str, Any], path: Path) -> Settings:
         raise SettingsError(f"{path}: history = {history!r} is not allowed; give true or false")
     sampling = _read_numbers(table, "sampling", SAMPLING_BOUNDS, path)
     files = _read_numbers(table, "files", FILE_BOUNDS, path)
+    cache = _read_numbers(table, "cache", CACHE_BOUNDS, path)
     keys = _read_table(table, "keys", ("mode",), path).get("mode", "emacs")
     if keys not in ("emacs", "vi"):
         raise SettingsError(f"{path}: keys.mode = {keys!r} is not allowed; give 'emacs' or 'vi'")
@@ -165,6 +170,7 @@ def check_settings(table: dict[str, Any], path: Path) -> Settings:
         keys,
         files.get("max_kib"),
         Display(**display),
+        cache.get("max_gib"),
     )
 
 

@@ -248,9 +248,10 @@ class FakeSession:
             return None
         return CacheReport(120, ("full", "recurrent"), 2048, ((100, 512),), ((80, 110, 256),), 4096)
 
-    def close(self) -> None:
+    def close(self) -> list[str]:
         self.is_closed = True
         self._worker.close(0.5)
+        return []
 
     def _turn(self, context: JobContext, text: str) -> TurnResult:
         self._load(context)

@@ -503,11 +503,15 @@ class Session:
         """Waits for background work; for tests and measurements."""
         self._worker.submit(lambda _: None, idle=True).result(timeout_s)
 
-    def close(self) -> None:
-        """Stores what the next start can use, ends the worker, and completes the history."""
+    def close(self) -> list[str]:
+        """Stores what the next start can use, ends the worker, and completes the history.
+
+        Returns:
+            What the person should still hear, such as that the history could not be written.
+        """
         if self._is_closed:
-            return
-        self._is_closed = True
+            return []
+        self._is_closed, notices = True, []
         self._pause.stop()
         try:
             if self._runner is not None and self._turn_job is not None and self._turn_job.done:
@@ -515,10 +519,12 @@ class Session:
                 with contextlib.suppress(TimeoutError, JobCancelledError):
                     job.result(LEAVE_S)
                     self._runner.keeping.finish(LEAVE_S)
+                notices += self._runner.keeping.take_notices()
         finally:
             self._worker.close()
             if self.recorder is not None:
-                self.recorder.close()
+                notices += self.recorder.close()
+        return notices
 
 
 def _join(causes: tuple[str, ...]) -> str:

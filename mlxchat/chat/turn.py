@@ -56,7 +56,11 @@ class TurnRunner:
         self.options = options
         self.engine = Engine(loaded.model)
         self.keeping: PromptKeeping = open_keeping(
-            name, loaded, self.engine.prefix, keeps_conversation=options.stores_conversation
+            name,
+            loaded,
+            self.engine.prefix,
+            keeps_conversation=options.stores_conversation,
+            max_gib=options.cache_max_gib,
         )
         self.context_limit = min(
             options.max_context or loaded.model.info.max_context, loaded.model.info.max_context
@@ -169,7 +173,7 @@ class TurnRunner:
         plan = self._plan(messages, prompt, token_ids)
         now = watch.add("template", now)
         if self._reuses:
-            plan = self.keeping.restore(token_ids, plan, context.check)
+            plan = self.keeping.restore(token_ids, plan, context.check, keep_branch=keep_branch)
         for text in self.keeping.take_notices():
             context.emit(Notice(text))
         why = self._explain(plan, cause, prompt.message_ends[-2] if len(messages) > 1 else 0)
@@ -424,7 +428,9 @@ class TurnRunner:
         try:
             context.check()
             is_empty = not plan.num_held
-            plan = self.keeping.restore(target, plan, context.check, leave=0)
+            plan = self.keeping.restore(
+                target, plan, context.check, leave=0, keep_branch=keep_branch
+            )
             if is_empty and not plan.start:  # a conversation of the history goes on
                 self._settle_note = "no keys and values were stored, the text was read again"
             prefix.apply(plan, keep_branch=keep_branch)

@@ -2,12 +2,13 @@
 
 import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from mlxchat.cli.render import one_line
 from mlxchat.cli.theme import DEFAULT, find_theme
 from mlxchat.errors import SettingsError, UsageError
 from mlxchat.settings import (
@@ -165,6 +166,17 @@ class Request:
                 session.set_thinking(self.given["think"])
         return session
 
+    @contextlib.contextmanager
+    def opened(self, *, idle_work: bool = True) -> "Iterator[Session]":
+        """Makes the session and closes it in the end; what it says then goes to stderr."""
+        session = self.open(idle_work=idle_work)
+        try:
+            yield session
+        finally:
+            for text in session.close():
+                with contextlib.suppress(OSError):
+                    click.echo(one_line(text), err=True)
+
 
 def read_request(params: dict[str, Any], kind: str = "chat") -> Request:
     """Joins the command line with `config.toml`; the command line wins.
@@ -186,7 +198,7 @@ def read_request(params: dict[str, Any], kind: str = "chat") -> Request:
         origins["max-file-kib"] = "config.toml"
     if given.pop("no_history", False) or not settings.history:
         given["keeps_history"] = False
-    options = {"system": system, **given}
+    options = {"system": system, "cache_max_gib": settings.cache_max_gib, **given}
     return Request(
         model, sampling, options, settings, origins, kind, given=_from_command_line(params)
     )
