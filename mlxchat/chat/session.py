@@ -442,10 +442,8 @@ class Session:
         recorder.set_title(title)
         if recorder.conversation_id is None:
             recorder.save(self.options, self._model_name())
-        self.recorder, self.options = recorder, replace(self.options, keeps_history=True)
-        if self._runner is not None:
-            runner, options = self._runner, self.options
-            self._worker.run(lambda _: runner.set_options(options))
+        self.recorder = recorder
+        self._use(replace(self.options, keeps_history=True))
         assert recorder.conversation_id is not None
         return recorder.conversation_id
 
@@ -460,8 +458,9 @@ class Session:
             return history.record(number)
 
     def reset(self) -> None:
-        """Begins another conversation with the same system prompt; the old one is history."""
+        """Begins another conversation, today, with the same system prompt; the old is history."""
         self._take(Conversation(self.system), "/reset")
+        self._use(replace(self.options, now=datetime.now()))
 
     def restore(self, restored: "Restored") -> None:
         """Goes on with a conversation of the history.
@@ -470,7 +469,7 @@ class Session:
         ids it had; generated ids are dropped where another model made them.
         """
         record = restored.record
-        self.options = replace(
+        options = replace(
             self.options,
             think=record.think,
             keep_thinking=record.keep_thinking,
@@ -479,11 +478,17 @@ class Session:
         self._take(restored.conversation, "/resume")
         if self.recorder is not None:
             self.recorder.adopt(restored)
+        self._use(options)
         if self._runner is not None:
-            runner, options = self._runner, self.options
             self._drop_foreign_ids()
-            self._worker.run(lambda _: runner.set_options(options))
             self._settle_when_idle()
+
+    def _use(self, options: ChatOptions) -> None:
+        """Takes other options, on the worker where there is a model."""
+        self.options = options
+        if self._runner is not None:
+            runner = self._runner
+            self._worker.run(lambda _: runner.set_options(options))
 
     def _take(self, conversation: Conversation, cause: str) -> None:
         self._worker.cancel_idle()
