@@ -47,8 +47,13 @@ LENGTH_BOUNDS = {
     "max_context": Bounds(1, is_integer=True),
 }
 
+# What a context that is full does.
+OVERFLOW = ("error", "drop-oldest")
+
 # The largest file that can be put into a message; more than the last would fill any context.
 FILE_BOUNDS = {"max_kib": Bounds(1, 1024 * 1024, is_integer=True)}
+# What stored prompt caches may take of the disk together; 0 stores none.
+CACHE_BOUNDS = {"max_gib": Bounds(0)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +70,7 @@ class Settings:
 
     Attributes:
         history: Whether conversations are kept on disk.
+        overflow: One of `OVERFLOW`.
     """
 
     model: str | None = None
@@ -73,7 +79,9 @@ class Settings:
     history: bool = True
     keys: Literal["emacs", "vi"] = "emacs"
     max_file_kib: int | None = None
+    overflow: str | None = None
     display: Display = field(default_factory=Display)
+    cache_max_gib: float | None = None
 
 
 def settings_path() -> Path:
@@ -89,6 +97,8 @@ KINDS: dict[str, type] = {
     **{f"sampling.{name}": int if b.is_integer else float for name, b in SAMPLING_BOUNDS.items()},
     "keys.mode": str,
     "files.max_kib": int,
+    "context.overflow": str,
+    "cache.max_gib": float,
     "display.markdown": bool,
     "display.theme": str,
 }
@@ -139,7 +149,10 @@ def check_settings(table: dict[str, Any], path: Path) -> Settings:
     Raises:
         SettingsError: A name is unknown or a value not allowed.
     """
-    known = ("model", "system", "history", "sampling", "keys", "files", "display")
+    known = (
+        *("model", "system", "history", "sampling", "keys", "files", "context", "cache"),
+        "display",
+    )
     _refuse_unknown(table, known, path, "")
     for name in ("model", "system"):
         if name in table and not isinstance(table[name], str):
@@ -149,9 +162,16 @@ def check_settings(table: dict[str, Any], path: Path) -> Settings:
         raise SettingsError(f"{path}: history = {history!r} is not allowed; give true or false")
     sampling = _read_numbers(table, "sampling", SAMPLING_BOUNDS, path)
     files = _read_numbers(table, "files", FILE_BOUNDS, path)
+    cache = _read_numbers(table, "cache", CACHE_BOUNDS, path)
     keys = _read_table(table, "keys", ("mode",), path).get("mode", "emacs")
     if keys not in ("emacs", "vi"):
         raise SettingsError(f"{path}: keys.mode = {keys!r} is not allowed; give 'emacs' or 'vi'")
+    overflow = _read_table(table, "context", ("overflow",), path).get("overflow")
+    if overflow not in (None, *OVERFLOW):
+        raise SettingsError(
+            f"{path}: context.overflow = {overflow!r} is not allowed; give"
+            f" {' or '.join(map(repr, OVERFLOW))}"
+        )
     display = _read_table(table, "display", ("markdown", "theme"), path)
     for name, kind, wanted in (("markdown", bool, "true or false"), ("theme", str, "a string")):
         if name in display and not isinstance(display[name], kind):
@@ -164,7 +184,9 @@ def check_settings(table: dict[str, Any], path: Path) -> Settings:
         history,
         keys,
         files.get("max_kib"),
+        overflow,
         Display(**display),
+        cache.get("max_gib"),
     )
 
 

@@ -28,6 +28,13 @@ class PrefillProgress:
 
 
 @dataclass(frozen=True, slots=True)
+class SummaryProgress:
+    """A summary is being written: characters so far."""
+
+    done: int
+
+
+@dataclass(frozen=True, slots=True)
 class TextDelta:
     """A piece of the answer, as soon as it is final.
 
@@ -47,6 +54,25 @@ class Notice:
     """One line that the person should see."""
 
     text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Compaction:
+    """What came of summarising the oldest turns.
+
+    Attributes:
+        summary: The text that stands for them.
+        num_turns: How many they were.
+        num_before: Tokens of the conversation before.
+        num_after: Tokens of the conversation now.
+        old_head: The message under which the old branch is found.
+    """
+
+    summary: str
+    num_turns: int
+    num_before: int
+    num_after: int
+    old_head: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -252,16 +252,26 @@ class PrefixCache:
         self.token_ids.clear()
         self.cache = self.make_cache()  # a forward pass that broke off may have filled some layers
 
-    def adopt(self, cache: SequenceCache, token_ids: Sequence[int]) -> None:
+    def adopt(
+        self, cache: SequenceCache, token_ids: Sequence[int], *, keep_branch: bool = False
+    ) -> None:
         """Makes another cache the live sequence; marks and stashes that still fit it stay.
 
         Args:
             cache: Made by `make_cache` and filled; holds exactly `token_ids`.
             token_ids: Every id in it.
+            keep_branch: Stash what is left behind, since the person may come back.
         """
         common = count_common(self.token_ids, token_ids)
-        self.marks = {p: m for p, m in self.marks.items() if p <= common}
-        self.cache, self.token_ids = cache, list(token_ids)
+        marks = {p: m for p, m in self.marks.items() if p <= common and cache.can_restore(p, m)}
+        # Where the new sequence can be brought to, to go on as the old one did.
+        base = common if cache.can_rewind(common) else max(marks, default=0)
+        if is_kept := keep_branch and len(self.token_ids) - base >= MIN_STASH_TOKENS:
+            self.stashes.append(self._copy_branch(base))
+        self.cache, self.token_ids, self.marks = cache, list(token_ids), marks
+        if is_kept and len(token_ids) == base:
+            self._take_mark()
+        self._thin()
 
     def extend(self, token_ids: Iterable[int]) -> None:
         """Notes ids that were just fed."""

@@ -118,6 +118,7 @@ class StoredPrefixes:
         at_least: int,
         kinds: Iterable[What],
         check: Callable[[], None],
+        keep_branch: bool = False,
     ) -> int:
         """Makes the longest stored prefix of some ids the live sequence.
 
@@ -128,6 +129,7 @@ class StoredPrefixes:
             at_least: A shorter prefix is not worth it; the live sequence stays.
             kinds: What may serve.
             check: Called between pieces; may raise to stop.
+            keep_branch: Stash what the live sequence held, since the person may come back.
 
         Returns:
             How many ids are held now; 0 where nothing was changed.
@@ -141,7 +143,8 @@ class StoredPrefixes:
             except BrokenChainError as broken:
                 self.store.give_up(match.entry, broken)
             else:
-                self.prefix.adopt(cache, token_ids[: match.num_common])
+                ids = token_ids[: match.num_common]
+                self.prefix.adopt(cache, ids, keep_branch=keep_branch)
                 self.store.touch(chain[::-1])
                 self._loaded = chain
                 return match.num_common
