@@ -48,6 +48,8 @@ LENGTH_BOUNDS = {
 }
 
 KV_BITS = (8, 4)  # of quantised keys and values
+# What a context that is full does.
+OVERFLOW = ("error", "drop-oldest")
 
 # The largest file that can be put into a message; more than the last would fill any context.
 FILE_BOUNDS = {"max_kib": Bounds(1, 1024 * 1024, is_integer=True)}
@@ -70,6 +72,7 @@ class Settings:
     Attributes:
         history: Whether conversations are kept on disk.
         engine: How models run: `kv_bits`.
+        overflow: One of `OVERFLOW`.
     """
 
     model: str | None = None
@@ -78,6 +81,7 @@ class Settings:
     history: bool = True
     keys: Literal["emacs", "vi"] = "emacs"
     max_file_kib: int | None = None
+    overflow: str | None = None
     display: Display = field(default_factory=Display)
     engine: dict[str, Any] = field(default_factory=dict)
     cache_max_gib: float | None = None
@@ -96,6 +100,7 @@ KINDS: dict[str, type] = {
     **{f"sampling.{name}": int if b.is_integer else float for name, b in SAMPLING_BOUNDS.items()},
     "keys.mode": str,
     "files.max_kib": int,
+    "context.overflow": str,
     "cache.max_gib": float,
     "display.markdown": bool,
     "display.theme": str,
@@ -148,7 +153,7 @@ def check_settings(table: dict[str, Any], path: Path) -> Settings:
     Raises:
         SettingsError: A name is unknown or a value not allowed.
     """
-    tables = ("sampling", "keys", "files", "display", "engine", "cache")
+    tables = ("sampling", "keys", "files", "context", "display", "engine", "cache")
     _refuse_unknown(table, ("model", "system", "history", *tables), path, "")
     for name in ("model", "system"):
         if name in table and not isinstance(table[name], str):
@@ -162,6 +167,12 @@ def check_settings(table: dict[str, Any], path: Path) -> Settings:
     keys = _read_table(table, "keys", ("mode",), path).get("mode", "emacs")
     if keys not in ("emacs", "vi"):
         raise SettingsError(f"{path}: keys.mode = {keys!r} is not allowed; give 'emacs' or 'vi'")
+    overflow = _read_table(table, "context", ("overflow",), path).get("overflow")
+    if overflow not in (None, *OVERFLOW):
+        raise SettingsError(
+            f"{path}: context.overflow = {overflow!r} is not allowed; give"
+            f" {' or '.join(map(repr, OVERFLOW))}"
+        )
     display = _read_table(table, "display", ("markdown", "theme"), path)
     for name, kind, wanted in (("markdown", bool, "true or false"), ("theme", str, "a string")):
         if name in display and not isinstance(display[name], kind):
@@ -174,6 +185,7 @@ def check_settings(table: dict[str, Any], path: Path) -> Settings:
         history,
         keys,
         files.get("max_kib"),
+        overflow,
         Display(**display),
         _read_engine(table, path),
         cache.get("max_gib"),
