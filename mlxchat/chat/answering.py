@@ -4,6 +4,7 @@ Knows how text becomes final and what a person has seen of it; what is sampled a
 engine's business, what is kept of an answer the turn's. Runs on the worker thread.
 """
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -102,16 +103,19 @@ class AnswerDecoder:
     def _decode(self, logits: Logits, sampler: Sampler, max_tokens: int) -> StopReason | None:
         """Takes tokens to the end; None is the limit."""
         eos_ids = self._tokenizer.eos_ids
-        for token in self._engine.decode(
+        decoding = self._engine.decode(
             logits, sampler, max_tokens=max_tokens, check=self._context.check
-        ):
-            self._watch.token()
-            if token in eos_ids:
-                return "eos_token"
-            self._tokens.append(token)
-            self._give(self._splitter.push(token))
-            if self._stops.is_hit:
-                return "stop_string"
+        )
+        # Closed at once: what speculation fed beyond the end must leave the cache.
+        with contextlib.closing(decoding) as tokens:
+            for token in tokens:
+                self._watch.token()
+                if token in eos_ids:
+                    return "eos_token"
+                self._tokens.append(token)
+                self._give(self._splitter.push(token))
+                if self._stops.is_hit:
+                    return "stop_string"
         return None
 
     def _give(self, deltas: list[Delta]) -> None:

@@ -161,6 +161,11 @@ class ZooModel:
         """Return the embedding rows of ids (B, T) as the first layer gets them, (B, T, D)."""
         return self._watch.embed(lambda: self._call(token_ids, self.make_cache(), None))
 
+    def forward_all(self, token_ids: mx.array, cache: SequenceCache) -> mx.array:
+        """Feed ids (B, T) and return the logits of every position, (B, T, V), lazily."""
+        logits: mx.array = self.model(token_ids, cache=cache.raw)
+        return logits
+
     def _measure_vocab_size(self) -> int:
         """Read the width of the logits off an unevaluated forward pass: configs differ."""
         return int(self.forward(mx.zeros((1, 1), mx.int32), self.make_cache()).shape[-1])
