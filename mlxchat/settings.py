@@ -65,6 +65,7 @@ class Settings:
 
     Attributes:
         history: Whether conversations are kept on disk.
+        typeahead: Whether a message is read while it is typed.
     """
 
     model: str | None = None
@@ -74,6 +75,7 @@ class Settings:
     keys: Literal["emacs", "vi"] = "emacs"
     max_file_kib: int | None = None
     display: Display = field(default_factory=Display)
+    typeahead: bool = True
 
 
 def settings_path() -> Path:
@@ -91,6 +93,7 @@ KINDS: dict[str, type] = {
     "files.max_kib": int,
     "display.markdown": bool,
     "display.theme": str,
+    "chat.typeahead": bool,
 }
 
 
@@ -139,7 +142,7 @@ def check_settings(table: dict[str, Any], path: Path) -> Settings:
     Raises:
         SettingsError: A name is unknown or a value not allowed.
     """
-    known = ("model", "system", "history", "sampling", "keys", "files", "display")
+    known = ("model", "system", "history", "sampling", "keys", "files", "display", "chat")
     _refuse_unknown(table, known, path, "")
     for name in ("model", "system"):
         if name in table and not isinstance(table[name], str):
@@ -157,6 +160,11 @@ def check_settings(table: dict[str, Any], path: Path) -> Settings:
         if name in display and not isinstance(display[name], kind):
             value = display[name]
             raise SettingsError(f"{path}: display.{name} = {value!r} is not allowed; give {wanted}")
+    typeahead = _read_table(table, "chat", ("typeahead",), path).get("typeahead", True)
+    if not isinstance(typeahead, bool):
+        raise SettingsError(
+            f"{path}: chat.typeahead = {typeahead!r} is not allowed; give true or false"
+        )
     return Settings(
         table.get("model"),
         table.get("system"),
@@ -165,6 +173,7 @@ def check_settings(table: dict[str, Any], path: Path) -> Settings:
         keys,
         files.get("max_kib"),
         Display(**display),
+        typeahead,
     )
 
 

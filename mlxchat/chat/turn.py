@@ -12,6 +12,7 @@ from mlxchat.chat.answering import Answer, AnswerDecoder
 from mlxchat.chat.conversation import Conversation
 from mlxchat.chat.prompt import PromptRenderer, RenderedPrompt
 from mlxchat.chat.prompt_keeping import PromptKeeping, open_keeping
+from mlxchat.chat.read_ahead import ReadAhead
 from mlxchat.chat.results import (
     CacheUse,
     Notice,
@@ -63,7 +64,8 @@ class TurnRunner:
         self._seed = pick_seed() if options.sampling.seed is None else options.sampling.seed
         self._reuses = True
         self._is_first = True
-        self._num_settled = 0
+        self.num_settled = 0  # ids read in idle time since the last turn
+        self.ahead = ReadAhead(self)
         self._bandwidth: float | None = None
         self._pin = 0  # where the turn began: sliding windows keep their rows back to it
         self._settle_note = ""
@@ -119,6 +121,15 @@ class TurnRunner:
         return len(self.engine.prefix.token_ids)
 
     @property
+    def reuses(self) -> bool:
+        """Whether cached ids are reused: not after they have proved wrong."""
+        return self._reuses
+
+    def pin(self, position: int) -> None:
+        """Keeps what a return to a position needs, or to the beginning of the last turn."""
+        self.engine.prefix.cache.pin(min(position, self._pin))
+
+    @property
     def tokenizer(self) -> Tokenizer:
         """The model's tokenizer."""
         return self.loaded.tokenizer
@@ -162,9 +173,11 @@ class TurnRunner:
             plan = self.keeping.restore(prompt.token_ids, plan, context.check)
         for text in self.keeping.take_notices():
             context.emit(Notice(text))
-        self.engine.prefix.apply(plan, keep_branch=keep_branch)
-        self.engine.prefix.mark()  # mostly the end of the last answer: this question may be edited
-        self._pin = min([plan.start, *plan.marks])
+        num_ahead = self.ahead.take(plan)
+        self.engine.prefix.apply(plan, keep_branch=keep_branch and not num_ahead)
+        if not num_ahead:  # mostly the end of the last answer: this question may be edited
+            self.engine.prefix.mark()
+        self._pin = min([plan.start - num_ahead, *plan.marks])
         self.engine.prefix.cache.pin(self._pin)
         now = watch.add("restore", now)
         logits = self._prefill(prompt, plan, context)
@@ -175,7 +188,7 @@ class TurnRunner:
         answer = self._decode(prompt, logits, watch, context, seed)
         for text in self._record(conversation, question, messages, prompt, answer):
             context.emit(Notice(text))
-        result = self._result(prompt, plan, answer, watch)
+        result = self._result(prompt, plan, answer, watch, num_ahead)
         if self.options.verify:
             with contextlib.suppress(JobCancelledError):  # the answer stands, unverified
                 result = replace(result, verify=self._verify(prompt, logits, context))
@@ -297,14 +310,15 @@ class TurnRunner:
         plan: Plan,
         answer: Answer,
         watch: Stopwatch,
+        num_ahead: int,
     ) -> TurnResult:
         num_prompt, num_cached = len(prompt.token_ids), plan.start
         usage = Usage(
             prompt_tokens=num_prompt,
             cached_tokens=num_cached,
             prefill_tokens=num_prompt - num_cached,
-            typeahead_tokens=0,
-            settle_tokens=self._num_settled,
+            typeahead_tokens=num_ahead,
+            settle_tokens=self.num_settled,
             completion_tokens=len(answer.tokens),
         )
         kv_bytes = self.engine.prefix.cache.nbytes
@@ -322,9 +336,12 @@ class TurnRunner:
         was_loaded = self.keeping.take_was_loaded() and plan.source == "live"  # in idle time
         source = "disk" if was_loaded else plan.source
         where = " from disk" if source == "disk" else ""
-        reason = f"reused {num_cached}{where}, read {usage.prefill_tokens}"
+        typed = f" ({num_ahead} read while you typed)" if num_ahead else ""
+        reason = f"reused {num_cached}{where}{typed}, read {usage.prefill_tokens}"
         why = self._settle_note if plan.action == "continue" else plan.reason
-        self._is_first, self._num_settled, self._settle_note = False, 0, ""
+        if num_ahead:  # what was edited in a draft needs no words
+            why = ""
+        self._is_first, self.num_settled, self._settle_note = False, 0, ""
         return TurnResult(
             model=self.name,
             text=answer.text,
@@ -368,6 +385,7 @@ class TurnRunner:
         target = self.renderer.settle_target(conversation.messages())
         if not target or len(target) >= self.context_limit:
             return
+        self.ahead.forget()
         prefix = self.engine.prefix
         plan = prefix.plan(target, marks=(len(target),), leave=0)
         lost = plan.num_held - plan.start
@@ -378,12 +396,12 @@ class TurnRunner:
             if is_empty and not plan.start:  # a conversation of the history goes on
                 self._settle_note = "no keys and values were stored, the text was read again"
             prefix.apply(plan, keep_branch=keep_branch)
-            prefix.cache.pin(min(plan.start, self._pin))
+            self.pin(plan.start)
             before = len(prefix.token_ids)
             try:
                 self.engine.prefill(target, plan, check=context.check)
             finally:
-                self._num_settled += max(len(prefix.token_ids) - before, 0)
+                self.num_settled += max(len(prefix.token_ids) - before, 0)
         except JobCancelledError:
             return
         if lost > 1 and not keep_branch:

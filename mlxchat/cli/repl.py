@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from mlxchat.chat.results import SessionInfo
     from mlxchat.chat.session import Session
     from mlxchat.cli.attachments import Attachments
+    from mlxchat.cli.drafts import Drafts
     from mlxchat.cli.turn import Answers, Start
     from mlxchat.engine.worker import Job
 
@@ -66,6 +67,7 @@ class Repl:
         self._open_answers, self._screen, self._model = open_answers, screen, request.model
         self._answers: Answers | None = None
         self._attached: Attachments  # made when the prompt has been drawn
+        self._drafts: Drafts | None = None
         self._load: Job[SessionInfo] | None = None
         self._load_text = ""
         self._draft = ""  # what the next prompt begins with
@@ -116,6 +118,8 @@ class Repl:
         return 0
 
     def _take(self, text: str, answers: "Answers") -> None:
+        if self._drafts is not None:
+            self._drafts.sent()
         try:
             with marked_pastes() as is_able, listen(self._prompt.app.input, is_able):
                 start = self._understand(text, answers)
@@ -190,6 +194,8 @@ class Repl:
             with contextlib.suppress(RuntimeError):  # the prompt's loop has just ended
                 app.invalidate()
 
+        self._follow_drafts(answers.session, redraw)
+
         def watch() -> None:
             started = time.monotonic()
             for event in job:
@@ -205,6 +211,20 @@ class Repl:
         threading.Thread(target=watch, name="load-watch", daemon=True).start()
         return answers
 
+    def _follow_drafts(self, session: "Session", redraw: Callable[[], None]) -> None:
+        from mlxchat.cli.drafts import Drafts
+
+        self._drafts = drafts = Drafts(
+            session,
+            self._attached,
+            self._pastes.expand,
+            redraw,
+            reads_ahead=self._request.settings.typeahead,
+        )
+        buffer = self._prompt.default_buffer
+        buffer.on_text_changed += lambda buffer: drafts.change(buffer.text)
+        drafts.change(buffer.text)
+
     def _session(self) -> "Session | None":
         return None if self._answers is None else self._answers.session
 
@@ -218,7 +238,8 @@ class Repl:
         attached = "" if self._answers is None else self._attached.describe()
         width = self._prompt.app.output.get_size().columns
         width -= len(attached) + 3 if attached else 0
-        toolbar = format_toolbar(self._session(), self._model, self._load_text, width)
+        cost = None if self._drafts is None else self._drafts.cost
+        toolbar = format_toolbar(self._session(), self._model, self._load_text, width, cost)
         return f"{attached} · {toolbar}" if attached else toolbar
 
     def _show_thinking(self) -> None:
