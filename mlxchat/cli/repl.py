@@ -5,6 +5,7 @@ drawn before the session's code is imported; the model is loaded on the worker m
 """
 
 import contextlib
+import gc
 import os
 import signal
 import sys
@@ -204,6 +205,7 @@ class Repl:
                     redraw()
             try:
                 job.result()
+                shorten_collections()
                 redraw()
             except Exception as error:
                 leave_prompt(app, error)
@@ -246,6 +248,17 @@ class Repl:
         session = self._session()
         thinking = None if session is None or session.last is None else session.last.reasoning
         self._screen.note((thinking or "").strip("\n") or "The last answer came without thinking.")
+
+
+def shorten_collections() -> None:
+    """Keeps the collector of cyclic garbage from holding a key press up.
+
+    What was made until now stays and is looked at no more; what comes is looked at often. With the
+    program's setting for its start, one key press in a hundred waited for 15 to 40 ms.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(2_000, 20, 20)
 
 
 def leave_prompt(app: "Application[str]", error: Exception) -> None:
