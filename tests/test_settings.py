@@ -39,6 +39,8 @@ def test_full_file():
         ("[sampling]\ntop_p = '1'", "sampling.top_p = 1 is not allowed"),
         ("[sampling]\ntop_k = 1.5", "give a whole number >= 0"),
         ("[sampling]\ntop_k = true", "sampling.top_k = True is not allowed"),
+        ("[chat]\ntypeahead = 1", "chat.typeahead = 1 is not allowed; give true or false"),
+        ("[chat]\ntype = 1", "chat.type is not a setting; known are typeahead"),
         ("[sampling]\ntemperature = nan", "sampling.temperature = nan is not allowed"),
     ],
 )

@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 
 # How often a message that waits for the model looks whether it is there.
 LOAD_POLL_S = 0.05
+# So many new objects take the collector a millisecond.
+KEYS_THRESHOLD = 2_000
 _MARK_PASTES, _LEAVE_PASTES = "\x1b[?2004h", "\x1b[?2004l"
 _LEAVE_HINT = "Press Ctrl-C again to leave."
 
@@ -256,9 +258,10 @@ def shorten_collections() -> None:
     What was made until now stays and is looked at no more; what comes is looked at often. With the
     program's setting for its start, one key press in a hundred waited for 15 to 40 ms.
     """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(2_000, 20, 20)
+    if gc.get_threshold()[0] > KEYS_THRESHOLD:  # else `main` has not set it
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(KEYS_THRESHOLD, 20, 20)
 
 
 def leave_prompt(app: "Application[str]", error: Exception) -> None:
