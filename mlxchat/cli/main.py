@@ -16,6 +16,7 @@ from mlxchat.cli.doctor import doctor
 from mlxchat.cli.failures import report
 from mlxchat.cli.generate import generate
 from mlxchat.cli.history import history
+from mlxchat.cli.inspect import inspect
 
 
 class Program(click.Group):
@@ -54,7 +55,7 @@ def cli() -> None:
     """
 
 
-for _command in (chat, generate, history, cache, config, doctor):
+for _command in (chat, generate, history, inspect, cache, config, doctor):
     cli.add_command(_command)
 
 
