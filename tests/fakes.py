@@ -130,6 +130,18 @@ class FakeSession:
         self.load_calls += 1
         return self._worker.submit(self._load)
 
+    def switch_model(self, name: str) -> Job[SessionInfo]:
+        def job(context: JobContext) -> SessionInfo:
+            old = self.model, self.info
+            self.model, self.info = name, None
+            try:
+                return self._load(context)
+            except BaseException:
+                self.model, self.info = old
+                raise
+
+        return self._worker.submit(job)
+
     def _load(self, context: JobContext) -> SessionInfo:
         if self.model == "missing":
             raise ModelNotFoundError("there is no model 'missing'; give a folder")

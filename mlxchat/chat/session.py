@@ -90,6 +90,42 @@ class Session:
                 self._settle_when_idle()
         return self.info
 
+    def switch_model(self, name: str) -> Job[SessionInfo]:
+        """Loads another model in the place of this one; the conversation stays.
+
+        Where that fails or is cancelled, the old model is there as before. Of answers that
+        another model gave only the text counts from then on.
+
+        Args:
+            name: A folder, a Hub id, or `builtin`.
+        """
+        self._worker.cancel_idle()
+        self._pause.stop()
+
+        def job(context: JobContext) -> SessionInfo:
+            from mlxchat.model.device import load_mlx
+
+            load_mlx()
+            from mlxchat.chat.switching import InMemory, switch_model
+
+            def report(event: LoadProgress) -> None:
+                context.check()
+                context.emit(event)
+
+            held = InMemory(self.model, self._runner, self.info)
+            self._runner = self.info = None  # so that nothing else keeps it in memory
+            try:
+                switch_model(held, name, self.options, report, context.check)
+            finally:
+                self.model, self._runner, self.info = held.name, held.runner, held.info
+            assert self.info is not None
+            if self.conversation.head is not None:
+                self._drop_foreign_ids()
+                self._settle_when_idle()
+            return self.info
+
+        return self._worker.submit(job)
+
     # -- turns -------------------------------------------------------------------------------------
 
     def send(self, text: str) -> Job[TurnResult]:
@@ -180,12 +216,14 @@ class Session:
 
     def _settle_when_idle(self) -> None:
         """Has the cache brought to what the next turn will begin with, in the background."""
-        runner, branch = self._runner, self._keep_branch
-        if runner is not None and self.options.idle_work:
-            self._worker.submit(
-                lambda context: runner.settle(self.conversation, context, keep_branch=branch),
-                idle=True,
-            )
+        branch = self._keep_branch
+
+        def job(context: JobContext) -> None:
+            if self._runner is not None:  # asked now: it may have made way for another model
+                self._runner.settle(self.conversation, context, keep_branch=branch)
+
+        if self._runner is not None and self.options.idle_work:
+            self._worker.submit(job, idle=True)
             self._keep_prompts(whole=False, idle=True)
             self._pause.restart()
 

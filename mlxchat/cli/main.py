@@ -13,6 +13,7 @@ from mlxchat.cli.cache import cache
 from mlxchat.cli.chat import chat
 from mlxchat.cli.config import config
 from mlxchat.cli.doctor import doctor
+from mlxchat.cli.embed import embed
 from mlxchat.cli.failures import report
 from mlxchat.cli.generate import generate
 from mlxchat.cli.history import history
@@ -55,7 +56,7 @@ def cli() -> None:
     """
 
 
-for _command in (chat, generate, history, inspect, cache, config, doctor):
+for _command in (chat, generate, embed, history, inspect, cache, config, doctor):
     cli.add_command(_command)
 
 

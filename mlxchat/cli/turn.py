@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from mlxchat.chat.results import (
     LoadProgress,
@@ -29,6 +29,7 @@ from mlxchat.cli.render import (
 from mlxchat.cli.screen import Screen
 from mlxchat.engine.worker import Job, JobCancelledError
 
+T = TypeVar("T")
 Start = Callable[[], Job[TurnResult]]
 
 
@@ -65,7 +66,7 @@ class StopOnCtrlC:
         if self._old is not None:
             signal.signal(signal.SIGINT, self._old)
 
-    def watch(self, job: Job[TurnResult]) -> Job[TurnResult]:
+    def watch(self, job: Job[T]) -> Job[T]:
         """Names the job to cancel and returns it; cancels it at once when Ctrl-C was earlier."""
         self._job = job
         if self.pressed_at is not None:
@@ -152,6 +153,38 @@ class TurnView:
             self._screen.progress(format_progress(event, elapsed_s))
 
 
+def follow(start: Callable[[], Job[T]], screen: Screen | None, *, shows_text: bool = False) -> T:
+    """Starts a job, shows its events to its end and returns its value; Ctrl-C stops it.
+
+    Args:
+        start: Starts it.
+        screen: Where to; None shows nothing.
+        shows_text: Text is shown while it comes.
+
+    Raises:
+        MlxchatError: It failed.
+        Stopped: Ctrl-C came before there was anything to keep.
+        KeyboardInterrupt: Ctrl-C came twice and the job did not react.
+    """
+    view = None if screen is None else TurnView(screen, shows_text=shows_text)
+    with StopOnCtrlC() as ctrl_c:
+        job = ctrl_c.watch(start())
+        try:
+            for event in job:
+                if view is not None:
+                    view.show(event)
+        except BaseException:
+            job.cancel()
+            raise
+        finally:
+            if view is not None:
+                view.close()
+        try:
+            return job.result()
+        except JobCancelledError:
+            raise Stopped from None
+
+
 class Answers:
     """Gives answers one after the other in the form that the command line asked for.
 
@@ -185,21 +218,7 @@ class Answers:
             Stopped: Ctrl-C came before there was anything to keep.
             KeyboardInterrupt: Ctrl-C came twice and the job did not react.
         """
-        view = TurnView(self.screen, shows_text=not self._as_json)
-        with StopOnCtrlC() as ctrl_c:
-            job = ctrl_c.watch(start())
-            try:
-                for event in job:
-                    view.show(event)
-            except BaseException:
-                job.cancel()
-                raise
-            finally:
-                view.close()
-            try:
-                result = job.result()
-            except JobCancelledError:
-                raise Stopped from None
+        result = follow(start, self.screen, shows_text=not self._as_json)
         self._report(result)
         return result
 
@@ -215,7 +234,9 @@ class Answers:
             self.screen.line(json.dumps(result.to_json()))
         self.tell_load()
         if result.stop_reason == "token_limit" and result.reasoning and not result.text.strip():
-            self.screen.note("The token limit came before the answer; raise --max-tokens.")
+            self.screen.note(
+                "The token limit came before the answer; /continue goes on, --max-tokens allows more."
+            )
         if result.verify is not None:
             self.screen.note(format_verify(result.verify))
         if self._timing:

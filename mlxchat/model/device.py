@@ -6,7 +6,9 @@ float32 products run at 5 GFLOP/s with the reference BLAS in MLX's wheel and at 
 OpenBLAS.
 """
 
+import contextlib
 import ctypes
+import gc
 import os
 import platform
 import shutil
@@ -106,6 +108,31 @@ def total_memory_bytes() -> int:
         if limit.isdigit():
             total = min(total, int(limit))
     return total
+
+
+def available_memory_bytes() -> int:
+    """Returns the memory in bytes that arrays can still take without hurting the machine.
+
+    Metal: what is left of the recommended working set; CUDA: of the device's memory. On the CPU
+    backend what the system calls available, a container's limit included.
+    """
+    mx = load_mlx()
+    plan = make_device_plan()
+    if plan.backend != "cpu":
+        return max(plan.memory_bytes - int(mx.get_active_memory()), 0)
+    free = plan.memory_bytes - int(mx.get_active_memory())
+    with contextlib.suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        line = next(line for line in lines if line.startswith("MemAvailable:"))
+        free = min(free, int(line.split()[1]) * 1024)
+    # What MLX keeps for its next arrays is taken, but can be had.
+    return max(free + int(mx.get_cache_memory()), 0)
+
+
+def release_memory() -> None:
+    """Gives memory of arrays that nobody holds any more back to the machine."""
+    gc.collect()  # a model holds itself in circles
+    load_mlx().clear_cache()
 
 
 @cache

@@ -248,6 +248,10 @@ class Transformer:
             parts.append(self.attend(q[:, :, rows], k[:, :, seen], v[:, :, seen], part))
         return mx.concatenate(parts, axis=2)
 
+    def final_norm(self, x: mx.array) -> mx.array:
+        """Norms the residual stream (B, T, D) as the head sees it."""
+        return self._norm(x, self.weights.final_norm)
+
     def unembed(self, x: mx.array) -> mx.array:
         """Final norm and LM head: (B, T, D) -> logits (B, T, V)."""
         return self._unembed(self.weights.final_norm, self.weights.head[1], x)

@@ -136,7 +136,7 @@ def make_page(view: "LensView", names: dict[int, str], model: str) -> str:
         "Logit lens",
         f"{model}: the likeliest next token after each layer, brighter where it is surer",
         [
-            ("All positions", page.draw(*size, parts)),
+            ("All positions", page.make_svg(*size, parts)),
             ("The last position", page.make_table(header, rows)),
         ],
     )
