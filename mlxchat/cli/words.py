@@ -1,5 +1,6 @@
 """Where a word that a person names stands among the tokens of a text."""
 
+import itertools
 import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -21,21 +22,17 @@ def find_word(tokenizer: "Tokenizer", token_ids: Sequence[int], word: str) -> tu
     Raises:
         UsageError: It is not there.
     """
-
-    def decode(count: int) -> str:
-        return tokenizer.decode(token_ids[:count], skip_special_tokens=False)
-
+    # In bytes, since a character may be spread over several tokens.
+    pieces = [tokenizer.token_bytes(i) for i in token_ids]
+    text = b"".join(pieces).decode("utf-8", "surrogateescape")
     wanted = word.strip() or word
-    text = decode(len(token_ids))
     found = list(re.finditer(rf"(?<!\w){re.escape(wanted)}(?!\w)", text))
     found = found or list(re.finditer(re.escape(wanted), text))
     if not wanted or not found:
         raise UsageError(f"the text has no {word!r}; name a word that stands in it")
-    start, end = found[-1].span()
-    counts = range(1, len(token_ids) + 1)
-    last = next(n for n in counts if len(decode(n)) >= end)
-    first = next((n for n in counts if len(decode(n)) > start), last)
-    return tuple(range(first - 1, last))
+    start, end = (len(text[:at].encode("utf-8", "surrogateescape")) for at in found[-1].span())
+    ends = list(itertools.accumulate(map(len, pieces)))
+    return tuple(n for n, at in enumerate(ends) if at > start and at - len(pieces[n]) < end)
 
 
 def find_token(tokenizer: "Tokenizer", word: str) -> tuple[int, str]:

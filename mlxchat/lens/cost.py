@@ -19,8 +19,8 @@ from mlxchat.model.transformer import Transformer
 CHUNK = 512  # ids that are fed at once, as the engine does on most machines
 # Lengths that are measured; a longer one is left out when it would take more than MOST_S.
 LENGTHS = (64, 256, 512, 1024)
-MOST_S = 6.0
-REPEATS = 3
+MOST_S = 2.0
+REPEATS = 2
 DECODED = 12  # tokens that are decoded at each of two depths
 
 
@@ -118,11 +118,10 @@ def fit_rates(
     aa, ab, bb = (sum(p[i] * p[j] for p in x) for i, j in ((0, 0), (0, 1), (1, 1)))
     a1, b1 = (sum(p[i] for p in x) for i in (0, 1))
     determinant = aa * bb - ab * ab
-    linear, attention = a1 / aa, 0.0
-    if determinant > 1e-9 * aa * bb:
+    # One rate for all, where too little was measured or noise would make one of two negative.
+    linear = attention = sum(p[0] + p[1] for p in x) / sum((p[0] + p[1]) ** 2 for p in x)
+    if determinant > 1e-9 * aa * bb and a1 * bb >= b1 * ab and b1 * aa >= a1 * ab:
         linear, attention = (a1 * bb - b1 * ab) / determinant, (b1 * aa - a1 * ab) / determinant
-    if attention < 0 or linear < 0:  # noise: one rate explains all
-        linear = attention = sum(p[0] + p[1] for p in x) / sum((p[0] + p[1]) ** 2 for p in x)
     (few, early), (many, late) = decodes
     slope = max((late - early) / ((many - few) or 1), 0.0)
     measured = tuple((c.num_tokens, t) for c, t in zip(costs, prefills_s, strict=True))

@@ -47,15 +47,20 @@ class Merging:
 
 
 @lru_cache(maxsize=2)
-def _read_model(tokenizer: Tokenizer) -> tuple[dict[str, Any], dict[tuple[str, str], int]]:
-    model = json.loads(tokenizer.describe())["model"]
+def _read_model(
+    tokenizer: Tokenizer,
+) -> tuple[dict[str, Any], dict[tuple[str, str], int], frozenset[str]]:
+    """Returns the model, the ranks of its merges, and the tokens that were added to it."""
+    whole = json.loads(tokenizer.describe())
+    model = whole["model"]
+    added = frozenset(token["content"] for token in whole.get("added_tokens") or ())
     pairs = [m.split(" ") if isinstance(m, str) else m for m in model.get("merges") or ()]
-    return model, {(left, right): rank for rank, (left, right) in enumerate(pairs)}
+    return model, {(left, right): rank for rank, (left, right) in enumerate(pairs)}, added
 
 
 def replay_merges(tokenizer: Tokenizer, text: str) -> Merging:
     """Makes a text's tokens again, merge by merge."""
-    model, ranks = _read_model(tokenizer)
+    model, ranks, added = _read_model(tokenizer)
     kind = str(model.get("type"))
     if kind != "BPE" or model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"):
         return Merging(kind, (), (), ())
@@ -63,7 +68,7 @@ def replay_merges(tokenizer: Tokenizer, text: str) -> Merging:
     merges: list[Merge] = []
     pieces: list[tuple[str, ...]] = []
     for tokens in tokenizer.words(text):
-        is_added = len(tokens) == 1 and tokens[0] not in model["vocab"]
+        is_added = len(tokens) == 1 and tokens[0] in added
         if is_added or (len(tokens) == 1 and model.get("ignore_merges")):
             begun, found = tokens, []  # found whole, without merging
         else:

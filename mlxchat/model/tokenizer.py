@@ -219,14 +219,16 @@ class Tokenizer:
     def words(self, text: str) -> list[tuple[str, ...]]:
         """The tokens of a text as the vocabulary spells them, by the words it is cut into first."""
         encoding = self._backend.encode(text, add_special_tokens=False)
+        added = self._backend.get_added_tokens_decoder()
         words: list[tuple[str, ...]] = []
         last: object = None
-        for token, word in zip(encoding.tokens, encoding.word_ids, strict=True):
-            if word is not None and word == last:
-                words[-1] = (*words[-1], token)
+        for i, word in zip(encoding.ids, encoding.word_ids, strict=True):
+            number = None if i in added else word
+            if number is not None and number == last:
+                words[-1] = (*words[-1], self._spelling(i) or "")
             else:
-                words.append((token,))
-            last = word
+                words.append((self._spelling(i) or "",))
+            last = number
         return words
 
     def describe(self) -> str:

@@ -34,7 +34,7 @@ def lens(text: str, top: int, is_chat: bool, model: str | None, **out: Any) -> N
 
     show(
         to_json(view, names),
-        lambda: render_lens.make_view(view, names, name),
+        lambda console: render_lens.make_view(view, names, name, console.width),
         lambda: render_lens.make_page(view, names, name),
         **out,
     )

@@ -15,7 +15,7 @@ from mlxchat.errors import UsageError
 from mlxchat.settings import load_settings
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from rich.console import Console, RenderableType
 
     from mlxchat.chat.prompt import PromptRenderer
     from mlxchat.model.language_model import LanguageModel
@@ -54,7 +54,6 @@ class Subject:
         model: Native or zoo.
         tokenizer: Its tokenizer.
         renderer: Renders messages as its template does.
-        folder: Where its files are.
     """
 
     name: str
@@ -127,7 +126,7 @@ def look(model: str | None, work: Callable[[Subject], T]) -> T:
 
 def show(
     facts: Json,
-    view: "Callable[[], Sequence[RenderableType]]",
+    view: "Callable[[Console], Sequence[RenderableType]]",
     page: Callable[[], str],
     *,
     as_json: bool,
@@ -137,7 +136,7 @@ def show(
 
     Args:
         facts: What `--json` prints.
-        view: Makes what the terminal shows.
+        view: Makes what the terminal shows, for its width and colours.
         page: Makes the web page.
         as_json: Print the facts instead of the view.
         html: Also write the page to this file.
@@ -151,6 +150,7 @@ def show(
     else:
         from mlxchat.cli.inspect.paint import make_console
 
-        make_console().print(*view(), sep="\n")
+        console = make_console()
+        console.print(*view(console), sep="\n")
     if html is not None:
         click.echo(f"Wrote {html}.", err=True)

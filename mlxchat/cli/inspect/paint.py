@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Sequence
-from typing import TextIO
+from typing import Literal, TextIO
 
 from rich.console import Console
 from rich.table import Table
@@ -63,14 +63,23 @@ def bar(share: float, width: int = 20) -> Text:
 
 
 def make_table(*columns: str, title: str | None = None) -> Table:
-    """Returns a table without frame; a column whose name ends with `>` stands on the right."""
+    """Returns a table without frame.
+
+    Args:
+        columns: Names; `>` at the end puts a column on the right, `~` lets it give way.
+        title: Stands above.
+    """
     table = Table(
-        box=None, pad_edge=False, header_style="dim", title=title, title_justify="left",
+        box=None,
+        pad_edge=False,
+        header_style="dim",
+        title=title,
+        title_justify="left",
         title_style="bold",
-    )  # fmt: skip
+    )
     for name in columns:
-        right = name.endswith(">")
-        table.add_column(name.removesuffix(">"), justify="right" if right else "left", no_wrap=True)
+        side: Literal["left", "right"] = "right" if name.endswith(">") else "left"
+        table.add_column(name.rstrip(">~"), justify=side, no_wrap=not name.endswith("~"))
     return table
 
 

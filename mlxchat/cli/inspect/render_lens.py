@@ -94,13 +94,17 @@ def _story(view: "LensView", names: dict[int, str], index: int) -> Table:
     return table
 
 
+def _cut(text: str) -> str:
+    return text if len(text) <= 11 else text[:10] + "…"
+
+
 def make_page(view: "LensView", names: dict[int, str], model: str) -> str:
     """Returns a web page: the whole grid; pointing at a cell shows the five likeliest."""
     width, height, left, top = 84, 24, 50, 26
     parts = []
     for column, position in enumerate(view.positions):
         x = left + column * width
-        name = page.escape(show_token(names[view.token_ids[position]]))
+        name = page.escape(_cut(show_token(names[view.token_ids[position]])))
         parts.append(f'<text class="soft" x="{x + 4}" y="{top - 8}">{name}</text>')
     for row, number in enumerate(reversed(range(len(view.layers)))):
         y = top + row * height
@@ -114,8 +118,7 @@ def make_page(view: "LensView", names: dict[int, str], model: str) -> str:
                 f"rank of {show_token(names[view.final[column]])}: {reading.rank}",
                 f"entropy: {reading.entropy:.3f} nats",
             ]
-            text = show_token(names[reading.top[0][0]])
-            text = text if len(text) <= 11 else text[:10] + "…"
+            text = _cut(show_token(names[reading.top[0][0]]))
             x = left + column * width
             parts.append(
                 f"<g><title>{page.escape(chr(10).join(lines))}</title>"
