@@ -29,7 +29,7 @@ class ScriptedRunner:
 
     def __init__(self, fingerprint=FINGERPRINT):
         self.fingerprint = fingerprint
-        self.keeping = SimpleNamespace(finish=lambda timeout_s: None)
+        self.keeping = SimpleNamespace(finish=lambda timeout_s: None, take_notices=list)
         self.pause_s = float(os.environ.get("MLXCHAT_PAUSE_S", "0"))
         self.options = None
         self.prompts = []
@@ -41,10 +41,12 @@ class ScriptedRunner:
     def keep_prompts(self, conversation, context, *, whole, owner=""):
         pass
 
-    def settle(self, conversation, context, *, keep_branch=False):
+    def settle(self, conversation, context, *, keep_branch=False, cause=""):
         pass
 
-    def run(self, conversation, question, context, *, start, keep_branch=False, cut_off=None):
+    def run(
+        self, conversation, question, context, *, start, keep_branch=False, cut_off=None, cause=""
+    ):
         from fakes import make_result
 
         messages = conversation.messages()

@@ -17,13 +17,14 @@ from mlxchat.chat.conversation import Branch, Conversation, Node
 from mlxchat.chat.history_writer import LiveTurn
 from mlxchat.chat.options import ChatOptions
 from mlxchat.chat.pause import AfterPause
-from mlxchat.chat.results import LoadProgress, SessionInfo, TurnResult
+from mlxchat.chat.results import LoadProgress, ReplayedTurn, SessionInfo, TurnResult
 from mlxchat.engine.worker import Job, JobCancelledError, JobContext, Worker
 from mlxchat.errors import UsageError
 
 if TYPE_CHECKING:
     from mlxchat.chat.history import Record, Restored
     from mlxchat.chat.recorder import Recorder
+    from mlxchat.chat.results import Compaction
     from mlxchat.chat.turn import TurnRunner
     from mlxchat.chat.warming import Warmed
     from mlxchat.engine.prefix_cache import CacheReport
@@ -61,6 +62,7 @@ class Session:
         self._worker = Worker()
         self._runner: TurnRunner | None = None
         self._keep_branch = self._is_closed = False
+        self._causes: tuple[str, ...] = ()  # what may make the next turn read ids again
         self._turn_job: Job[TurnResult] | None = None
         self._pause = AfterPause(STORE_AFTER_S, lambda: self._keep_prompts(whole=True, idle=True))
 
@@ -112,12 +114,15 @@ class Session:
                 context.check()
                 context.emit(event)
 
+            options = self.options
             held = InMemory(self.model, self._runner, self.info)
             self._runner = self.info = None  # so that nothing else keeps it in memory
             try:
-                switch_model(held, name, self.options, report, context.check)
+                switch_model(held, name, options, report, context.check)
             finally:
                 self.model, self._runner, self.info = held.name, held.runner, held.info
+                if self._runner is not None and self.options is not options:  # changed meanwhile
+                    self._runner.set_options(self.options)
             assert self.info is not None
             if self.conversation.head is not None:
                 self._drop_foreign_ids()
@@ -139,7 +144,7 @@ class Session:
             UsageError: Nothing was said yet.
         """
         question = self.conversation.question()
-        return self._turn(None, lambda: question.id, keep_branch=True)
+        return self._turn(None, lambda: question.id, keep_branch=True, cause="/retry")
 
     def go_on(self) -> Job[TurnResult]:
         """Goes on with the last answer, which was cut off; the shorter one stays in the tree.
@@ -148,7 +153,7 @@ class Session:
             UsageError: There is none, or it ended by itself.
         """
         node = find_cut_off(self.conversation)
-        return self._turn(None, lambda: node.parent, cut_off=node)
+        return self._turn(None, lambda: node.parent, cut_off=node, cause="/continue")
 
     def edit(self, turn: int | None, text: str) -> Job[TurnResult]:
         """Puts another question in the place of a turn's (None: the last) and answers it.
@@ -157,7 +162,7 @@ class Session:
             UsageError: There is no such turn.
         """
         place = self.conversation.question(turn).parent
-        return self._turn(text, lambda: place, keep_branch=True)
+        return self._turn(text, lambda: place, keep_branch=True, cause="/edit")
 
     def _turn(
         self,
@@ -166,11 +171,13 @@ class Session:
         *,
         keep_branch: bool = False,
         cut_off: Node | None = None,
+        cause: str = "",
     ) -> Job[TurnResult]:
         """Queues a turn; where it goes is asked when it runs, after the turns before it."""
         start = time.perf_counter()
         branch = self._keep_branch or keep_branch
-        self._keep_branch = False
+        causes = (*self._causes, cause)
+        self._keep_branch, self._causes = False, ()
         conversation = self.conversation
         model, system = self._model_name(), conversation.system
         num_before = len(conversation.nodes)
@@ -180,6 +187,7 @@ class Session:
         more = {} if cut_off is None else {"cut_off": cut_off}
 
         def job(context: JobContext) -> TurnResult:
+            nonlocal causes
             loading = time.perf_counter()
             self._load(context)
             loaded_s = time.perf_counter() - loading
@@ -195,11 +203,16 @@ class Session:
                     context,
                     start=start + loaded_s,
                     keep_branch=branch,
+                    cause=_join(causes),
                     **more,
                 )
+            except JobCancelledError:
+                causes = (*causes, "a stopped turn")
+                raise
             finally:
                 if conversation.head == head:  # the turn was not kept
                     conversation.head = before
+                    self._causes = (*causes, *self._causes)
             turn.nodes = tuple(range(num_before + 1, len(conversation.nodes) + 1))
             self._settle_when_idle()
             return self.last
@@ -220,7 +233,8 @@ class Session:
 
         def job(context: JobContext) -> None:
             if self._runner is not None:  # asked now: it may have made way for another model
-                self._runner.settle(self.conversation, context, keep_branch=branch)
+                cause = _join(self._causes)
+                self._runner.settle(self.conversation, context, keep_branch=branch, cause=cause)
 
         if self._runner is not None and self.options.idle_work:
             self._worker.submit(job, idle=True)
@@ -251,12 +265,24 @@ class Session:
 
         return self._worker.submit(job)
 
+    def replay(self, repetitions: int) -> "Job[list[ReplayedTurn]]":
+        """Asks each turn of the conversation again, for its first token; the tree stays."""
+
+        def job(context: JobContext) -> "list[ReplayedTurn]":
+            self._load(context)
+            from mlxchat.chat.replay import Replay
+
+            assert self._runner is not None
+            return Replay(self._runner, self.conversation, context).run(repetitions)
+
+        return self._worker.submit(job)
+
     # -- moves in the tree -------------------------------------------------------------------------
 
     def undo(self, count: int = 1) -> int:
         """Takes the last turns back; returns how many."""
         taken = self.conversation.undo(count)
-        self._leave_branch()
+        self._leave_branch("/undo")
         return taken
 
     def goto(self, node_id: int) -> int:
@@ -266,7 +292,7 @@ class Session:
             UsageError: There is no such message.
         """
         self.conversation.goto(node_id)
-        self._leave_branch()
+        self._leave_branch("/goto")
         return self.num_turns
 
     def fork(self) -> int:
@@ -284,17 +310,43 @@ class Session:
         """Returns the messages of all branches, in the order in which they are drawn."""
         return list(self.conversation.branches())
 
-    def _leave_branch(self) -> None:
+    def _leave_branch(self, cause: str) -> None:
         """After a move: what the cache holds of the branch left behind is stashed, not dropped."""
         self._keep_branch = True
+        self._causes = (*self._causes, cause)
         self._worker.cancel_idle()
         self._settle_when_idle()
         if self.recorder is not None:
             self.recorder.note_move()
 
+    def compact(self, num_kept: int) -> "Job[Compaction]":
+        """Has the model summarise all but the newest turns; the old branch stays in the tree.
+
+        Args:
+            num_kept: Turns that stay as they are.
+        """
+        conversation = self.conversation
+
+        def job(context: JobContext) -> "Compaction":
+            self._load(context)
+            from mlxchat.chat.compaction import Compactor
+
+            assert self._runner is not None
+            self._keep_branch, self._causes = True, (*self._causes, "/compact")
+            try:
+                result = Compactor(self._runner, conversation, context).run(num_kept)
+            finally:
+                self._settle_when_idle()
+            if self.recorder is not None:
+                self.recorder.note_tree(self.options, self._model_name())
+            return result
+
+        return self._worker.submit(job)
+
     def set_system(self, text: str | None) -> None:
         """Sets the system prompt; it takes effect with the next turn."""
         self.conversation.system = text or None
+        self._causes = (*self._causes, "/system")
 
     def set_thinking(self, think: bool | None) -> list[str]:
         """Turns thinking on or off from the next turn on; None is the template's own default.
@@ -319,7 +371,8 @@ class Session:
         return []
 
     def _set_switches(self, options: ChatOptions) -> list[str]:
-        self.options = options
+        cause = "/think" if options.think != self.options.think else "/set keep-thinking"
+        self.options, self._causes = options, (*self._causes, cause)
         if self._runner is None:
             return []
         runner = self._runner
@@ -401,10 +454,8 @@ class Session:
         recorder.set_title(title)
         if recorder.conversation_id is None:
             recorder.save(self.options, self._model_name())
-        self.recorder, self.options = recorder, replace(self.options, keeps_history=True)
-        if self._runner is not None:
-            runner, options = self._runner, self.options
-            self._worker.run(lambda _: runner.set_options(options))
+        self.recorder = recorder
+        self._use(replace(self.options, keeps_history=True))
         assert recorder.conversation_id is not None
         return recorder.conversation_id
 
@@ -419,8 +470,9 @@ class Session:
             return history.record(number)
 
     def reset(self) -> None:
-        """Begins another conversation with the same system prompt; the old one is history."""
-        self._take(Conversation(self.system))
+        """Begins another conversation, today, with the same system prompt; the old is history."""
+        self._take(Conversation(self.system), "/reset")
+        self._use(replace(self.options, now=datetime.now()))
 
     def restore(self, restored: "Restored") -> None:
         """Goes on with a conversation of the history.
@@ -429,27 +481,33 @@ class Session:
         ids it had; generated ids are dropped where another model made them.
         """
         record = restored.record
-        self.options = replace(
+        options = replace(
             self.options,
             think=record.think,
             keep_thinking=record.keep_thinking,
             now=record.template_now or self.options.now,
         )
-        self._take(restored.conversation)
+        self._take(restored.conversation, "/resume")
         if self.recorder is not None:
             self.recorder.adopt(restored)
+        self._use(options)
         if self._runner is not None:
-            runner, options = self._runner, self.options
             self._drop_foreign_ids()
-            self._worker.run(lambda _: runner.set_options(options))
             self._settle_when_idle()
 
-    def _take(self, conversation: Conversation) -> None:
+    def _use(self, options: ChatOptions) -> None:
+        """Takes other options, on the worker where there is a model."""
+        self.options = options
+        if self._runner is not None:
+            runner = self._runner
+            self._worker.run(lambda _: runner.set_options(options))
+
+    def _take(self, conversation: Conversation, cause: str) -> None:
         self._worker.cancel_idle()
         if self.conversation.head is not None:  # the person may come back to it
             self._keep_prompts(whole=True, idle=True)
         self.conversation = conversation
-        self.last, self._keep_branch = None, False
+        self.last, self._keep_branch, self._causes = None, False, (cause,)
         if self.recorder is not None:
             self.recorder.begin(conversation)
 
@@ -482,11 +540,15 @@ class Session:
         """Waits for background work; for tests and measurements."""
         self._worker.submit(lambda _: None, idle=True).result(timeout_s)
 
-    def close(self) -> None:
-        """Stores what the next start can use, ends the worker, and completes the history."""
+    def close(self) -> list[str]:
+        """Stores what the next start can use, ends the worker, and completes the history.
+
+        Returns:
+            What the person should still hear, such as that the history could not be written.
+        """
         if self._is_closed:
-            return
-        self._is_closed = True
+            return []
+        self._is_closed, notices = True, []
         self._pause.stop()
         try:
             if self._runner is not None and self._turn_job is not None and self._turn_job.done:
@@ -494,7 +556,14 @@ class Session:
                 with contextlib.suppress(TimeoutError, JobCancelledError):
                     job.result(LEAVE_S)
                     self._runner.keeping.finish(LEAVE_S)
+                notices += self._runner.keeping.take_notices()
         finally:
             self._worker.close()
             if self.recorder is not None:
-                self.recorder.close()
+                notices += self.recorder.close()
+        return notices
+
+
+def _join(causes: tuple[str, ...]) -> str:
+    """Names causes, each once."""
+    return ", ".join(dict.fromkeys(filter(None, causes)))
