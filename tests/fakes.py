@@ -16,10 +16,12 @@ from mlxchat.chat.conversation import Branch, Node
 from mlxchat.chat.read_ahead import DraftCost
 from mlxchat.chat.results import (
     CacheUse,
+    Compaction,
     LoadProgress,
     Notice,
     PrefillProgress,
     SessionInfo,
+    SummaryProgress,
     TextDelta,
     TurnResult,
     Usage,
@@ -132,6 +134,18 @@ class FakeSession:
         self.load_calls += 1
         return self._worker.submit(self._load)
 
+    def switch_model(self, name: str) -> Job[SessionInfo]:
+        def job(context: JobContext) -> SessionInfo:
+            old = self.model, self.info
+            self.model, self.info = name, None
+            try:
+                return self._load(context)
+            except BaseException:
+                self.model, self.info = old
+                raise
+
+        return self._worker.submit(job)
+
     def _load(self, context: JobContext) -> SessionInfo:
         if self.model == "missing":
             raise ModelNotFoundError("there is no model 'missing'; give a folder")
@@ -163,6 +177,11 @@ class FakeSession:
         text = self.sent.pop()
         return self.send(f"{text} again")
 
+    def go_on(self) -> Job[TurnResult]:
+        if self.last is None or self.last.stop_reason == "eos_token":
+            raise UsageError("the last answer ended by itself; ask for more")
+        return self.send(f"{self.sent.pop()} on")
+
     def edit(self, turn: int | None, text: str) -> Job[TurnResult]:
         self.sent = self.sent[: len(self.sent) - 1 if turn is None else turn - 1]
         return self.send(text)
@@ -184,6 +203,18 @@ class FakeSession:
 
     def restore(self, restored: Any) -> None:
         self.sent = [node.message.content for node in restored.conversation.questions()]
+
+    def compact(self, num_kept: int) -> Job[Compaction]:
+        def job(context: JobContext) -> Compaction:
+            for done in range(20):
+                context.check()
+                context.emit(SummaryProgress(10 * done))
+                time.sleep(0.02)
+            old, self.sent = self.sent, ["summary", *self.sent[-num_kept:]]
+            num_turns = max(len(old) - num_kept, 1)
+            return Compaction("A **short** one.", num_turns, 4000, 300, len(old))
+
+        return self._worker.submit(job)
 
     def set_system(self, text: str | None) -> None:
         self.system = text
@@ -244,9 +275,10 @@ class FakeSession:
             return None
         return CacheReport(120, ("full", "recurrent"), 2048, ((100, 512),), ((80, 110, 256),), 4096)
 
-    def close(self) -> None:
+    def close(self) -> list[str]:
         self.is_closed = True
         self._worker.close(0.5)
+        return []
 
     def _turn(self, context: JobContext, text: str) -> TurnResult:
         self._load(context)

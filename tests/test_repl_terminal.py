@@ -442,3 +442,31 @@ def test_the_look_is_kept():
         assert f"Error: {config}: there is no theme 'pink'; choose" in terminal.text.replace(
             "\n", ""
         )
+
+
+def test_another_model(terminal):
+    """/model shows how the load goes on; Ctrl-C keeps the old model, which then answers."""
+    terminal.send("/model slow\r")
+    terminal.wait_for("loading █")
+    terminal.send(CTRL_C)
+    terminal.wait_for("Stopped.")
+    terminal.wait_for("builtin · 0 of 512")
+    terminal.send("/model slow\r")
+    terminal.wait_for("From here slow answers; the conversation goes on.")
+    terminal.wait_for("slow · 0 of 512 tokens")
+    terminal.send("/model missing\r")
+    terminal.wait_for("Error: there is no model 'missing'; give a folder")
+    terminal.send("hello\r")
+    terminal.wait_for("you said: hello")
+
+
+def test_compaction_can_be_stopped(terminal):
+    """/compact shows how the summary grows; Ctrl-C stops it; else the summary is shown."""
+    terminal.send("one\rtwo\rthree\r/compact\r")
+    terminal.wait_for("summarising · ")
+    terminal.send(CTRL_C)
+    terminal.wait_for("Stopped.")
+    terminal.send("/compact\r")
+    terminal.wait_for("Turn 1 is now this summary:")
+    terminal.wait_for("A **short** one.")
+    terminal.wait_for("/goto 3 brings all of it back")

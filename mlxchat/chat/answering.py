@@ -7,6 +7,7 @@ engine's business, what is kept of an answer the turn's. Runs on the worker thre
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from mlxchat.chat.continuation import Begun
 from mlxchat.chat.reasoning import Delta, Kind, ReasoningSplitter, Split
 from mlxchat.chat.results import StopReason, TextDelta
 from mlxchat.chat.stop_strings import StopStrings
@@ -62,6 +63,20 @@ class AnswerDecoder:
         self._watch, self._context = watch, context
         self._tokens: list[int] = []
         self._texts: list[str] = []
+        self._seen: dict[Kind, str] = {"reasoning": "", "answer": ""}  # and will come again
+
+    def replay(self, begun: Begun) -> None:
+        """Takes the beginning of an answer that goes on; what was shown is not shown again."""
+        self._stops = StopStrings(())
+        self._seen = {"reasoning": begun.reasoning, "answer": begun.answer}
+        for token_id in begun.token_ids:
+            self._give(self._splitter.push(token_id))
+        # A stop string may lie across the border, but one that was passed does not end it again.
+        self._stops = StopStrings(self._stop)
+        whole = "".join(self._texts)
+        self._texts = [self._stops.push(whole)]
+        if self._stops.is_hit:
+            self._stops, self._texts = StopStrings(self._stop), [whole]
 
     def run(
         self, logits: Logits, sampler: Sampler, *, max_tokens: int, limit: StopReason
@@ -108,6 +123,16 @@ class AnswerDecoder:
     def _show(self, text: str, kind: Kind) -> None:
         if kind == "answer":
             self._texts.append(text)
+        if seen := self._seen[kind]:
+            num = _common_length(seen, text)
+            self._seen[kind] = seen[num:] if num == len(text) else ""
+            text = text[num:]
         if text:
             num_reasoning = self._splitter.num_reasoning_tokens
             self._context.emit(TextDelta(text, kind, num_reasoning))
+
+
+def _common_length(text: str, other: str) -> int:
+    """Counts the characters that two texts share at their start."""
+    pairs = enumerate(zip(text, other, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(text), len(other)))

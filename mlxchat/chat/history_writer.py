@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from mlxchat.chat.conversation import Conversation
+from mlxchat.chat.conversation import Conversation, Origin
 from mlxchat.chat.history_file import clean, pack_ids
 from mlxchat.chat.results import SessionInfo, TextDelta, TurnResult
 from mlxchat.chat.template import Message
@@ -20,7 +20,7 @@ from mlxchat.chat.template import Message
 if TYPE_CHECKING:
     import sqlite3
 
-    from mlxchat.chat.session import ChatOptions
+    from mlxchat.chat.options import ChatOptions
 
 
 @dataclass(slots=True)
@@ -34,6 +34,7 @@ class LiveTurn:
         system: The system prompt in force.
         options: The settings in force.
         info: The model, once it is loaded.
+        begun: The answer that this one goes on with.
         nodes: What it added to the tree, once the answer stands.
         shown: What was shown of the answer.
         result: What came of it, if it ended well.
@@ -48,6 +49,7 @@ class LiveTurn:
     options: "ChatOptions"
     model: str
     info: SessionInfo | None = None
+    begun: Message | None = None
     nodes: tuple[int, ...] = ()
     shown: list[TextDelta] = field(default_factory=list)
     result: TurnResult | None = None
@@ -145,7 +147,7 @@ def write_tree(
     for node in list(conversation.nodes.values()):
         if node.id <= num_nodes and node.id not in place.rows:
             place.rows[node.id] = _insert_message(
-                db, place, place.row(node.parent), node.message, "kept"
+                db, place, place.row(node.parent), node.message, "kept", node.origin
             )
     system = _write_system(db, place, conversation.system)
     db.execute(
@@ -177,7 +179,12 @@ def _write_system(db: "sqlite3.Connection", place: Place, text: str | None) -> i
 
 
 def _insert_message(
-    db: "sqlite3.Connection", place: Place, parent: int | None, message: Message, state: str
+    db: "sqlite3.Connection",
+    place: Place,
+    parent: int | None,
+    message: Message,
+    state: str,
+    origin: Origin | None = None,
 ) -> int:
     values = {
         "conversation": place.number,
@@ -185,7 +192,7 @@ def _insert_message(
         "role": message.role,
         "state": state,
         "created_at": time.time(),
-    } | _texts(message)
+    } | _texts(message, origin)
     names = ", ".join(values)
     marks = ", ".join(f":{name}" for name in values)
     cursor = db.execute(f"INSERT INTO messages ({names}) VALUES ({marks})", values)  # noqa: S608
@@ -193,13 +200,17 @@ def _insert_message(
     return cursor.lastrowid
 
 
-def _texts(message: Message) -> dict[str, Any]:
+def _texts(message: Message, origin: Origin | None) -> dict[str, Any]:
+    origin = origin or Origin()
     return {
         "content": clean(message.content),
         "reasoning": None if message.reasoning is None else clean(message.reasoning),
         "inline": None if message.inline is None else clean(message.inline),
         "content_ids": pack_ids(message.content_ids),
         "reasoning_ids": pack_ids(message.reasoning_ids),
+        "fingerprint": origin.fingerprint,
+        "stop_reason": origin.stop_reason,
+        "generated_ids": pack_ids(origin.token_ids or None),
     }
 
 
@@ -211,7 +222,7 @@ def _write_start(db: "sqlite3.Connection", place: Place, turn: LiveTurn) -> None
     else:
         question = Message("user", turn.question)
         turn.question_row = _insert_message(db, place, parent, question, "kept")
-    answer = Message("assistant", "")
+    answer = turn.begun or Message("assistant", "")
     turn.answer_row = _insert_message(db, place, turn.question_row, answer, "partial")
     turn.row = db.execute(
         "INSERT INTO turns (conversation, question, answer, system, state, model, settings,"
@@ -256,7 +267,7 @@ def _write_end(
         first = conversation.nodes[turn.nodes[0]]  # a queued turn learns late where it goes
         values = (place.row(first.parent), place.row(first.id))
         db.execute("UPDATE messages SET parent = ? WHERE id = ?", values)
-        _update_answer(db, turn, answer.message, "kept")
+        _update_answer(db, turn, answer.message, "kept", answer.origin)
         _set_head(db, place, place.row(answer.id))
     else:
         state = "failed" if turn.error else "dropped"
@@ -265,7 +276,9 @@ def _write_end(
             place.number, place.system = None, None
             return
         said = {kind: _join(turn.shown, kind) for kind in ("answer", "reasoning")}
-        shown = Message("assistant", said["answer"], said["reasoning"] or None)
+        begun = turn.begun or Message("assistant", "")
+        reasoning = (begun.reasoning or "") + said["reasoning"]
+        shown = Message("assistant", begun.content + said["answer"], reasoning or None)
         _update_answer(db, turn, shown, "dropped")
         if turn.question is not None:
             sql = "UPDATE messages SET state = 'dropped' WHERE id = ?"
@@ -290,8 +303,14 @@ def _is_only_turn(db: "sqlite3.Connection", place: Place, turn: LiveTurn) -> boo
     return num_messages == 2
 
 
-def _update_answer(db: "sqlite3.Connection", turn: LiveTurn, message: Message, state: str) -> None:
-    texts = _texts(message)
+def _update_answer(
+    db: "sqlite3.Connection",
+    turn: LiveTurn,
+    message: Message,
+    state: str,
+    origin: Origin | None = None,
+) -> None:
+    texts = _texts(message, origin)
     changes = ", ".join(f"{name} = :{name}" for name in texts)
     db.execute(
         f"UPDATE messages SET {changes}, state = :state, is_indexed = 0 WHERE id = :id",  # noqa: S608

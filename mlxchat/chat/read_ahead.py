@@ -7,7 +7,7 @@ worker, in idle time.
 """
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -108,12 +108,15 @@ class ReadAhead:
         start = self._start
         return 0 if start is None else max(self._runner.num_cached - start, 0)
 
-    def take(self, plan: "Plan") -> int:
-        """Returns how many ids of a turn's prompt were read of its draft; they count once."""
+    def take(self, plan: "Plan") -> int | None:
+        """Returns how many ids of a turn's prompt were read of its draft; they count once.
+
+        Returns:
+            None where no draft was read, or the turn goes somewhere else.
+        """
         start, self._start = self._start, None
-        if start is None or plan.action not in ("continue", "trim", "restore"):
-            return 0
-        return max(plan.start - start, 0)
+        is_live = plan.action in ("continue", "trim", "restore")
+        return plan.start - start if start is not None and start <= plan.start and is_live else None
 
     def forget(self) -> None:
         """The live sequence goes somewhere else."""
@@ -148,7 +151,7 @@ class ReadAhead:
                         raise JobCancelledError
 
                 try:
-                    self._read(conversation.messages(), text, stable, check, keep_branch)
+                    self._read(self._list_messages(conversation), text, stable, check, keep_branch)
                 except JobCancelledError:
                     context.check()
         except JobCancelledError:
@@ -188,6 +191,9 @@ class ReadAhead:
         finally:
             runner.num_settled += max(min(len(prefix.token_ids), base) - plan.start, 0)
 
+    def _list_messages(self, conversation: "Conversation") -> "list[Message]":
+        return self._runner.messages(conversation, question="")[:-1]
+
     def _find_base(self, messages: "list[Message]") -> int:
         renderer = self._runner.renderer
         if renderer is not self._renderer or messages != self._messages:
@@ -195,17 +201,18 @@ class ReadAhead:
             self._renderer, self._messages = renderer, messages
         return self._base
 
-    def estimate(self, num_tokens: int, messages: "Sequence[Message]") -> DraftCost:
+    def estimate(self, num_tokens: int, conversation: "Conversation") -> DraftCost:
         """Tells what a message would cost; from any thread, without MLX.
 
         Args:
             num_tokens: Of the message.
-            messages: The conversation that it goes on with.
+            conversation: Its head is where the message would go.
         """
         runner, num_ahead = self._runner, self.num_ids
         before = runner.num_cached - num_ahead
         left = max(num_tokens - num_ahead, 0)
-        if self._base and list(messages) == self._messages:  # else the base is of another place
+        # Elsewhere the base is that of another place.
+        if self._base and self._list_messages(conversation) == self._messages:
             left += max(self._base - before, 0)
             before = self._base
         share = (before + num_tokens) / runner.context_limit
