@@ -47,6 +47,9 @@ LENGTH_BOUNDS = {
     "max_context": Bounds(1, is_integer=True),
 }
 
+# What a context that is full does.
+OVERFLOW = ("error", "drop-oldest")
+
 # The largest file that can be put into a message; more than the last would fill any context.
 FILE_BOUNDS = {"max_kib": Bounds(1, 1024 * 1024, is_integer=True)}
 # What stored prompt caches may take of the disk together; 0 stores none.
@@ -67,6 +70,7 @@ class Settings:
 
     Attributes:
         history: Whether conversations are kept on disk.
+        overflow: One of `OVERFLOW`.
     """
 
     model: str | None = None
@@ -75,6 +79,7 @@ class Settings:
     history: bool = True
     keys: Literal["emacs", "vi"] = "emacs"
     max_file_kib: int | None = None
+    overflow: str | None = None
     display: Display = field(default_factory=Display)
     cache_max_gib: float | None = None
 
@@ -92,6 +97,7 @@ KINDS: dict[str, type] = {
     **{f"sampling.{name}": int if b.is_integer else float for name, b in SAMPLING_BOUNDS.items()},
     "keys.mode": str,
     "files.max_kib": int,
+    "context.overflow": str,
     "cache.max_gib": float,
     "display.markdown": bool,
     "display.theme": str,
@@ -143,7 +149,10 @@ def check_settings(table: dict[str, Any], path: Path) -> Settings:
     Raises:
         SettingsError: A name is unknown or a value not allowed.
     """
-    known = ("model", "system", "history", "sampling", "keys", "files", "display", "cache")
+    known = (
+        *("model", "system", "history", "sampling", "keys", "files", "context", "cache"),
+        "display",
+    )
     _refuse_unknown(table, known, path, "")
     for name in ("model", "system"):
         if name in table and not isinstance(table[name], str):
@@ -157,6 +166,12 @@ def check_settings(table: dict[str, Any], path: Path) -> Settings:
     keys = _read_table(table, "keys", ("mode",), path).get("mode", "emacs")
     if keys not in ("emacs", "vi"):
         raise SettingsError(f"{path}: keys.mode = {keys!r} is not allowed; give 'emacs' or 'vi'")
+    overflow = _read_table(table, "context", ("overflow",), path).get("overflow")
+    if overflow not in (None, *OVERFLOW):
+        raise SettingsError(
+            f"{path}: context.overflow = {overflow!r} is not allowed; give"
+            f" {' or '.join(map(repr, OVERFLOW))}"
+        )
     display = _read_table(table, "display", ("markdown", "theme"), path)
     for name, kind, wanted in (("markdown", bool, "true or false"), ("theme", str, "a string")):
         if name in display and not isinstance(display[name], kind):
@@ -169,6 +184,7 @@ def check_settings(table: dict[str, Any], path: Path) -> Settings:
         history,
         keys,
         files.get("max_kib"),
+        overflow,
         Display(**display),
         cache.get("max_gib"),
     )

@@ -15,10 +15,12 @@ from typing import Any, ClassVar
 from mlxchat.chat.conversation import Branch, Node
 from mlxchat.chat.results import (
     CacheUse,
+    Compaction,
     LoadProgress,
     Notice,
     PrefillProgress,
     SessionInfo,
+    SummaryProgress,
     TextDelta,
     TurnResult,
     Usage,
@@ -199,6 +201,18 @@ class FakeSession:
 
     def restore(self, restored: Any) -> None:
         self.sent = [node.message.content for node in restored.conversation.questions()]
+
+    def compact(self, num_kept: int) -> Job[Compaction]:
+        def job(context: JobContext) -> Compaction:
+            for done in range(20):
+                context.check()
+                context.emit(SummaryProgress(10 * done))
+                time.sleep(0.02)
+            old, self.sent = self.sent, ["summary", *self.sent[-num_kept:]]
+            num_turns = max(len(old) - num_kept, 1)
+            return Compaction("A **short** one.", num_turns, 4000, 300, len(old))
+
+        return self._worker.submit(job)
 
     def set_system(self, text: str | None) -> None:
         self.system = text

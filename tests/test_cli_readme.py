@@ -53,15 +53,26 @@ def test_config_commands():
     assert table("### Settings") == rows
 
 
-@pytest.mark.parametrize("name", ["chat", "generate"])
-def test_options(name):
-    """Every option of `chat` and `generate` is in the tables with its help."""
+def options_of(name):
+    """Returns the options of a command as its table shows them."""
     rows = {}
     for option in cli.commands[name].params:
         if isinstance(option, click.Option):
             metavar = "" if option.is_flag else f" {option.metavar}"
             names = [f"`{text}`" for text in (*option.opts, *option.secondary_opts)]
             rows[", ".join(names)[:-1] + f"{metavar}`"] = option.help
+    return rows
+
+
+def test_bench_options():
+    """Every option of `bench` is in its table with its help."""
+    assert table("## Measure it: `mlxchat bench`") == options_of("bench")
+
+
+@pytest.mark.parametrize("name", ["chat", "generate"])
+def test_options(name):
+    """Every option of `chat` and `generate` is in the tables with its help."""
+    rows = options_of(name)
     shared = table("### Options of `chat` and `generate`")
     own = table("### Options of `chat` alone") if name == "chat" else {}
     assert shared | own == rows

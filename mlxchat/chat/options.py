@@ -3,6 +3,7 @@
 import os
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Literal
 
 from mlxchat.engine.options import SamplingSettings
 
@@ -16,6 +17,7 @@ class ChatOptions:
         max_context: Tokens that prompt and answer may take together.
         think: Thinking on or off, where the template has a switch.
         keep_thinking: Earlier thinking stays in the prompt, where the template can.
+        overflow: At the context limit, refuse the message or drop the oldest turns.
         verify: Compare every turn with a from-scratch prefill.
         idle_work: After an answer, bring the cache to what the next turn will render, and store it.
         keeps_history: The conversation may be on disk, its keys and values too.
@@ -30,6 +32,7 @@ class ChatOptions:
     max_context: int | None = None
     think: bool | None = None
     keep_thinking: bool = False
+    overflow: Literal["error", "drop-oldest"] = "error"
     verify: bool = False
     idle_work: bool = True
     keeps_history: bool = True

@@ -17,13 +17,14 @@ from mlxchat.chat.conversation import Branch, Conversation, Node
 from mlxchat.chat.history_writer import LiveTurn
 from mlxchat.chat.options import ChatOptions
 from mlxchat.chat.pause import AfterPause
-from mlxchat.chat.results import LoadProgress, SessionInfo, TurnResult
+from mlxchat.chat.results import LoadProgress, ReplayedTurn, SessionInfo, TurnResult
 from mlxchat.engine.worker import Job, JobCancelledError, JobContext, Worker
 from mlxchat.errors import UsageError
 
 if TYPE_CHECKING:
     from mlxchat.chat.history import Record, Restored
     from mlxchat.chat.recorder import Recorder
+    from mlxchat.chat.results import Compaction
     from mlxchat.chat.turn import TurnRunner
     from mlxchat.chat.warming import Warmed
     from mlxchat.engine.prefix_cache import CacheReport
@@ -264,6 +265,18 @@ class Session:
 
         return self._worker.submit(job)
 
+    def replay(self, repetitions: int) -> "Job[list[ReplayedTurn]]":
+        """Asks each turn of the conversation again, for its first token; the tree stays."""
+
+        def job(context: JobContext) -> "list[ReplayedTurn]":
+            self._load(context)
+            from mlxchat.chat.replay import Replay
+
+            assert self._runner is not None
+            return Replay(self._runner, self.conversation, context).run(repetitions)
+
+        return self._worker.submit(job)
+
     # -- moves in the tree -------------------------------------------------------------------------
 
     def undo(self, count: int = 1) -> int:
@@ -305,6 +318,30 @@ class Session:
         self._settle_when_idle()
         if self.recorder is not None:
             self.recorder.note_move()
+
+    def compact(self, num_kept: int) -> "Job[Compaction]":
+        """Has the model summarise all but the newest turns; the old branch stays in the tree.
+
+        Args:
+            num_kept: Turns that stay as they are.
+        """
+        conversation = self.conversation
+
+        def job(context: JobContext) -> "Compaction":
+            self._load(context)
+            from mlxchat.chat.compaction import Compactor
+
+            assert self._runner is not None
+            self._keep_branch, self._causes = True, (*self._causes, "/compact")
+            try:
+                result = Compactor(self._runner, conversation, context).run(num_kept)
+            finally:
+                self._settle_when_idle()
+            if self.recorder is not None:
+                self.recorder.note_tree(self.options, self._model_name())
+            return result
+
+        return self._worker.submit(job)
 
     def set_system(self, text: str | None) -> None:
         """Sets the system prompt; it takes effect with the next turn."""

@@ -12,6 +12,7 @@ from mlxchat.chat.answering import Answer, AnswerDecoder
 from mlxchat.chat.continuation import CUT_OFF, Begun, begin_again
 from mlxchat.chat.conversation import Conversation, Node, Origin
 from mlxchat.chat.options import ChatOptions, pick_seed
+from mlxchat.chat.overflow import PromptWindow, format_dropped
 from mlxchat.chat.prompt import PromptRenderer, RenderedPrompt
 from mlxchat.chat.prompt_keeping import PromptKeeping, open_keeping
 from mlxchat.chat.results import (
@@ -72,6 +73,7 @@ class TurnRunner:
         self._is_first = True
         self._num_settled = 0
         self._bandwidth: float | None = None
+        self._window = PromptWindow()
         self._pin = 0  # where the turn began: sliding windows keep their rows back to it
         self._settle_note = ""
         self._own_cause = TEMPLATE  # why ids are lost where nobody changed anything
@@ -83,6 +85,19 @@ class TurnRunner:
         if think is not None or keep:
             template = template.with_thinking(think, keep)
         return PromptRenderer(template, self.tokenizer, keep_thinking=keep)
+
+    def make_quiet_renderer(self) -> PromptRenderer:
+        """Makes a renderer whose answers come without thinking, where the template has a switch."""
+        keep = self.options.keep_thinking
+        template = self._template.with_thinking(False, keep)
+        return PromptRenderer(template, self.tokenizer, keep_thinking=keep)
+
+    def make_sampler(self, conversation: Conversation, token_ids: tuple[int, ...]) -> Sampler:
+        """Makes the sampler of the next answer, which follows these ids."""
+        # Each answer has its own seed, so that a retry differs; the same moves give the same seeds.
+        seed = self._seed + len(conversation.nodes)
+        sampling = resolve_sampling(self.options.sampling, self.loaded.generation_config, seed)
+        return Sampler(sampling, self.loaded.model.info.vocab_size, token_ids)
 
     def set_options(self, options: ChatOptions) -> list[str]:
         """Takes other options from the next turn on; returns what the template cannot do."""
@@ -113,7 +128,7 @@ class TurnRunner:
 
     def count_rereads(self, conversation: Conversation) -> tuple[int, int]:
         """Counts the ids that are held in the conversation but would be read again, and all."""
-        target = self.renderer.settle_target(conversation.messages())
+        target = self.renderer.settle_target(self.messages(conversation))
         plan = self.engine.prefix.plan(target, leave=0)
         return len(target) - plan.start, len(target)
 
@@ -160,14 +175,11 @@ class TurnRunner:
         """
         reset_peak_memory()
         watch = Stopwatch(start)
-        messages = conversation.messages()
-        if question is not None:
-            messages = [*messages, Message("user", question)]
         now = time.perf_counter()
-        prompt = self.renderer.render_ids(messages)
-        if not prompt.token_ids:
-            raise TemplateError("the chat template renders an empty prompt; fix or replace it")
-        begun = Begun() if cut_off is None else begin_again(cut_off, self.renderer, prompt)
+        for text in self._make_room(conversation, question, cut_off):
+            context.emit(Notice(text))
+            cause = f"{cause}, --overflow" if cause else "--overflow"
+        messages, prompt, begun = self._render(conversation, question, cut_off)
         token_ids = (*prompt.token_ids, *begun.token_ids)
         self._check_room(len(token_ids))
         plan = self._plan(messages, prompt, token_ids)
@@ -185,9 +197,8 @@ class TurnRunner:
         logits = self._prefill(token_ids, plan, context)
         watch.add("prefill", now)
         self.keeping.note(messages, token_ids, prompt.message_ends[0])
-        # Each answer has its own seed, so that a retry differs; the same moves give the same seeds.
-        seed = self._seed + len(conversation.nodes)
-        answer = self._decode(prompt, begun, logits, watch, context, seed)
+        sampler = self.make_sampler(conversation, token_ids)
+        answer = self._decode(prompt, begun, logits, sampler, watch, context)
         if answer.stop_reason in ("token_limit", "context_full"):
             self.engine.prefix.mark()  # the answer may go on from here
         for text in self._record(conversation, question, messages, prompt, answer):
@@ -200,12 +211,49 @@ class TurnRunner:
 
     # -- before the answer -------------------------------------------------------------------------
 
+    def messages(self, conversation: Conversation, question: str | None = None) -> list[Message]:
+        """Returns what stands in the prompt, with the question that follows."""
+        if self.options.overflow == "error":
+            messages = conversation.messages()
+        else:
+            messages = self._window.messages(conversation, is_asked=question is not None)
+        return messages if question is None else [*messages, Message("user", question)]
+
+    def _render(
+        self, conversation: Conversation, question: str | None, cut_off: Node | None
+    ) -> tuple[list[Message], RenderedPrompt, Begun]:
+        messages = self.messages(conversation, question)
+        prompt = self.renderer.render_ids(messages)
+        if not prompt.token_ids:
+            raise TemplateError("the chat template renders an empty prompt; fix or replace it")
+        begun = Begun() if cut_off is None else begin_again(cut_off, self.renderer, prompt)
+        return messages, prompt, begun
+
+    def _make_room(
+        self, conversation: Conversation, question: str | None, cut_off: Node | None
+    ) -> list[str]:
+        """Drops the oldest turns where that was asked for and is needed; returns notices."""
+        if self.options.overflow == "error":
+            return []
+
+        def count() -> int:
+            _, prompt, begun = self._render(conversation, question, cut_off)
+            return len(prompt.token_ids) + len(begun.token_ids)
+
+        limit, max_tokens = self.context_limit, self.options.max_tokens
+        is_asked = question is not None
+        dropped = self._window.drop_oldest(
+            conversation, count, limit, max_tokens, is_asked=is_asked
+        )
+        return [format_dropped(conversation, dropped)] if dropped else []
+
     def _check_room(self, num_prompt: int) -> None:
         if num_prompt >= self.context_limit:
             could_be_more = self.context_limit < self.loaded.model.info.max_context
             raise ContextFullError(
                 f"the prompt has {num_prompt} tokens, but the context holds {self.context_limit};"
-                " shorten the message, take turns back with /undo"
+                " shorten the message, have the oldest turns summarised with /compact or dropped"
+                " with --overflow drop-oldest, take turns back with /undo"
                 + (", or raise --max-context" if could_be_more else ", or start over with /reset")
             )
 
@@ -254,14 +302,11 @@ class TurnRunner:
         prompt: RenderedPrompt,
         begun: Begun,
         logits: Logits,
+        sampler: Sampler,
         watch: Stopwatch,
         context: JobContext,
-        seed: int,
     ) -> Answer:
-        sampling = resolve_sampling(self.options.sampling, self.loaded.generation_config, seed)
-        token_ids = (*prompt.token_ids, *begun.token_ids)
-        sampler = Sampler(sampling, self.loaded.model.info.vocab_size, token_ids)
-        room = self.context_limit - len(token_ids)
+        room = self.context_limit - len(prompt.token_ids) - len(begun.token_ids)
         max_tokens = min(self.options.max_tokens or room, room)
         is_room = max_tokens == room and self.options.max_tokens != room
         decoder = AnswerDecoder(
@@ -419,7 +464,7 @@ class TurnRunner:
             self._bandwidth = measure_bandwidth()
         if not self._reuses or conversation.head is None:
             return
-        target = self.renderer.settle_target(conversation.messages())
+        target = self.renderer.settle_target(self.messages(conversation))
         if not target or len(target) >= self.context_limit:
             return
         prefix = self.engine.prefix
@@ -462,7 +507,7 @@ class TurnRunner:
         try:
             self.keeping.keep_system(context.check)
             if whole and conversation.head is not None:
-                target = self.renderer.settle_target(conversation.messages())
+                target = self.renderer.settle_target(self.messages(conversation))
                 self.keeping.keep_conversation(target, owner, context.check)
         except JobCancelledError:
             return

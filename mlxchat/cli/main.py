@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from mlxchat import __version__
+from mlxchat.cli.bench import bench
 from mlxchat.cli.cache import cache
 from mlxchat.cli.chat import chat
 from mlxchat.cli.config import config
@@ -55,7 +56,7 @@ def cli() -> None:
     """
 
 
-for _command in (chat, generate, embed, history, cache, config, doctor):
+for _command in (chat, generate, embed, history, cache, bench, config, doctor):
     cli.add_command(_command)
 
 

@@ -13,6 +13,7 @@ from mlxchat.cli.theme import DEFAULT, find_theme
 from mlxchat.errors import SettingsError, UsageError
 from mlxchat.settings import (
     LENGTH_BOUNDS,
+    OVERFLOW,
     SAMPLING_BOUNDS,
     Settings,
     load_settings,
@@ -78,6 +79,12 @@ _OPTIONS = (
         help="End the answer before this text; may be given more than once.",
     ),
     _number("--max-context", "max_context", "Hold at most N tokens of conversation."),
+    click.option(
+        "--overflow",
+        type=click.Choice(OVERFLOW),
+        metavar="MODE",
+        help="What a full context does: 'error' refuses the message, 'drop-oldest' drops turns.",
+    ),
     click.option(
         "--think/--no-think",
         default=None,
@@ -194,6 +201,8 @@ def read_request(params: dict[str, Any], kind: str = "chat") -> Request:
     sampling = settings.sampling | {n: given.pop(n) for n in SAMPLING_BOUNDS if n in given}
     model = resolve_model(given.pop("model", None), settings)
     system = given.pop("system", settings.system) or None  # `--system ""` takes the default away
+    if settings.overflow is not None and "overflow" not in given:
+        given["overflow"], origins["overflow"] = settings.overflow, "config.toml"
     if settings.max_file_kib is not None:
         origins["max-file-kib"] = "config.toml"
     if given.pop("no_history", False) or not settings.history:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
         LoadProgress,
         PrefillProgress,
         SessionInfo,
+        SummaryProgress,
         TurnResult,
         Verify,
     )
@@ -131,13 +132,17 @@ def wrap_parts(line: str, width: int) -> str:
     return "\n".join(rows)
 
 
-def format_progress(event: "LoadProgress | PrefillProgress", elapsed_s: float) -> str:
+def format_progress(
+    event: "LoadProgress | PrefillProgress | SummaryProgress", elapsed_s: float
+) -> str:
     """Returns one line on how far a load or a prefill has come.
 
     Args:
         event: What came last.
         elapsed_s: Seconds since this phase began.
     """
+    if not hasattr(event, "total"):
+        return f"summarising · {format_count(event.done)} characters"
     phase = getattr(event, "phase", "prefill")
     name = {"download": "downloading", "load": "loading", "warm-up": "warming up"}.get(
         phase, "reading"
@@ -188,7 +193,7 @@ def format_context_notice(used: int, limit: int) -> str:
     return (
         f"{100 * used / limit:.0f} % of the context is used:"
         f" {format_count(used)} of {format_count(limit)} tokens;"
-        " /undo takes turns back, /reset starts over"
+        " /compact summarises the oldest turns, /undo takes turns back, /reset starts over"
     )
 
 

@@ -94,6 +94,9 @@ class Transformer:
             n_params=weights.n_params,
             weight_bytes=weights.num_bytes,
             bytes_per_token=weights.num_bytes - (0 if weights.is_tied else weights.embed_bytes),
+            # Chunks of a prefill skip the head; norms are too few to count.
+            matmul_params=weights.n_params
+            - config.vocab_size * config.d_model * (1 if weights.is_tied else 2),
         )
 
     def _layers(self) -> list[tuple[int, LayerWeights]]:
