@@ -55,7 +55,7 @@ class TurnRunner:
         self.name = name
         self.loaded = loaded
         self.options = options
-        self.engine = Engine(loaded.model)
+        self.engine = Engine(loaded.model, kv_bits=options.kv_bits)
         self.keeping: PromptKeeping = open_keeping(
             name,
             loaded,
@@ -431,7 +431,13 @@ class TurnRunner:
         shown = decode(prompt.token_ids, skip_special_tokens=False)
         wanted = decode(self.tokenizer.encode(prompt.text), skip_special_tokens=False)
         is_equal = found.ids_equal and shown == wanted
-        verify = Verify(is_equal, found.max_abs_logit_diff, token_ids, found.holds and is_equal)
+        verify = Verify(
+            is_equal,
+            found.max_abs_logit_diff,
+            token_ids,
+            found.holds and is_equal,
+            found.kv_logit_diff,
+        )
         if not verify.holds and self._reuses:
             self._reuses = False
             self.keeping.distrust()

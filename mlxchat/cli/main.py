@@ -18,6 +18,7 @@ from mlxchat.cli.embed import embed
 from mlxchat.cli.failures import report
 from mlxchat.cli.generate import generate
 from mlxchat.cli.history import history
+from mlxchat.cli.inspect import inspect
 
 
 class Program(click.Group):
@@ -56,7 +57,7 @@ def cli() -> None:
     """
 
 
-for _command in (chat, generate, embed, history, cache, bench, config, doctor):
+for _command in (chat, generate, embed, history, inspect, cache, bench, config, doctor):
     cli.add_command(_command)
 
 
