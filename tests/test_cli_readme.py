@@ -92,6 +92,21 @@ def test_cache_commands():
     assert table("## Stored prompts") == rows
 
 
+def test_inspect_commands():
+    """Every command of `inspect` is in its table with its summary, in the order of --help."""
+    rows = {}
+    group = cli.commands["inspect"]
+    for name in group.list_commands(click.Context(group)):
+        command = group.get_command(click.Context(group), name)
+        context = click.Context(command)
+        arguments = [
+            p.make_metavar(context) for p in command.params if p.param_type_name == "argument"
+        ]
+        usage = " ".join(["mlxchat inspect", name, *arguments])
+        rows[f"`{usage}`"] = command.get_short_help_str(200)
+    assert list(table("## Look inside").items()) == list(rows.items())
+
+
 def test_slash_commands():
     """Every slash command is in the table with its usage and summary, in the order of /help."""
     rows = table("## In the chat")

@@ -43,6 +43,8 @@ def test_cache_budget(text, value):
         ("sampling = 3", "sampling = 3 is not allowed; give a [sampling] table"),
         ("[sampling]\ntemp = 1", "sampling.temp is not a setting; known are temperature"),
         ("[sampling]\ntop_p = 0", "sampling.top_p = 0 is not allowed; give a number in (0, 1]"),
+        ("[engine]\nkv_bits = 5", "engine.kv_bits = 5 is not allowed; give 8 or 4"),
+        ("[engine]\nkv_bits = true", "give 8 or 4"),
         ("[sampling]\ntop_p = '1'", "sampling.top_p = 1 is not allowed"),
         ("[sampling]\ntop_k = 1.5", "give a whole number >= 0"),
         ("[sampling]\ntop_k = true", "sampling.top_k = True is not allowed"),

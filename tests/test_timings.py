@@ -191,9 +191,8 @@ def test_places():
 
 def test_bars_are_in_proportion():
     """The longest bar fills the room, half the value is half the bar, more than 0 is visible."""
-    lines = format_bars("T", [("a", 8.0), ("b", 4.0), ("c", 0.001), ("d", 0.0)], "s", 40).split(
-        "\n"
-    )
+    bars = [("a", 8.0), ("b", 4.0), ("c", 0.001), ("d", 0.0)]
+    lines = format_bars("T", bars, "s", 40).split("\n")
     lengths = [len(re.findall("[█▏▎▍▌▋▊▉]", line)) for line in lines[1:]]
     assert lengths[0] == 2 * lengths[1]
     assert lengths[2:] == [1, 0]

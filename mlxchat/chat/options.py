@@ -21,6 +21,7 @@ class ChatOptions:
         verify: Compare every turn with a from-scratch prefill.
         idle_work: After an answer, bring the cache to what the next turn will render, and store it.
         keeps_history: The conversation may be on disk, its keys and values too.
+        kv_bits: Hold keys and values in 8 or 4 bits; None as they are. Decided with the load.
         cache_max_gib: What all stored prompt caches may take of the disk; None is the default.
         now: The date that the template shows for the whole conversation; None is now.
     """
@@ -36,6 +37,7 @@ class ChatOptions:
     verify: bool = False
     idle_work: bool = True
     keeps_history: bool = True
+    kv_bits: int | None = None
     cache_max_gib: float | None = None
     now: datetime | None = None
 

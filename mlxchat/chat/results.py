@@ -125,18 +125,22 @@ class Verify:
     """What `--verify` found: a from-scratch prefill of the same ids beside the cached one.
 
     `holds` says whether the difference is rounding; it is no part of the JSON contract.
+    `kv_logit_diff` is the difference to a cache that is not quantised, where this one is.
     """
 
     tokens_equal: bool
     max_abs_logit_diff: float
     prompt_ids: tuple[int, ...]
     holds: bool = True
+    kv_logit_diff: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Returns the `verify` object of the JSON contract."""
+        cost = {} if self.kv_logit_diff is None else {"kv_logit_diff": self.kv_logit_diff}
         return {
             "tokens_equal": self.tokens_equal,
             "max_abs_logit_diff": self.max_abs_logit_diff,
+            **cost,
             "prompt_ids": list(self.prompt_ids),
         }
 

@@ -12,7 +12,7 @@ from mlxchat.chat.answering import Answer, AnswerDecoder
 from mlxchat.chat.continuation import CUT_OFF, Begun, begin_again
 from mlxchat.chat.conversation import Conversation, Node, Origin
 from mlxchat.chat.options import ChatOptions, pick_seed
-from mlxchat.chat.overflow import PromptWindow, format_dropped
+from mlxchat.chat.overflow import choose_messages, drop_oldest, format_dropped
 from mlxchat.chat.prompt import PromptRenderer, RenderedPrompt
 from mlxchat.chat.prompt_keeping import PromptKeeping, open_keeping
 from mlxchat.chat.results import (
@@ -55,7 +55,7 @@ class TurnRunner:
         self.name = name
         self.loaded = loaded
         self.options = options
-        self.engine = Engine(loaded.model)
+        self.engine = Engine(loaded.model, kv_bits=options.kv_bits)
         self.keeping: PromptKeeping = open_keeping(
             name,
             loaded,
@@ -73,7 +73,6 @@ class TurnRunner:
         self._is_first = True
         self._num_settled = 0
         self._bandwidth: float | None = None
-        self._window = PromptWindow()
         self._pin = 0  # where the turn began: sliding windows keep their rows back to it
         self._settle_note = ""
         self._own_cause = TEMPLATE  # why ids are lost where nobody changed anything
@@ -216,7 +215,7 @@ class TurnRunner:
         if self.options.overflow == "error":
             messages = conversation.messages()
         else:
-            messages = self._window.messages(conversation, is_asked=question is not None)
+            messages = choose_messages(conversation, is_asked=question is not None)
         return messages if question is None else [*messages, Message("user", question)]
 
     def _render(
@@ -242,9 +241,7 @@ class TurnRunner:
 
         limit, max_tokens = self.context_limit, self.options.max_tokens
         is_asked = question is not None
-        dropped = self._window.drop_oldest(
-            conversation, count, limit, max_tokens, is_asked=is_asked
-        )
+        dropped = drop_oldest(conversation, count, limit, max_tokens, is_asked=is_asked)
         return [format_dropped(conversation, dropped)] if dropped else []
 
     def _check_room(self, num_prompt: int) -> None:
@@ -434,7 +431,13 @@ class TurnRunner:
         shown = decode(prompt.token_ids, skip_special_tokens=False)
         wanted = decode(self.tokenizer.encode(prompt.text), skip_special_tokens=False)
         is_equal = found.ids_equal and shown == wanted
-        verify = Verify(is_equal, found.max_abs_logit_diff, token_ids, found.holds and is_equal)
+        verify = Verify(
+            is_equal,
+            found.max_abs_logit_diff,
+            token_ids,
+            found.holds and is_equal,
+            found.kv_logit_diff,
+        )
         if not verify.holds and self._reuses:
             self._reuses = False
             self.keeping.distrust()

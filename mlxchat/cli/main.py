@@ -18,6 +18,7 @@ from mlxchat.cli.embed import embed
 from mlxchat.cli.failures import report
 from mlxchat.cli.generate import generate
 from mlxchat.cli.history import history
+from mlxchat.cli.inspect import inspect
 from mlxchat.cli.timings import timings
 
 
@@ -57,7 +58,11 @@ def cli() -> None:
     """
 
 
-for _command in (chat, generate, embed, history, cache, bench, timings, config, doctor):
+_COMMANDS = (
+    *(chat, generate, embed, history, inspect, cache),
+    *(bench, timings, config, doctor),
+)
+for _command in _COMMANDS:
     cli.add_command(_command)
 
 

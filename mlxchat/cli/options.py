@@ -86,6 +86,13 @@ _OPTIONS = (
         help="What a full context does: 'error' refuses the message, 'drop-oldest' drops turns.",
     ),
     click.option(
+        "--kv-bits",
+        type=click.Choice(("8", "4")),
+        metavar="8|4",
+        callback=lambda ctx, param, value: None if value is None else int(value),
+        help="Hold keys and values in 8 or 4 bits: less memory for long contexts.",
+    ),
+    click.option(
         "--think/--no-think",
         default=None,
         help="Reason before the answer or not, where the model knows a switch.",
@@ -207,7 +214,9 @@ def read_request(params: dict[str, Any], kind: str = "chat") -> Request:
         origins["max-file-kib"] = "config.toml"
     if given.pop("no_history", False) or not settings.history:
         given["keeps_history"] = False
-    options = {"system": system, "cache_max_gib": settings.cache_max_gib, **given}
+    origins |= dict.fromkeys(settings.engine.keys() - given.keys(), "config.toml")
+    options = {"system": system, "cache_max_gib": settings.cache_max_gib}
+    options |= settings.engine | given
     return Request(
         model, sampling, options, settings, origins, kind, given=_from_command_line(params)
     )

@@ -258,10 +258,12 @@ def format_verify(verify: "Verify") -> str:
     """Returns what `--verify` found."""
     outcome = "equal a" if verify.tokens_equal else "DIFFER from a"
     rounding = "" if verify.holds else ", more than rounding explains"
+    cost = verify.kv_logit_diff
+    quantised = "" if cost is None else f"; quantised KV moves them by at most {cost:.2g}"
     return (
         f"verify: tokens {outcome} from-scratch prefill of"
         f" {format_count(len(verify.prompt_ids))} tokens"
-        f", logits differ by at most {verify.max_abs_logit_diff:.2g}{rounding}"
+        f", logits differ by at most {verify.max_abs_logit_diff:.2g}{rounding}{quantised}"
     )
 
 
@@ -356,6 +358,9 @@ def format_cache(report: "CacheReport") -> str:
         ("live", f"{format_count(report.num_tokens)} tokens, {format_bytes(report.live_bytes)}"),
         ("layers", ", ".join(report.kinds)),
     ]
+    if report.kv_bits is not None:
+        quantised, total = report.num_quantised
+        rows.append(("quantised", f"{quantised} of {total} layers in {report.kv_bits} bits"))
     rows += [
         ("checkpoint", f"at {format_count(position)}, {format_bytes(size)}")
         for position, size in report.marks
