@@ -8,6 +8,14 @@ from mlxchat.engine.options import SamplingSettings
 
 
 @dataclass(frozen=True, slots=True)
+class Steer:
+    """A steering vector by its name, and how strongly it is added."""
+
+    name: str
+    coeff: float
+
+
+@dataclass(frozen=True, slots=True)
 class ChatOptions:
     """What a person may set about a conversation; None leaves the choice to the model.
 
@@ -20,6 +28,7 @@ class ChatOptions:
         idle_work: After an answer, bring the cache to what the next turn will render, and store it.
         keeps_history: The conversation may be on disk, its keys and values too.
         now: The date that the template shows for the whole conversation; None is now.
+        steering: What is added to the residual stream.
     """
 
     system: str | None = None
@@ -33,6 +42,7 @@ class ChatOptions:
     idle_work: bool = True
     keeps_history: bool = True
     now: datetime | None = None
+    steering: tuple[Steer, ...] = ()
 
     @property
     def stores_conversation(self) -> bool:

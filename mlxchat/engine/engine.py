@@ -15,6 +15,8 @@ from mlxchat.engine.chunking import PrefillChunker
 from mlxchat.engine.prefix_cache import Plan, PrefixCache
 from mlxchat.engine.sampling import Sampler
 from mlxchat.model.language_model import LanguageModel
+from mlxchat.model.sequence_cache import SequenceCache
+from mlxchat.model.taps import Taps
 
 Check = Callable[[], None]
 Logits = mx.array  # (1, V): what the floors above pass around without looking inside
@@ -65,15 +67,28 @@ class Engine:
     Attributes:
         model: Native or zoo.
         chunker: Chooses the length of prefill chunks from measured rates.
+        taps: Change every pass (steering); set with `steer`.
         prefix: The live sequence with marks and stashes.
     """
 
     model: LanguageModel
     chunker: PrefillChunker = field(default_factory=PrefillChunker)
+    taps: Taps | None = field(init=False, default=None)
     prefix: PrefixCache = field(init=False)
 
     def __post_init__(self) -> None:
         self.prefix = PrefixCache(self.model.make_cache)
+
+    def steer(self, taps: Taps | None) -> None:
+        """Changes every pass from now on; what was cached until now was computed otherwise."""
+        if taps is not self.taps:
+            self.taps = taps
+            self.prefix.reset()
+
+    def _forward(self, token_ids: mx.array, cache: SequenceCache) -> Logits:
+        if self.taps is None:
+            return self.model.forward(token_ids, cache)
+        return self.model.forward(token_ids, cache, self.taps)
 
     def prefill(
         self,
@@ -118,9 +133,11 @@ class Engine:
         try:
             ids, logits = mx.array([list(token_ids)]), None
             if wants_logits:
-                logits = self.model.forward(ids, prefix.cache)
-            else:
+                logits = self._forward(ids, prefix.cache)
+            elif self.taps is None:
                 self.model.prefill(ids, prefix.cache)
+            else:
+                self.model.prefill(ids, prefix.cache, self.taps)
             mx.eval(prefix.cache.arrays(), [] if logits is None else logits)
         except BaseException:
             prefix.reset()  # some layers may hold more rows than others
@@ -155,7 +172,7 @@ class Engine:
                 return
             fed = False
             try:
-                ahead = sampler.sample(self.model.forward(token[:, None], prefix.cache))
+                ahead = sampler.sample(self._forward(token[:, None], prefix.cache))
                 mx.async_eval(ahead)  # type: ignore[no-untyped-call]
                 token_id = cast(int, token.item())
                 prefix.extend([token_id])
@@ -181,7 +198,7 @@ class Engine:
         for start in range(0, len(token_ids), VERIFY_CHUNK):
             check()
             chunk = list(token_ids[start : start + VERIFY_CHUNK])
-            fresh = self.model.forward(mx.array([chunk]), cache)
+            fresh = self._forward(mx.array([chunk]), cache)
             mx.eval(cache.arrays(), fresh)
         fresh, cached = fresh.astype(mx.float32), logits.astype(mx.float32)
         difference = cast(float, mx.abs(fresh - cached).max().item())

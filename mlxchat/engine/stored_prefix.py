@@ -59,12 +59,13 @@ _NAMES = {
 _DTYPES = {name: dtype for dtype, name in _NAMES.items()}
 
 
-def make_key(fingerprint: str, model: LanguageModel) -> str:
+def make_key(fingerprint: str, model: LanguageModel, *, steering: str = "") -> str:
     """Returns the hash of all that keys and values depend on, apart from the token ids.
 
     Args:
         fingerprint: Of config and weights; rope and attention settings are in the config.
         model: As it was loaded: how its weights are kept changes the rounding.
+        steering: What is added to its residual stream; nothing for the plain model.
     """
     plan = make_device_plan()
     binds = {
@@ -78,6 +79,8 @@ def make_key(fingerprint: str, model: LanguageModel) -> str:
         "adapter": None,
         "kv_bits": None,
     }
+    if steering:
+        binds["steering"] = steering
     return hashlib.sha256(json.dumps(binds, sort_keys=True).encode()).hexdigest()
 
 
