@@ -41,10 +41,12 @@ class ScriptedRunner:
     def keep_prompts(self, conversation, context, *, whole, owner=""):
         pass
 
-    def settle(self, conversation, context, *, keep_branch=False):
+    def settle(self, conversation, context, *, keep_branch=False, cause=""):
         pass
 
-    def run(self, conversation, question, context, *, start, keep_branch=False, cut_off=None):
+    def run(
+        self, conversation, question, context, *, start, keep_branch=False, cut_off=None, cause=""
+    ):
         from fakes import make_result
 
         messages = conversation.messages()

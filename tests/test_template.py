@@ -246,11 +246,13 @@ def test_reasoning_travels_in_the_fields_that_templates_read():
     """A message hands its thinking over under all usual names; inline thinking as content."""
     message = Message("assistant", "A", reasoning="R")
     fields = {"role": "assistant", "content": "A", "reasoning_content": "R", "reasoning": "R"}
-    assert message.to_dict() == fields
+    assert message.fields == {"thinking": "R", **fields}
     assert ChatTemplate("{{ messages[0].thinking }}").render([fields]) == "R"
+    template = ChatTemplate("{{ messages[0] | tojson }}")
+    assert template.render([fields]) == template.render_messages([message])
     inline = Message("assistant", "A", reasoning="R", inline="<think>R</think>A")
-    assert inline.to_dict() == {"role": "assistant", "content": "<think>R</think>A"}
-    assert Message("assistant", "", reasoning="").to_dict() == {"role": "assistant", "content": ""}
+    assert inline.fields == {"role": "assistant", "content": "<think>R</think>A"}
+    assert Message("assistant", "", reasoning="").fields == {"role": "assistant", "content": ""}
 
 
 def test_switches_are_those_the_template_reads():

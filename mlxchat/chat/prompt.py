@@ -157,14 +157,15 @@ class PromptRenderer:
             A position below the prompt's length: the last id is always fed for the answer.
         """
         point = len(prompt.token_ids) - 1
+        earlier = self._finder.fields(messages)
         for answer in self._dummy_answers(prompt.text):
             later = [*messages, answer, Message("user", NEXT_QUESTIONS[0])]
             try:
                 text = self.render_text(later)
             except TemplateError:
                 continue
-            fields = self._finder.fields(messages)
-            spans = list(self._finder.find(later, fields, text, True))
+            spans = list(self._finder.find(later, earlier, text, True))
+            fields = list(earlier)
             # The texts of dummies are our own: no second render is needed to find them.
             for part in filter(None, (answer.reasoning, answer.inline or answer.content)):
                 at = text.rfind(part)

@@ -61,6 +61,7 @@ class Session:
         self._worker = Worker()
         self._runner: TurnRunner | None = None
         self._keep_branch = self._is_closed = False
+        self._causes: tuple[str, ...] = ()  # what may make the next turn read ids again
         self._turn_job: Job[TurnResult] | None = None
         self._pause = AfterPause(STORE_AFTER_S, lambda: self._keep_prompts(whole=True, idle=True))
 
@@ -112,12 +113,15 @@ class Session:
                 context.check()
                 context.emit(event)
 
+            options = self.options
             held = InMemory(self.model, self._runner, self.info)
             self._runner = self.info = None  # so that nothing else keeps it in memory
             try:
-                switch_model(held, name, self.options, report, context.check)
+                switch_model(held, name, options, report, context.check)
             finally:
                 self.model, self._runner, self.info = held.name, held.runner, held.info
+                if self._runner is not None and self.options is not options:  # changed meanwhile
+                    self._runner.set_options(self.options)
             assert self.info is not None
             if self.conversation.head is not None:
                 self._drop_foreign_ids()
@@ -139,7 +143,7 @@ class Session:
             UsageError: Nothing was said yet.
         """
         question = self.conversation.question()
-        return self._turn(None, lambda: question.id, keep_branch=True)
+        return self._turn(None, lambda: question.id, keep_branch=True, cause="/retry")
 
     def go_on(self) -> Job[TurnResult]:
         """Goes on with the last answer, which was cut off; the shorter one stays in the tree.
@@ -148,7 +152,7 @@ class Session:
             UsageError: There is none, or it ended by itself.
         """
         node = find_cut_off(self.conversation)
-        return self._turn(None, lambda: node.parent, cut_off=node)
+        return self._turn(None, lambda: node.parent, cut_off=node, cause="/continue")
 
     def edit(self, turn: int | None, text: str) -> Job[TurnResult]:
         """Puts another question in the place of a turn's (None: the last) and answers it.
@@ -157,7 +161,7 @@ class Session:
             UsageError: There is no such turn.
         """
         place = self.conversation.question(turn).parent
-        return self._turn(text, lambda: place, keep_branch=True)
+        return self._turn(text, lambda: place, keep_branch=True, cause="/edit")
 
     def _turn(
         self,
@@ -166,11 +170,13 @@ class Session:
         *,
         keep_branch: bool = False,
         cut_off: Node | None = None,
+        cause: str = "",
     ) -> Job[TurnResult]:
         """Queues a turn; where it goes is asked when it runs, after the turns before it."""
         start = time.perf_counter()
         branch = self._keep_branch or keep_branch
-        self._keep_branch = False
+        causes = (*self._causes, cause)
+        self._keep_branch, self._causes = False, ()
         conversation = self.conversation
         model, system = self._model_name(), conversation.system
         num_before = len(conversation.nodes)
@@ -180,6 +186,7 @@ class Session:
         more = {} if cut_off is None else {"cut_off": cut_off}
 
         def job(context: JobContext) -> TurnResult:
+            nonlocal causes
             loading = time.perf_counter()
             self._load(context)
             loaded_s = time.perf_counter() - loading
@@ -195,11 +202,16 @@ class Session:
                     context,
                     start=start + loaded_s,
                     keep_branch=branch,
+                    cause=_join(causes),
                     **more,
                 )
+            except JobCancelledError:
+                causes = (*causes, "a stopped turn")
+                raise
             finally:
                 if conversation.head == head:  # the turn was not kept
                     conversation.head = before
+                    self._causes = (*causes, *self._causes)
             turn.nodes = tuple(range(num_before + 1, len(conversation.nodes) + 1))
             self._settle_when_idle()
             return self.last
@@ -220,7 +232,8 @@ class Session:
 
         def job(context: JobContext) -> None:
             if self._runner is not None:  # asked now: it may have made way for another model
-                self._runner.settle(self.conversation, context, keep_branch=branch)
+                cause = _join(self._causes)
+                self._runner.settle(self.conversation, context, keep_branch=branch, cause=cause)
 
         if self._runner is not None and self.options.idle_work:
             self._worker.submit(job, idle=True)
@@ -256,7 +269,7 @@ class Session:
     def undo(self, count: int = 1) -> int:
         """Takes the last turns back; returns how many."""
         taken = self.conversation.undo(count)
-        self._leave_branch()
+        self._leave_branch("/undo")
         return taken
 
     def goto(self, node_id: int) -> int:
@@ -266,7 +279,7 @@ class Session:
             UsageError: There is no such message.
         """
         self.conversation.goto(node_id)
-        self._leave_branch()
+        self._leave_branch("/goto")
         return self.num_turns
 
     def fork(self) -> int:
@@ -284,9 +297,10 @@ class Session:
         """Returns the messages of all branches, in the order in which they are drawn."""
         return list(self.conversation.branches())
 
-    def _leave_branch(self) -> None:
+    def _leave_branch(self, cause: str) -> None:
         """After a move: what the cache holds of the branch left behind is stashed, not dropped."""
         self._keep_branch = True
+        self._causes = (*self._causes, cause)
         self._worker.cancel_idle()
         self._settle_when_idle()
         if self.recorder is not None:
@@ -295,6 +309,7 @@ class Session:
     def set_system(self, text: str | None) -> None:
         """Sets the system prompt; it takes effect with the next turn."""
         self.conversation.system = text or None
+        self._causes = (*self._causes, "/system")
 
     def set_thinking(self, think: bool | None) -> list[str]:
         """Turns thinking on or off from the next turn on; None is the template's own default.
@@ -339,7 +354,8 @@ class Session:
         return []
 
     def _set_switches(self, options: ChatOptions) -> list[str]:
-        self.options = options
+        cause = "/think" if options.think != self.options.think else "/set keep-thinking"
+        self.options, self._causes = options, (*self._causes, cause)
         if self._runner is None:
             return []
         runner = self._runner
@@ -440,7 +456,7 @@ class Session:
 
     def reset(self) -> None:
         """Begins another conversation with the same system prompt; the old one is history."""
-        self._take(Conversation(self.system))
+        self._take(Conversation(self.system), "/reset")
 
     def restore(self, restored: "Restored") -> None:
         """Goes on with a conversation of the history.
@@ -455,7 +471,7 @@ class Session:
             keep_thinking=record.keep_thinking,
             now=record.template_now or self.options.now,
         )
-        self._take(restored.conversation)
+        self._take(restored.conversation, "/resume")
         if self.recorder is not None:
             self.recorder.adopt(restored)
         if self._runner is not None:
@@ -464,12 +480,12 @@ class Session:
             self._worker.run(lambda _: runner.set_options(options))
             self._settle_when_idle()
 
-    def _take(self, conversation: Conversation) -> None:
+    def _take(self, conversation: Conversation, cause: str) -> None:
         self._worker.cancel_idle()
         if self.conversation.head is not None:  # the person may come back to it
             self._keep_prompts(whole=True, idle=True)
         self.conversation = conversation
-        self.last, self._keep_branch = None, False
+        self.last, self._keep_branch, self._causes = None, False, (cause,)
         if self.recorder is not None:
             self.recorder.begin(conversation)
 
@@ -518,3 +534,8 @@ class Session:
             self._worker.close()
             if self.recorder is not None:
                 self.recorder.close()
+
+
+def _join(causes: tuple[str, ...]) -> str:
+    """Names causes, each once."""
+    return ", ".join(dict.fromkeys(filter(None, causes)))

@@ -40,6 +40,8 @@ from mlxchat.model.device import (
 from mlxchat.model.loader import LoadedModel
 from mlxchat.model.tokenizer import Tokenizer
 
+TEMPLATE = "the template"
+
 
 class TurnRunner:
     """Runs the turns of one conversation on a loaded model.
@@ -70,6 +72,7 @@ class TurnRunner:
         self._bandwidth: float | None = None
         self._pin = 0  # where the turn began: sliding windows keep their rows back to it
         self._settle_note = ""
+        self._own_cause = TEMPLATE  # why ids are lost where nobody changed anything
         self._notices_told: set[str] = set(self.template_notices())
         if options.steering:
             self._steer(options)
@@ -150,6 +153,7 @@ class TurnRunner:
         start: float,
         keep_branch: bool = False,
         cut_off: Node | None = None,
+        cause: str = "",
     ) -> TurnResult:
         """Answers a question.
 
@@ -160,6 +164,7 @@ class TurnRunner:
             start: Clock time at which the message came.
             keep_branch: What the cache holds beyond the common prefix may be wanted again.
             cut_off: An answer to the question that goes on.
+            cause: What the person changed since the last turn, for the reason.
 
         Raises:
             TemplateError: The template refuses the conversation.
@@ -184,6 +189,7 @@ class TurnRunner:
             plan = self.keeping.restore(token_ids, plan, context.check)
         for text in self.keeping.take_notices():
             context.emit(Notice(text))
+        why = self._explain(plan, cause, prompt.message_ends[-2] if len(messages) > 1 else 0)
         self.engine.prefix.apply(plan, keep_branch=keep_branch)
         self.engine.prefix.mark()  # mostly the end of the last answer: this question may be edited
         self._pin = min([plan.start, *plan.marks])
@@ -199,7 +205,7 @@ class TurnRunner:
             self.engine.prefix.mark()  # the answer may go on from here
         for text in self._record(conversation, question, messages, prompt, answer):
             context.emit(Notice(text))
-        result = self._result(len(token_ids), plan, answer, watch)
+        result = self._result(len(token_ids), plan, answer, watch, why)
         if self.options.verify:
             with contextlib.suppress(JobCancelledError):  # the answer stands, unverified
                 result = replace(result, verify=self._verify(prompt, token_ids, logits, context))
@@ -231,6 +237,17 @@ class TurnRunner:
                 self.renderer.probe_point(messages, prompt),
             )
         return prefix.plan(token_ids, marks=marks)
+
+    def _explain(self, plan: Plan, cause: str, num_earlier: int) -> str:
+        """Why the turn reads more than its message, `num_earlier` ids being read before it."""
+        if not self._reuses:
+            return "reuse is off"
+        is_behind = plan.start < num_earlier
+        if plan.action == "load":
+            return "no more was stored" if is_behind else ""
+        if plan.action == "continue" and (self._settle_note or not is_behind):
+            return self._settle_note
+        return f"{cause or self._own_cause}: {plan.reason}" if plan.num_held else plan.reason
 
     def _prefill(self, token_ids: tuple[int, ...], plan: Plan, context: JobContext) -> Logits:
         """Reads what the plan leaves, and returns the logits of the prompt's last position."""
@@ -291,7 +308,9 @@ class TurnRunner:
         if cancelled and (answer.was_thinking or not answer.tokens):
             raise JobCancelledError
         split = answer.split
+        self._own_cause = TEMPLATE
         if answer.text != split.text:  # a stop string cut it
+            self._own_cause = "the stop string"
             ids = self._ids_of(answer.text, split.content_ids)
             split = replace(split, text=answer.text, content_ids=ids)
         notices = []
@@ -317,13 +336,10 @@ class TurnRunner:
         return notices
 
     def _ids_of(self, text: str, token_ids: tuple[int, ...]) -> tuple[int, ...]:
-        """Returns the first ids that spell exactly this text, or none."""
+        """Returns the first ids that spell this text or, cut inside an id, what is before that."""
         for end in range(len(token_ids), 0, -1):
-            shown = self.tokenizer.decode(token_ids[:end])
-            if shown == text:
+            if text.startswith(self.tokenizer.decode(token_ids[:end])):
                 return token_ids[:end]
-            if len(shown) < len(text):
-                break
         return ()
 
     def _result(
@@ -332,6 +348,7 @@ class TurnRunner:
         plan: Plan,
         answer: Answer,
         watch: Stopwatch,
+        why: str,
     ) -> TurnResult:
         num_cached = plan.start
         usage = Usage(
@@ -358,7 +375,6 @@ class TurnRunner:
         source = "disk" if was_loaded else plan.source
         where = " from disk" if source == "disk" else ""
         reason = f"reused {num_cached}{where}, read {usage.prefill_tokens}"
-        why = self._settle_note if plan.action == "continue" else plan.reason
         self._is_first, self._num_settled, self._settle_note = False, 0, ""
         return TurnResult(
             model=self.name,
@@ -396,9 +412,21 @@ class TurnRunner:
         return verify
 
     def settle(
-        self, conversation: Conversation, context: JobContext, *, keep_branch: bool = False
+        self,
+        conversation: Conversation,
+        context: JobContext,
+        *,
+        keep_branch: bool = False,
+        cause: str = "",
     ) -> None:
-        """Brings the cache to what the next turn will begin with; gives way within one chunk."""
+        """Brings the cache to what the next turn will begin with; gives way within one chunk.
+
+        Args:
+            conversation: Where the person is.
+            context: The job's.
+            keep_branch: As in `run`.
+            cause: As in `run`.
+        """
         is_large = (self.loaded.model.info.bytes_per_token or 0) >= SMALLEST_STREAM
         if self._bandwidth is None and is_large and not context.cancelled:
             self._bandwidth = measure_bandwidth()
@@ -417,6 +445,9 @@ class TurnRunner:
             if is_empty and not plan.start:  # a conversation of the history goes on
                 self._settle_note = "no keys and values were stored, the text was read again"
             prefix.apply(plan, keep_branch=keep_branch)
+            if lost > 1:
+                note = f"{self._own_cause} dropped or moved {lost} ids of the last turn"
+                self._settle_note = "" if cause else note
             prefix.cache.pin(min(plan.start, self._pin))
             before = len(prefix.token_ids)
             try:
@@ -425,8 +456,6 @@ class TurnRunner:
                 self._num_settled += max(len(prefix.token_ids) - before, 0)
         except JobCancelledError:
             return
-        if lost > 1 and not keep_branch:
-            self._settle_note = f"the template dropped or moved {lost} ids of the last turn"
 
     def keep_prompts(
         self, conversation: Conversation, context: JobContext, *, whole: bool, owner: str = ""

@@ -235,7 +235,8 @@ class Answers:
         self.tell_load()
         if result.stop_reason == "token_limit" and result.reasoning and not result.text.strip():
             self.screen.note(
-                "The token limit came before the answer; /continue goes on, --max-tokens allows more."
+                "The token limit came before the answer; /continue goes on,"
+                " --max-tokens allows more."
             )
         if result.verify is not None:
             self.screen.note(format_verify(result.verify))

@@ -92,6 +92,8 @@ class Plan:
                 f"{self.num_common} ids in common; this cache cannot be trimmed,"
                 f" so it went back to its checkpoint at {self.start}"
             )
+        if lost == 1:
+            return "1 cached id no longer stands in the prompt"
         return f"{lost} cached ids no longer stand in the prompt"
 
 
