@@ -19,6 +19,9 @@ FOLDS = 10
 # Against the mean square of the states: with fewer words than dimensions every map would fit.
 RIDGE = 0.1
 
+# Words that make a plane, and words that a map onto what is known can be judged by.
+LEAST, LEAST_KNOWN = 3, 5
+
 Points = list[tuple[float, float]]
 
 
@@ -38,6 +41,40 @@ class LayerPlane:
     points: Points
     explained: tuple[float, float] | None = None
     score: float | None = None
+
+
+def map_layers(
+    model: LanguageModel,
+    texts: Sequence[tuple[Sequence[int], int]],
+    places: Sequence[tuple[float, float]] | None = None,
+    labels: Sequence[int] | None = None,
+    check: Callable[[], None] = lambda: None,
+) -> list[LayerPlane]:
+    """Returns the plane of each layer, the embedding first.
+
+    Args:
+        model: Native, or a zoo model whose residual stream can be watched.
+        texts: Ids of each word and the position of the token that stands for it.
+        places: Their coordinates; the states are mapped onto them.
+        labels: Numbers of their labels, from 0 on; the same.
+        check: Called between steps; what it raises ends the work.
+
+    Raises:
+        UsageError: There are too few words.
+    """
+    least = LEAST if places is None and labels is None else LEAST_KNOWN
+    if len(texts) < least:
+        raise UsageError(f"{len(texts)} words make no map; give at least {least}")
+    found = []
+    for layer, states in enumerate(read_states(model, texts, check)):
+        check()
+        if places is not None:
+            found.append(map_onto(states, mx.array([list(place) for place in places]), layer))
+        elif labels is not None:
+            found.append(map_labels(states, labels, layer))
+        else:
+            found.append(map_components(states, layer))
+    return found
 
 
 def read_states(
@@ -142,13 +179,3 @@ def _points(plane: mx.array) -> Points:
         plane = mx.concatenate([plane, mx.zeros((plane.shape[0], 2 - plane.shape[1]))], axis=1)
     rows = cast(list[list[float]], plane.tolist())
     return [(x, y) for x, y in rows]
-
-
-def check_words(num: int, least: int) -> None:
-    """Checks that there are words enough for a plane.
-
-    Raises:
-        UsageError: There are too few.
-    """
-    if num < least:
-        raise UsageError(f"{num} words make no map; give at least {least}")
