@@ -47,8 +47,14 @@ LENGTH_BOUNDS = {
     "max_context": Bounds(1, is_integer=True),
 }
 
+KV_BITS = (8, 4)  # of quantised keys and values
+# What a context that is full does.
+OVERFLOW = ("error", "drop-oldest")
+
 # The largest file that can be put into a message; more than the last would fill any context.
 FILE_BOUNDS = {"max_kib": Bounds(1, 1024 * 1024, is_integer=True)}
+# What stored prompt caches may take of the disk together; 0 stores none.
+CACHE_BOUNDS = {"max_gib": Bounds(0)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +71,8 @@ class Settings:
 
     Attributes:
         history: Whether conversations are kept on disk.
+        engine: How models run: `kv_bits`.
+        overflow: One of `OVERFLOW`.
     """
 
     model: str | None = None
@@ -73,7 +81,10 @@ class Settings:
     history: bool = True
     keys: Literal["emacs", "vi"] = "emacs"
     max_file_kib: int | None = None
+    overflow: str | None = None
     display: Display = field(default_factory=Display)
+    engine: dict[str, Any] = field(default_factory=dict)
+    cache_max_gib: float | None = None
 
 
 def settings_path() -> Path:
@@ -89,8 +100,11 @@ KINDS: dict[str, type] = {
     **{f"sampling.{name}": int if b.is_integer else float for name, b in SAMPLING_BOUNDS.items()},
     "keys.mode": str,
     "files.max_kib": int,
+    "context.overflow": str,
+    "cache.max_gib": float,
     "display.markdown": bool,
     "display.theme": str,
+    "engine.kv_bits": int,
 }
 
 
@@ -139,8 +153,8 @@ def check_settings(table: dict[str, Any], path: Path) -> Settings:
     Raises:
         SettingsError: A name is unknown or a value not allowed.
     """
-    known = ("model", "system", "history", "sampling", "keys", "files", "display")
-    _refuse_unknown(table, known, path, "")
+    tables = ("sampling", "keys", "files", "context", "display", "engine", "cache")
+    _refuse_unknown(table, ("model", "system", "history", *tables), path, "")
     for name in ("model", "system"):
         if name in table and not isinstance(table[name], str):
             raise SettingsError(f"{path}: {name} = {table[name]!r} is not allowed; give a string")
@@ -149,9 +163,16 @@ def check_settings(table: dict[str, Any], path: Path) -> Settings:
         raise SettingsError(f"{path}: history = {history!r} is not allowed; give true or false")
     sampling = _read_numbers(table, "sampling", SAMPLING_BOUNDS, path)
     files = _read_numbers(table, "files", FILE_BOUNDS, path)
+    cache = _read_numbers(table, "cache", CACHE_BOUNDS, path)
     keys = _read_table(table, "keys", ("mode",), path).get("mode", "emacs")
     if keys not in ("emacs", "vi"):
         raise SettingsError(f"{path}: keys.mode = {keys!r} is not allowed; give 'emacs' or 'vi'")
+    overflow = _read_table(table, "context", ("overflow",), path).get("overflow")
+    if overflow not in (None, *OVERFLOW):
+        raise SettingsError(
+            f"{path}: context.overflow = {overflow!r} is not allowed; give"
+            f" {' or '.join(map(repr, OVERFLOW))}"
+        )
     display = _read_table(table, "display", ("markdown", "theme"), path)
     for name, kind, wanted in (("markdown", bool, "true or false"), ("theme", str, "a string")):
         if name in display and not isinstance(display[name], kind):
@@ -164,8 +185,19 @@ def check_settings(table: dict[str, Any], path: Path) -> Settings:
         history,
         keys,
         files.get("max_kib"),
+        overflow,
         Display(**display),
+        _read_engine(table, path),
+        cache.get("max_gib"),
     )
+
+
+def _read_engine(table: dict[str, Any], path: Path) -> dict[str, Any]:
+    engine = _read_table(table, "engine", ("kv_bits",), path)
+    bits = engine.get("kv_bits", KV_BITS[0])
+    if isinstance(bits, bool) or bits not in KV_BITS:
+        raise SettingsError(f"{path}: engine.kv_bits = {bits!r} is not allowed; give 8 or 4")
+    return engine
 
 
 def _read_table(

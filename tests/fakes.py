@@ -15,10 +15,12 @@ from typing import Any, ClassVar
 from mlxchat.chat.conversation import Branch, Node
 from mlxchat.chat.results import (
     CacheUse,
+    Compaction,
     LoadProgress,
     Notice,
     PrefillProgress,
     SessionInfo,
+    SummaryProgress,
     TextDelta,
     TurnResult,
     Usage,
@@ -200,6 +202,18 @@ class FakeSession:
     def restore(self, restored: Any) -> None:
         self.sent = [node.message.content for node in restored.conversation.questions()]
 
+    def compact(self, num_kept: int) -> Job[Compaction]:
+        def job(context: JobContext) -> Compaction:
+            for done in range(20):
+                context.check()
+                context.emit(SummaryProgress(10 * done))
+                time.sleep(0.02)
+            old, self.sent = self.sent, ["summary", *self.sent[-num_kept:]]
+            num_turns = max(len(old) - num_kept, 1)
+            return Compaction("A **short** one.", num_turns, 4000, 300, len(old))
+
+        return self._worker.submit(job)
+
     def set_system(self, text: str | None) -> None:
         self.system = text
 
@@ -248,9 +262,10 @@ class FakeSession:
             return None
         return CacheReport(120, ("full", "recurrent"), 2048, ((100, 512),), ((80, 110, 256),), 4096)
 
-    def close(self) -> None:
+    def close(self) -> list[str]:
         self.is_closed = True
         self._worker.close(0.5)
+        return []
 
     def _turn(self, context: JobContext, text: str) -> TurnResult:
         self._load(context)

@@ -29,7 +29,7 @@ class ScriptedRunner:
 
     def __init__(self, fingerprint=FINGERPRINT):
         self.fingerprint = fingerprint
-        self.keeping = SimpleNamespace(finish=lambda timeout_s: None)
+        self.keeping = SimpleNamespace(finish=lambda timeout_s: None, take_notices=list)
         self.pause_s = float(os.environ.get("MLXCHAT_PAUSE_S", "0"))
         self.options = None
         self.prompts = []

@@ -440,3 +440,15 @@ def test_another_model(terminal):
     terminal.wait_for("Error: there is no model 'missing'; give a folder")
     terminal.send("hello\r")
     terminal.wait_for("you said: hello")
+
+
+def test_compaction_can_be_stopped(terminal):
+    """/compact shows how the summary grows; Ctrl-C stops it; else the summary is shown."""
+    terminal.send("one\rtwo\rthree\r/compact\r")
+    terminal.wait_for("summarising · ")
+    terminal.send(CTRL_C)
+    terminal.wait_for("Stopped.")
+    terminal.send("/compact\r")
+    terminal.wait_for("Turn 1 is now this summary:")
+    terminal.wait_for("A **short** one.")
+    terminal.wait_for("/goto 3 brings all of it back")

@@ -307,6 +307,7 @@ class TinySession(Session):
             runner.loaded,
             runner.engine.prefix,
             keeps_conversation=self.options.stores_conversation,
+            max_gib=self.options.cache_max_gib,
         )
         if chunk is not None:
             runner.engine.chunker = PrefillChunker(size=chunk, largest=chunk)

@@ -17,13 +17,14 @@ from mlxchat.chat.conversation import Branch, Conversation, Node
 from mlxchat.chat.history_writer import LiveTurn
 from mlxchat.chat.options import ChatOptions, Steer
 from mlxchat.chat.pause import AfterPause
-from mlxchat.chat.results import LoadProgress, SessionInfo, TurnResult
+from mlxchat.chat.results import LoadProgress, ReplayedTurn, SessionInfo, TurnResult
 from mlxchat.engine.worker import Job, JobCancelledError, JobContext, Worker
 from mlxchat.errors import UsageError
 
 if TYPE_CHECKING:
     from mlxchat.chat.history import Record, Restored
     from mlxchat.chat.recorder import Recorder
+    from mlxchat.chat.results import Compaction
     from mlxchat.chat.turn import TurnRunner
     from mlxchat.chat.warming import Warmed
     from mlxchat.engine.prefix_cache import CacheReport
@@ -264,6 +265,18 @@ class Session:
 
         return self._worker.submit(job)
 
+    def replay(self, repetitions: int) -> "Job[list[ReplayedTurn]]":
+        """Asks each turn of the conversation again, for its first token; the tree stays."""
+
+        def job(context: JobContext) -> "list[ReplayedTurn]":
+            self._load(context)
+            from mlxchat.chat.replay import Replay
+
+            assert self._runner is not None
+            return Replay(self._runner, self.conversation, context).run(repetitions)
+
+        return self._worker.submit(job)
+
     # -- moves in the tree -------------------------------------------------------------------------
 
     def undo(self, count: int = 1) -> int:
@@ -305,6 +318,30 @@ class Session:
         self._settle_when_idle()
         if self.recorder is not None:
             self.recorder.note_move()
+
+    def compact(self, num_kept: int) -> "Job[Compaction]":
+        """Has the model summarise all but the newest turns; the old branch stays in the tree.
+
+        Args:
+            num_kept: Turns that stay as they are.
+        """
+        conversation = self.conversation
+
+        def job(context: JobContext) -> "Compaction":
+            self._load(context)
+            from mlxchat.chat.compaction import Compactor
+
+            assert self._runner is not None
+            self._keep_branch, self._causes = True, (*self._causes, "/compact")
+            try:
+                result = Compactor(self._runner, conversation, context).run(num_kept)
+            finally:
+                self._settle_when_idle()
+            if self.recorder is not None:
+                self.recorder.note_tree(self.options, self._model_name())
+            return result
+
+        return self._worker.submit(job)
 
     def set_system(self, text: str | None) -> None:
         """Sets the system prompt; it takes effect with the next turn."""
@@ -437,10 +474,8 @@ class Session:
         recorder.set_title(title)
         if recorder.conversation_id is None:
             recorder.save(self.options, self._model_name())
-        self.recorder, self.options = recorder, replace(self.options, keeps_history=True)
-        if self._runner is not None:
-            runner, options = self._runner, self.options
-            self._worker.run(lambda _: runner.set_options(options))
+        self.recorder = recorder
+        self._use(replace(self.options, keeps_history=True))
         assert recorder.conversation_id is not None
         return recorder.conversation_id
 
@@ -455,8 +490,9 @@ class Session:
             return history.record(number)
 
     def reset(self) -> None:
-        """Begins another conversation with the same system prompt; the old one is history."""
+        """Begins another conversation, today, with the same system prompt; the old is history."""
         self._take(Conversation(self.system), "/reset")
+        self._use(replace(self.options, now=datetime.now()))
 
     def restore(self, restored: "Restored") -> None:
         """Goes on with a conversation of the history.
@@ -465,7 +501,7 @@ class Session:
         ids it had; generated ids are dropped where another model made them.
         """
         record = restored.record
-        self.options = replace(
+        options = replace(
             self.options,
             think=record.think,
             keep_thinking=record.keep_thinking,
@@ -474,11 +510,17 @@ class Session:
         self._take(restored.conversation, "/resume")
         if self.recorder is not None:
             self.recorder.adopt(restored)
+        self._use(options)
         if self._runner is not None:
-            runner, options = self._runner, self.options
             self._drop_foreign_ids()
-            self._worker.run(lambda _: runner.set_options(options))
             self._settle_when_idle()
+
+    def _use(self, options: ChatOptions) -> None:
+        """Takes other options, on the worker where there is a model."""
+        self.options = options
+        if self._runner is not None:
+            runner = self._runner
+            self._worker.run(lambda _: runner.set_options(options))
 
     def _take(self, conversation: Conversation, cause: str) -> None:
         self._worker.cancel_idle()
@@ -518,11 +560,15 @@ class Session:
         """Waits for background work; for tests and measurements."""
         self._worker.submit(lambda _: None, idle=True).result(timeout_s)
 
-    def close(self) -> None:
-        """Stores what the next start can use, ends the worker, and completes the history."""
+    def close(self) -> list[str]:
+        """Stores what the next start can use, ends the worker, and completes the history.
+
+        Returns:
+            What the person should still hear, such as that the history could not be written.
+        """
         if self._is_closed:
-            return
-        self._is_closed = True
+            return []
+        self._is_closed, notices = True, []
         self._pause.stop()
         try:
             if self._runner is not None and self._turn_job is not None and self._turn_job.done:
@@ -530,10 +576,12 @@ class Session:
                 with contextlib.suppress(TimeoutError, JobCancelledError):
                     job.result(LEAVE_S)
                     self._runner.keeping.finish(LEAVE_S)
+                notices += self._runner.keeping.take_notices()
         finally:
             self._worker.close()
             if self.recorder is not None:
-                self.recorder.close()
+                notices += self.recorder.close()
+        return notices
 
 
 def _join(causes: tuple[str, ...]) -> str:

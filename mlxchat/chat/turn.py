@@ -12,6 +12,7 @@ from mlxchat.chat.answering import Answer, AnswerDecoder
 from mlxchat.chat.continuation import CUT_OFF, Begun, begin_again
 from mlxchat.chat.conversation import Conversation, Node, Origin
 from mlxchat.chat.options import ChatOptions, pick_seed
+from mlxchat.chat.overflow import PromptWindow, format_dropped
 from mlxchat.chat.prompt import PromptRenderer, RenderedPrompt
 from mlxchat.chat.prompt_keeping import PromptKeeping, open_keeping
 from mlxchat.chat.results import (
@@ -56,9 +57,13 @@ class TurnRunner:
         self.name = name
         self.loaded = loaded
         self.options = options
-        self.engine = Engine(loaded.model)
+        self.engine = Engine(loaded.model, kv_bits=options.kv_bits)
         self.keeping: PromptKeeping = open_keeping(
-            name, loaded, self.engine.prefix, keeps_conversation=options.stores_conversation
+            name,
+            loaded,
+            self.engine.prefix,
+            keeps_conversation=options.stores_conversation,
+            max_gib=options.cache_max_gib,
         )
         self.context_limit = min(
             options.max_context or loaded.model.info.max_context, loaded.model.info.max_context
@@ -70,6 +75,7 @@ class TurnRunner:
         self._is_first = True
         self._num_settled = 0
         self._bandwidth: float | None = None
+        self._window = PromptWindow()
         self._pin = 0  # where the turn began: sliding windows keep their rows back to it
         self._settle_note = ""
         self._own_cause = TEMPLATE  # why ids are lost where nobody changed anything
@@ -81,7 +87,8 @@ class TurnRunner:
         """Changes what is added to the residual stream; what was cached without it goes."""
         loaded = self.loaded
         taps, key = make_taps(options.steering, loaded.fingerprint, self.name)
-        self.keeping.rebind(make_key(loaded.fingerprint, loaded.model, steering=key))
+        kv_bits = self.engine.prefix.cache.kv_bits
+        self.keeping.rebind(make_key(loaded.fingerprint, loaded.model, kv_bits, steering=key))
         self.engine.steer(taps)
 
     def _make_renderer(self, template: ChatTemplate) -> PromptRenderer:
@@ -90,6 +97,19 @@ class TurnRunner:
         if think is not None or keep:
             template = template.with_thinking(think, keep)
         return PromptRenderer(template, self.tokenizer, keep_thinking=keep)
+
+    def make_quiet_renderer(self) -> PromptRenderer:
+        """Makes a renderer whose answers come without thinking, where the template has a switch."""
+        keep = self.options.keep_thinking
+        template = self._template.with_thinking(False, keep)
+        return PromptRenderer(template, self.tokenizer, keep_thinking=keep)
+
+    def make_sampler(self, conversation: Conversation, token_ids: tuple[int, ...]) -> Sampler:
+        """Makes the sampler of the next answer, which follows these ids."""
+        # Each answer has its own seed, so that a retry differs; the same moves give the same seeds.
+        seed = self._seed + len(conversation.nodes)
+        sampling = resolve_sampling(self.options.sampling, self.loaded.generation_config, seed)
+        return Sampler(sampling, self.loaded.model.info.vocab_size, token_ids)
 
     def set_options(self, options: ChatOptions) -> list[str]:
         """Takes other options from the next turn on; returns what the template cannot do.
@@ -126,7 +146,7 @@ class TurnRunner:
 
     def count_rereads(self, conversation: Conversation) -> tuple[int, int]:
         """Counts the ids that are held in the conversation but would be read again, and all."""
-        target = self.renderer.settle_target(conversation.messages())
+        target = self.renderer.settle_target(self.messages(conversation))
         plan = self.engine.prefix.plan(target, leave=0)
         return len(target) - plan.start, len(target)
 
@@ -173,20 +193,17 @@ class TurnRunner:
         """
         reset_peak_memory()
         watch = Stopwatch(start)
-        messages = conversation.messages()
-        if question is not None:
-            messages = [*messages, Message("user", question)]
         now = time.perf_counter()
-        prompt = self.renderer.render_ids(messages)
-        if not prompt.token_ids:
-            raise TemplateError("the chat template renders an empty prompt; fix or replace it")
-        begun = Begun() if cut_off is None else begin_again(cut_off, self.renderer, prompt)
+        for text in self._make_room(conversation, question, cut_off):
+            context.emit(Notice(text))
+            cause = f"{cause}, --overflow" if cause else "--overflow"
+        messages, prompt, begun = self._render(conversation, question, cut_off)
         token_ids = (*prompt.token_ids, *begun.token_ids)
         self._check_room(len(token_ids))
         plan = self._plan(messages, prompt, token_ids)
         now = watch.add("template", now)
         if self._reuses:
-            plan = self.keeping.restore(token_ids, plan, context.check)
+            plan = self.keeping.restore(token_ids, plan, context.check, keep_branch=keep_branch)
         for text in self.keeping.take_notices():
             context.emit(Notice(text))
         why = self._explain(plan, cause, prompt.message_ends[-2] if len(messages) > 1 else 0)
@@ -198,9 +215,8 @@ class TurnRunner:
         logits = self._prefill(token_ids, plan, context)
         watch.add("prefill", now)
         self.keeping.note(messages, token_ids, prompt.message_ends[0])
-        # Each answer has its own seed, so that a retry differs; the same moves give the same seeds.
-        seed = self._seed + len(conversation.nodes)
-        answer = self._decode(prompt, begun, logits, watch, context, seed)
+        sampler = self.make_sampler(conversation, token_ids)
+        answer = self._decode(prompt, begun, logits, sampler, watch, context)
         if answer.stop_reason in ("token_limit", "context_full"):
             self.engine.prefix.mark()  # the answer may go on from here
         for text in self._record(conversation, question, messages, prompt, answer):
@@ -213,12 +229,49 @@ class TurnRunner:
 
     # -- before the answer -------------------------------------------------------------------------
 
+    def messages(self, conversation: Conversation, question: str | None = None) -> list[Message]:
+        """Returns what stands in the prompt, with the question that follows."""
+        if self.options.overflow == "error":
+            messages = conversation.messages()
+        else:
+            messages = self._window.messages(conversation, is_asked=question is not None)
+        return messages if question is None else [*messages, Message("user", question)]
+
+    def _render(
+        self, conversation: Conversation, question: str | None, cut_off: Node | None
+    ) -> tuple[list[Message], RenderedPrompt, Begun]:
+        messages = self.messages(conversation, question)
+        prompt = self.renderer.render_ids(messages)
+        if not prompt.token_ids:
+            raise TemplateError("the chat template renders an empty prompt; fix or replace it")
+        begun = Begun() if cut_off is None else begin_again(cut_off, self.renderer, prompt)
+        return messages, prompt, begun
+
+    def _make_room(
+        self, conversation: Conversation, question: str | None, cut_off: Node | None
+    ) -> list[str]:
+        """Drops the oldest turns where that was asked for and is needed; returns notices."""
+        if self.options.overflow == "error":
+            return []
+
+        def count() -> int:
+            _, prompt, begun = self._render(conversation, question, cut_off)
+            return len(prompt.token_ids) + len(begun.token_ids)
+
+        limit, max_tokens = self.context_limit, self.options.max_tokens
+        is_asked = question is not None
+        dropped = self._window.drop_oldest(
+            conversation, count, limit, max_tokens, is_asked=is_asked
+        )
+        return [format_dropped(conversation, dropped)] if dropped else []
+
     def _check_room(self, num_prompt: int) -> None:
         if num_prompt >= self.context_limit:
             could_be_more = self.context_limit < self.loaded.model.info.max_context
             raise ContextFullError(
                 f"the prompt has {num_prompt} tokens, but the context holds {self.context_limit};"
-                " shorten the message, take turns back with /undo"
+                " shorten the message, have the oldest turns summarised with /compact or dropped"
+                " with --overflow drop-oldest, take turns back with /undo"
                 + (", or raise --max-context" if could_be_more else ", or start over with /reset")
             )
 
@@ -267,14 +320,11 @@ class TurnRunner:
         prompt: RenderedPrompt,
         begun: Begun,
         logits: Logits,
+        sampler: Sampler,
         watch: Stopwatch,
         context: JobContext,
-        seed: int,
     ) -> Answer:
-        sampling = resolve_sampling(self.options.sampling, self.loaded.generation_config, seed)
-        token_ids = (*prompt.token_ids, *begun.token_ids)
-        sampler = Sampler(sampling, self.loaded.model.info.vocab_size, token_ids)
-        room = self.context_limit - len(token_ids)
+        room = self.context_limit - len(prompt.token_ids) - len(begun.token_ids)
         max_tokens = min(self.options.max_tokens or room, room)
         is_room = max_tokens == room and self.options.max_tokens != room
         decoder = AnswerDecoder(
@@ -402,7 +452,13 @@ class TurnRunner:
         shown = decode(prompt.token_ids, skip_special_tokens=False)
         wanted = decode(self.tokenizer.encode(prompt.text), skip_special_tokens=False)
         is_equal = found.ids_equal and shown == wanted
-        verify = Verify(is_equal, found.max_abs_logit_diff, token_ids, found.holds and is_equal)
+        verify = Verify(
+            is_equal,
+            found.max_abs_logit_diff,
+            token_ids,
+            found.holds and is_equal,
+            found.kv_logit_diff,
+        )
         if not verify.holds and self._reuses:
             self._reuses = False
             self.keeping.distrust()
@@ -432,7 +488,7 @@ class TurnRunner:
             self._bandwidth = measure_bandwidth()
         if not self._reuses or conversation.head is None:
             return
-        target = self.renderer.settle_target(conversation.messages())
+        target = self.renderer.settle_target(self.messages(conversation))
         if not target or len(target) >= self.context_limit:
             return
         prefix = self.engine.prefix
@@ -441,7 +497,9 @@ class TurnRunner:
         try:
             context.check()
             is_empty = not plan.num_held
-            plan = self.keeping.restore(target, plan, context.check, leave=0)
+            plan = self.keeping.restore(
+                target, plan, context.check, leave=0, keep_branch=keep_branch
+            )
             if is_empty and not plan.start:  # a conversation of the history goes on
                 self._settle_note = "no keys and values were stored, the text was read again"
             prefix.apply(plan, keep_branch=keep_branch)
@@ -473,7 +531,7 @@ class TurnRunner:
         try:
             self.keeping.keep_system(context.check)
             if whole and conversation.head is not None:
-                target = self.renderer.settle_target(conversation.messages())
+                target = self.renderer.settle_target(self.messages(conversation))
                 self.keeping.keep_conversation(target, owner, context.check)
         except JobCancelledError:
             return

@@ -2,16 +2,18 @@
 
 import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from mlxchat.cli.render import one_line
 from mlxchat.cli.theme import DEFAULT, find_theme
 from mlxchat.errors import SettingsError, UsageError
 from mlxchat.settings import (
     LENGTH_BOUNDS,
+    OVERFLOW,
     SAMPLING_BOUNDS,
     Settings,
     load_settings,
@@ -90,6 +92,19 @@ _OPTIONS = (
         help="End the answer before this text; may be given more than once.",
     ),
     _number("--max-context", "max_context", "Hold at most N tokens of conversation."),
+    click.option(
+        "--overflow",
+        type=click.Choice(OVERFLOW),
+        metavar="MODE",
+        help="What a full context does: 'error' refuses the message, 'drop-oldest' drops turns.",
+    ),
+    click.option(
+        "--kv-bits",
+        type=click.Choice(("8", "4")),
+        metavar="8|4",
+        callback=lambda ctx, param, value: None if value is None else int(value),
+        help="Hold keys and values in 8 or 4 bits: less memory for long contexts.",
+    ),
     click.option(
         "--think/--no-think",
         default=None,
@@ -186,6 +201,17 @@ class Request:
                 session.set_thinking(self.given["think"])
         return session
 
+    @contextlib.contextmanager
+    def opened(self, *, idle_work: bool = True) -> "Iterator[Session]":
+        """Makes the session and closes it in the end; what it says then goes to stderr."""
+        session = self.open(idle_work=idle_work)
+        try:
+            yield session
+        finally:
+            for text in session.close():
+                with contextlib.suppress(OSError):
+                    click.echo(one_line(text), err=True)
+
 
 def read_request(params: dict[str, Any], kind: str = "chat") -> Request:
     """Joins the command line with `config.toml`; the command line wins.
@@ -203,11 +229,15 @@ def read_request(params: dict[str, Any], kind: str = "chat") -> Request:
     sampling = settings.sampling | {n: given.pop(n) for n in SAMPLING_BOUNDS if n in given}
     model = resolve_model(given.pop("model", None), settings)
     system = given.pop("system", settings.system) or None  # `--system ""` takes the default away
+    if settings.overflow is not None and "overflow" not in given:
+        given["overflow"], origins["overflow"] = settings.overflow, "config.toml"
     if settings.max_file_kib is not None:
         origins["max-file-kib"] = "config.toml"
     if given.pop("no_history", False) or not settings.history:
         given["keeps_history"] = False
-    options = {"system": system, **given}
+    origins |= dict.fromkeys(settings.engine.keys() - given.keys(), "config.toml")
+    options = {"system": system, "cache_max_gib": settings.cache_max_gib}
+    options |= settings.engine | given
     return Request(
         model, sampling, options, settings, origins, kind, given=_from_command_line(params)
     )

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
         LoadProgress,
         PrefillProgress,
         SessionInfo,
+        SummaryProgress,
         TurnResult,
         Verify,
     )
@@ -131,13 +132,17 @@ def wrap_parts(line: str, width: int) -> str:
     return "\n".join(rows)
 
 
-def format_progress(event: "LoadProgress | PrefillProgress", elapsed_s: float) -> str:
+def format_progress(
+    event: "LoadProgress | PrefillProgress | SummaryProgress", elapsed_s: float
+) -> str:
     """Returns one line on how far a load or a prefill has come.
 
     Args:
         event: What came last.
         elapsed_s: Seconds since this phase began.
     """
+    if not hasattr(event, "total"):
+        return f"summarising · {format_count(event.done)} characters"
     phase = getattr(event, "phase", "prefill")
     name = {"download": "downloading", "load": "loading", "warm-up": "warming up"}.get(
         phase, "reading"
@@ -188,7 +193,7 @@ def format_context_notice(used: int, limit: int) -> str:
     return (
         f"{100 * used / limit:.0f} % of the context is used:"
         f" {format_count(used)} of {format_count(limit)} tokens;"
-        " /undo takes turns back, /reset starts over"
+        " /compact summarises the oldest turns, /undo takes turns back, /reset starts over"
     )
 
 
@@ -253,10 +258,12 @@ def format_verify(verify: "Verify") -> str:
     """Returns what `--verify` found."""
     outcome = "equal a" if verify.tokens_equal else "DIFFER from a"
     rounding = "" if verify.holds else ", more than rounding explains"
+    cost = verify.kv_logit_diff
+    quantised = "" if cost is None else f"; quantised KV moves them by at most {cost:.2g}"
     return (
         f"verify: tokens {outcome} from-scratch prefill of"
         f" {format_count(len(verify.prompt_ids))} tokens"
-        f", logits differ by at most {verify.max_abs_logit_diff:.2g}{rounding}"
+        f", logits differ by at most {verify.max_abs_logit_diff:.2g}{rounding}{quantised}"
     )
 
 
@@ -351,6 +358,9 @@ def format_cache(report: "CacheReport") -> str:
         ("live", f"{format_count(report.num_tokens)} tokens, {format_bytes(report.live_bytes)}"),
         ("layers", ", ".join(report.kinds)),
     ]
+    if report.kv_bits is not None:
+        quantised, total = report.num_quantised
+        rows.append(("quantised", f"{quantised} of {total} layers in {report.kv_bits} bits"))
     rows += [
         ("checkpoint", f"at {format_count(position)}, {format_bytes(size)}")
         for position, size in report.marks

@@ -201,6 +201,41 @@ class Tokenizer:
         byte = byte_token_value(token) if self._plan.has_byte_tokens else None
         return token if byte is None else bytes([byte]).decode("utf-8", "replace")
 
+    def spelling(self, token_id: int) -> str | None:
+        """The token as the vocabulary spells it, None if there is no such id."""
+        return self._spelling(token_id)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes that a token stands for in a text."""
+        token = self._spelling(token_id) or ""
+        if token_id not in self.special_ids:
+            if self._plan.kind == "bytes":
+                return spell_bytes(token)
+            byte = byte_token_value(token) if self._plan.has_byte_tokens else None
+            if byte is not None:
+                return bytes([byte])
+        return self.token_text(token_id).encode("utf-8", "replace")
+
+    def words(self, text: str) -> list[tuple[str, ...]]:
+        """The tokens of a text as the vocabulary spells them, by the words it is cut into first."""
+        encoding = self._backend.encode(text, add_special_tokens=False)
+        added = self._backend.get_added_tokens_decoder()
+        words: list[tuple[str, ...]] = []
+        last: object = None
+        for i, word in zip(encoding.ids, encoding.word_ids, strict=True):
+            number = None if i in added else word
+            if number is not None and number == last:
+                words[-1] = (*words[-1], self._spelling(i) or "")
+            else:
+                words.append((self._spelling(i) or "",))
+            last = number
+        return words
+
+    def describe(self) -> str:
+        """Everything that decides which ids a text becomes, as JSON of the `tokenizers` library."""
+        content: str = self._backend.to_str()
+        return content
+
     def token_id(self, token: str) -> int | None:
         """The id of a token by its spelling, None if the vocabulary lacks it."""
         found: int | None = self._backend.token_to_id(token)
