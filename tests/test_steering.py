@@ -215,7 +215,7 @@ def start(folder, loaded, vector, monkeypatch):
     """Opens sessions over the tiny model, whose vector is stored, and closes them."""
     monkeypatch.setattr(
         "mlxchat.chat.prompt_keeping.PromptStore",
-        lambda: PromptStore(paths.cache_dir() / "prompts", ROOMY),
+        lambda budget: PromptStore(paths.cache_dir() / "prompts", ROOMY),
     )
     store(loaded, vector)
     sessions = []
