@@ -12,7 +12,7 @@ from mlxchat.chat.answering import Answer, AnswerDecoder
 from mlxchat.chat.continuation import CUT_OFF, Begun, begin_again
 from mlxchat.chat.conversation import Conversation, Node, Origin
 from mlxchat.chat.options import ChatOptions, pick_seed
-from mlxchat.chat.overflow import PromptWindow, format_dropped
+from mlxchat.chat.overflow import choose_messages, drop_oldest, format_dropped
 from mlxchat.chat.prompt import PromptRenderer, RenderedPrompt
 from mlxchat.chat.prompt_keeping import PromptKeeping, open_keeping
 from mlxchat.chat.results import (
@@ -75,7 +75,6 @@ class TurnRunner:
         self._is_first = True
         self._num_settled = 0
         self._bandwidth: float | None = None
-        self._window = PromptWindow()
         self._pin = 0  # where the turn began: sliding windows keep their rows back to it
         self._settle_note = ""
         self._own_cause = TEMPLATE  # why ids are lost where nobody changed anything
@@ -234,7 +233,7 @@ class TurnRunner:
         if self.options.overflow == "error":
             messages = conversation.messages()
         else:
-            messages = self._window.messages(conversation, is_asked=question is not None)
+            messages = choose_messages(conversation, is_asked=question is not None)
         return messages if question is None else [*messages, Message("user", question)]
 
     def _render(
@@ -260,9 +259,7 @@ class TurnRunner:
 
         limit, max_tokens = self.context_limit, self.options.max_tokens
         is_asked = question is not None
-        dropped = self._window.drop_oldest(
-            conversation, count, limit, max_tokens, is_asked=is_asked
-        )
+        dropped = drop_oldest(conversation, count, limit, max_tokens, is_asked=is_asked)
         return [format_dropped(conversation, dropped)] if dropped else []
 
     def _check_room(self, num_prompt: int) -> None:
