@@ -250,6 +250,7 @@ def _settings(options: "ChatOptions") -> dict[str, Any]:
     sampling = {
         name: value for name, value in asdict(options.sampling).items() if value is not None
     }
+    given["steering"] = [[steer.name, steer.coeff] for steer in options.steering]
     return {"sampling": sampling} | {name: value for name, value in given.items() if value}
 
 

@@ -24,11 +24,13 @@ from mlxchat.chat.results import (
     Usage,
     Verify,
 )
+from mlxchat.chat.steering import make_taps
 from mlxchat.chat.template import ChatTemplate, Message
 from mlxchat.engine.engine import Engine, Logits, peak_memory_bytes, reset_peak_memory
 from mlxchat.engine.options import SamplingSettings
 from mlxchat.engine.prefix_cache import Plan
 from mlxchat.engine.sampling import Sampler, resolve_sampling
+from mlxchat.engine.stored_prefix import make_key
 from mlxchat.engine.timing import Stopwatch
 from mlxchat.engine.worker import JobCancelledError, JobContext
 from mlxchat.errors import ContextFullError, TemplateError
@@ -77,6 +79,16 @@ class TurnRunner:
         self._settle_note = ""
         self._own_cause = TEMPLATE  # why ids are lost where nobody changed anything
         self._notices_told: set[str] = set(self.template_notices())
+        if options.steering:
+            self._steer(options)
+
+    def _steer(self, options: ChatOptions) -> None:
+        """Changes what is added to the residual stream; what was cached without it goes."""
+        loaded = self.loaded
+        taps, key = make_taps(options.steering, loaded.fingerprint, self.name)
+        kv_bits = self.engine.prefix.cache.kv_bits
+        self.keeping.rebind(make_key(loaded.fingerprint, loaded.model, kv_bits, steering=key))
+        self.engine.steer(taps)
 
     def _make_renderer(self, template: ChatTemplate) -> PromptRenderer:
         """Makes the renderer of a template with the options' switches; its date stays."""
@@ -99,7 +111,13 @@ class TurnRunner:
         return Sampler(sampling, self.loaded.model.info.vocab_size, token_ids)
 
     def set_options(self, options: ChatOptions) -> list[str]:
-        """Takes other options from the next turn on; returns what the template cannot do."""
+        """Takes other options from the next turn on; returns what the template cannot do.
+
+        Raises:
+            UsageError: A steering vector does not suit the model; nothing is changed then.
+        """
+        if options.steering != self.options.steering:
+            self._steer(options)
         if options.now != self.options.now:  # another conversation
             self._template = ChatTemplate.for_tokenizer(self.tokenizer, now=options.now)
         self.set_sampling(options)
