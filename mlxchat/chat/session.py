@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from mlxchat.chat.continuation import find_cut_off
 from mlxchat.chat.conversation import Branch, Conversation, Node
 from mlxchat.chat.history_writer import LiveTurn
-from mlxchat.chat.options import ChatOptions
+from mlxchat.chat.options import ChatOptions, Steer
 from mlxchat.chat.pause import AfterPause
 from mlxchat.chat.read_ahead import Draft, DraftCost
 from mlxchat.chat.results import LoadProgress, ReplayedTurn, SessionInfo, TurnResult
@@ -386,6 +386,26 @@ class Session:
             What the template had to say, such as that it has no switch.
         """
         return self._set_switches(replace(self.options, think=think))
+
+    def set_steering(self, steers: tuple[Steer, ...]) -> None:
+        """Adds steering vectors to the residual stream from the next turn on; none is plain.
+
+        Loads the model first, since a vector must be of this very model.
+
+        Raises:
+            UsageError: A vector is not there, or was made on another model.
+        """
+        options = replace(self.options, steering=steers)
+
+        def job(context: JobContext) -> None:
+            self._load(context)
+            assert self._runner is not None
+            self._runner.set_options(options)
+            self.options = options
+
+        self._worker.run(job)
+        if self.conversation.head is not None:
+            self._settle_when_idle()
 
     def set_options(self, options: ChatOptions) -> list[str]:
         """Takes other options from the next turn on; system prompt and context limit stay.

@@ -12,7 +12,7 @@ from mlxchat.chat.answering import Answer, AnswerDecoder
 from mlxchat.chat.continuation import CUT_OFF, Begun, begin_again
 from mlxchat.chat.conversation import Conversation, Node, Origin
 from mlxchat.chat.options import ChatOptions, pick_seed
-from mlxchat.chat.overflow import PromptWindow, format_dropped
+from mlxchat.chat.overflow import choose_messages, drop_oldest, format_dropped
 from mlxchat.chat.prompt import PromptRenderer, RenderedPrompt
 from mlxchat.chat.prompt_keeping import PromptKeeping, open_keeping
 from mlxchat.chat.read_ahead import ReadAhead
@@ -25,11 +25,13 @@ from mlxchat.chat.results import (
     Usage,
     Verify,
 )
+from mlxchat.chat.steering import make_taps
 from mlxchat.chat.template import ChatTemplate, Message
 from mlxchat.engine.engine import Engine, Logits, peak_memory_bytes, reset_peak_memory
 from mlxchat.engine.options import SamplingSettings
 from mlxchat.engine.prefix_cache import Plan
 from mlxchat.engine.sampling import Sampler, resolve_sampling
+from mlxchat.engine.stored_prefix import make_key
 from mlxchat.engine.timing import Stopwatch
 from mlxchat.engine.worker import JobCancelledError, JobContext
 from mlxchat.errors import ContextFullError, TemplateError
@@ -75,11 +77,20 @@ class TurnRunner:
         self.num_settled = 0  # ids read in idle time since the last turn
         self.ahead = ReadAhead(self)
         self._bandwidth: float | None = None
-        self._window = PromptWindow()
         self._pin = 0  # where the turn began: sliding windows keep their rows back to it
         self._settle_note = ""
         self._own_cause = TEMPLATE  # why ids are lost where nobody changed anything
         self._notices_told: set[str] = set(self.template_notices())
+        if options.steering:
+            self._steer(options)
+
+    def _steer(self, options: ChatOptions) -> None:
+        """Changes what is added to the residual stream; what was cached without it goes."""
+        loaded = self.loaded
+        taps, key = make_taps(options.steering, loaded.fingerprint, self.name)
+        kv_bits = self.engine.prefix.cache.kv_bits
+        self.keeping.rebind(make_key(loaded.fingerprint, loaded.model, kv_bits, steering=key))
+        self.engine.steer(taps)
 
     def _make_renderer(self, template: ChatTemplate) -> PromptRenderer:
         """Makes the renderer of a template with the options' switches; its date stays."""
@@ -102,7 +113,13 @@ class TurnRunner:
         return Sampler(sampling, self.loaded.model.info.vocab_size, token_ids)
 
     def set_options(self, options: ChatOptions) -> list[str]:
-        """Takes other options from the next turn on; returns what the template cannot do."""
+        """Takes other options from the next turn on; returns what the template cannot do.
+
+        Raises:
+            UsageError: A steering vector does not suit the model; nothing is changed then.
+        """
+        if options.steering != self.options.steering:
+            self._steer(options)
         if options.now != self.options.now:  # another conversation
             self._template = ChatTemplate.for_tokenizer(self.tokenizer, now=options.now)
         self.set_sampling(options)
@@ -232,7 +249,7 @@ class TurnRunner:
         if self.options.overflow == "error":
             messages = conversation.messages()
         else:
-            messages = self._window.messages(conversation, is_asked=question is not None)
+            messages = choose_messages(conversation, is_asked=question is not None)
         return messages if question is None else [*messages, Message("user", question)]
 
     def _render(
@@ -258,9 +275,7 @@ class TurnRunner:
 
         limit, max_tokens = self.context_limit, self.options.max_tokens
         is_asked = question is not None
-        dropped = self._window.drop_oldest(
-            conversation, count, limit, max_tokens, is_asked=is_asked
-        )
+        dropped = drop_oldest(conversation, count, limit, max_tokens, is_asked=is_asked)
         return [format_dropped(conversation, dropped)] if dropped else []
 
     def _check_room(self, num_prompt: int) -> None:
