@@ -64,9 +64,16 @@ def options_of(name):
     return rows
 
 
-def test_bench_options():
-    """Every option of `bench` is in its table with its help."""
-    assert table("## Measure it: `mlxchat bench`") == options_of("bench")
+@pytest.mark.parametrize(
+    ("name", "header"),
+    [
+        ("bench", "## Measure it: `mlxchat bench`"),
+        ("timings", "## Where the time went: `mlxchat timings`"),
+    ],
+)
+def test_options_of_reports(name, header):
+    """Every option of `bench` and `timings` is in its table with its help."""
+    assert table(header) == options_of(name)
 
 
 @pytest.mark.parametrize("name", ["chat", "generate"])
@@ -83,6 +90,21 @@ def test_cache_commands():
     commands = cli.commands["cache"].commands
     rows = {f"`mlxchat cache {n}`": c.get_short_help_str(200) for n, c in commands.items()}
     assert table("## Stored prompts") == rows
+
+
+def test_inspect_commands():
+    """Every command of `inspect` is in its table with its summary, in the order of --help."""
+    rows = {}
+    group = cli.commands["inspect"]
+    for name in group.list_commands(click.Context(group)):
+        command = group.get_command(click.Context(group), name)
+        context = click.Context(command)
+        arguments = [
+            p.make_metavar(context) for p in command.params if p.param_type_name == "argument"
+        ]
+        usage = " ".join(["mlxchat inspect", name, *arguments])
+        rows[f"`{usage}`"] = command.get_short_help_str(200)
+    assert list(table("## Look inside").items()) == list(rows.items())
 
 
 def test_slash_commands():
