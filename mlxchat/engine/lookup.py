@@ -6,6 +6,7 @@ After "Prompt Lookup Decoding" (Saxena 2023). Free of MLX.
 """
 
 from collections.abc import Sequence
+from typing import Literal
 
 from mlxchat.engine.token_ids import count_common
 
@@ -18,7 +19,7 @@ _MASK = (1 << _BITS * NUM_IDS) - 1
 class PromptLookup:
     """Foresees tokens from earlier ones."""
 
-    kind = "lookup"
+    kind: Literal["lookup", "draft"] = "lookup"
 
     def __init__(self) -> None:
         self._ids: list[int] = []

@@ -337,8 +337,10 @@ class _Text:
                 del self.prefix.token_ids[keep:]
 
 
-def explain_unfit(cache: SequenceCache) -> str:
-    """Returns why a cache does not allow speculation, nothing where it does."""
+def explain_unfit(model: LanguageModel, cache: SequenceCache) -> str:
+    """Returns why a model with such a cache cannot speculate, nothing where it can."""
+    if not hasattr(model, "forward_all"):
+        return "this model gives one token's logits only"
     if cache.kinds & {"recurrent", "opaque"}:
-        return "its cache cannot take tokens back"
+        return "this model's cache cannot take tokens back"
     return ""
