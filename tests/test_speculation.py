@@ -5,15 +5,28 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import VOCAB_SIZE, CountingModel, bounded, make_model, mx
+from tiny import (
+    VOCAB_SIZE,
+    CountingModel,
+    RecurrentModel,
+    TinySession,
+    bounded,
+    check_turn,
+    make_model,
+    make_tiny_folder,
+    mx,
+)
 
+from mlxchat.engine import speculation
 from mlxchat.engine.engine import Engine
 from mlxchat.engine.lookup import NUM_IDS, PromptLookup
+from mlxchat.engine.options import SamplingSettings
 from mlxchat.engine.sampling import Sampler, Sampling
 from mlxchat.engine.speculation import SIZES, Controller, Speculator
 
@@ -327,3 +340,66 @@ def test_a_device_on_which_passes_cost_what_they_give_is_left_alone() -> None:
     speed, controller = simulate(Device(1.0, 1.0), prompt[100:500], prompt)
     assert speed >= 0.97
     assert controller.choose(100, 100) == 0
+
+
+# -- in a session ----------------------------------------------------------------------------------
+
+
+def make_session(folder: Path, speculate: str, **options: Any) -> TinySession:
+    """A session whose answers repeat themselves, so that lookup has something to find."""
+    repeating = SamplingSettings(
+        temperature=0.8, top_p=1.0, seed=4, logit_bias=tuple((i, 12.0) for i in range(40, 43))
+    )
+    defaults = {"sampling": repeating, "max_tokens": 60, "speculate": speculate}
+    session = TinySession(folder, **{**defaults, **options})
+    session.runner._speculator.controller = Always()
+    return session
+
+
+@pytest.mark.parametrize("stops", [False, True])
+def test_turns_are_those_without(tmp_path: Path, *, stops: bool) -> None:
+    """Texts, stop reasons and reuse over several turns are the same, and every turn verifies."""
+    make_tiny_folder(tmp_path / "m")
+    session = make_session(tmp_path / "m", "off")
+    stop = (session.say("one").text[30:34],) if stops else ()
+    session.close()
+    told = {}
+    for speculate in ("off", "auto"):
+        session = make_session(tmp_path / "m", speculate, stop=stop)
+        try:
+            results = [session.say(text) for text in ("one", "two", "three")]
+            told[speculate] = [(r.text, r.stop_reason, r.tokens, r.usage) for r in results]
+            found = [r.to_json()["speculation"] for r in results]
+        finally:
+            session.close()
+    assert told["auto"] == told["off"]
+    assert all(f["kind"] == "lookup" for f in found)
+    assert any(f["drafted"] >= f["accepted"] > 0 for f in found)
+    assert ("stop_string" in {reason for _, reason, *_ in told["off"]}) == stops
+
+
+def test_interrupted_answers_stay_exact(tmp_path: Path) -> None:
+    """Ctrl-C while passes judge drafts: what was shown is kept, and the next turn verifies."""
+    session = make_session(make_tiny_folder(tmp_path / "m"), "lookup", max_tokens=200)
+    try:
+        session.say("one")
+        job = session.interrupted(lambda: session.send("two"), 12)
+        assert job.result().stop_reason == "user_cancelled"
+        check_turn(session, job.result())
+        session.say("three")
+    finally:
+        session.close()
+
+
+def test_a_cache_that_takes_nothing_back_is_left_alone(tmp_path: Path) -> None:
+    """Recurrent states: no speculation, and why is told to those who asked for it."""
+    cache = RecurrentModel().make_cache()
+    model = make_model("full", tmp_path / "full")
+    assert "cannot take tokens back" in speculation.explain_unfit(model, cache)
+    session = make_session(make_tiny_folder(tmp_path / "m"), "lookup")
+    try:
+        session.runner._unfit = "this model's cache cannot take tokens back"
+        assert session.runner.speculation_notice.startswith("speculation is off: this model's")
+        assert session.say("one").speculation is None
+    finally:
+        session.close()

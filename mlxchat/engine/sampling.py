@@ -169,17 +169,18 @@ class Sampler:
         s = self.sampling
         if self.is_greedy:
             return mx.argmax(logits, axis=-1)
-        if key is None:
-            key = self._peek_keys(1)[0]
-            self._keys.popleft()
         return draw(
             logits,
-            key,
+            self._next_key() if key is None else key,
             temperature=s.temperature,
             top_k=s.top_k,
             top_p=s.top_p,
             min_p=s.min_p,
         )
+
+    def _next_key(self) -> mx.array:
+        self._peek_keys(1)
+        return self._keys.popleft()
 
     def _peek_keys(self, num: int) -> list[mx.array]:
         """Returns the keys of the next tokens."""
