@@ -45,6 +45,7 @@ SAMPLING_BOUNDS = {
 LENGTH_BOUNDS = {
     "max_tokens": Bounds(1, is_integer=True),
     "max_context": Bounds(1, is_integer=True),
+    "think_budget": Bounds(0, is_integer=True),
 }
 
 # What a context that is full does.

@@ -344,6 +344,11 @@ class Session:
         """
         return self._set_switches(replace(self.options, think=think))
 
+    def end_thinking(self) -> None:
+        """Ends the thinking of the answer that is being given, and asks for the answer proper."""
+        if self._runner is not None:
+            self._runner.ends_thinking.set()
+
     def set_options(self, options: ChatOptions) -> list[str]:
         """Takes other options from the next turn on; system prompt and context limit stay.
 

@@ -90,6 +90,7 @@ _OPTIONS = (
         default=None,
         help="Reason before the answer or not, where the model knows a switch.",
     ),
+    _number("--think-budget", "think_budget", "Close the thinking after N tokens."),
     click.option("--keep-thinking", is_flag=True, help="Keep reasoning in the conversation."),
     click.option("--verify", is_flag=True, help="Compare each turn with a from-scratch prefill."),
     click.option("--no-history", is_flag=True, help="Keep this conversation off the disk."),
