@@ -48,6 +48,7 @@ LENGTH_BOUNDS = {
     "think_budget": Bounds(0, is_integer=True),
 }
 
+KV_BITS = (8, 4)  # of quantised keys and values
 # What a context that is full does.
 OVERFLOW = ("error", "drop-oldest")
 
@@ -71,7 +72,9 @@ class Settings:
 
     Attributes:
         history: Whether conversations are kept on disk.
+        engine: How models run: `kv_bits`.
         overflow: One of `OVERFLOW`.
+        typeahead: Whether a message is read while it is typed.
     """
 
     model: str | None = None
@@ -82,7 +85,9 @@ class Settings:
     max_file_kib: int | None = None
     overflow: str | None = None
     display: Display = field(default_factory=Display)
+    engine: dict[str, Any] = field(default_factory=dict)
     cache_max_gib: float | None = None
+    typeahead: bool = True
 
 
 def settings_path() -> Path:
@@ -102,6 +107,8 @@ KINDS: dict[str, type] = {
     "cache.max_gib": float,
     "display.markdown": bool,
     "display.theme": str,
+    "engine.kv_bits": int,
+    "chat.typeahead": bool,
 }
 
 
@@ -150,11 +157,8 @@ def check_settings(table: dict[str, Any], path: Path) -> Settings:
     Raises:
         SettingsError: A name is unknown or a value not allowed.
     """
-    known = (
-        *("model", "system", "history", "sampling", "keys", "files", "context", "cache"),
-        "display",
-    )
-    _refuse_unknown(table, known, path, "")
+    tables = ("sampling", "keys", "files", "context", "display", "engine", "cache", "chat")
+    _refuse_unknown(table, ("model", "system", "history", *tables), path, "")
     for name in ("model", "system"):
         if name in table and not isinstance(table[name], str):
             raise SettingsError(f"{path}: {name} = {table[name]!r} is not allowed; give a string")
@@ -178,6 +182,11 @@ def check_settings(table: dict[str, Any], path: Path) -> Settings:
         if name in display and not isinstance(display[name], kind):
             value = display[name]
             raise SettingsError(f"{path}: display.{name} = {value!r} is not allowed; give {wanted}")
+    typeahead = _read_table(table, "chat", ("typeahead",), path).get("typeahead", True)
+    if not isinstance(typeahead, bool):
+        raise SettingsError(
+            f"{path}: chat.typeahead = {typeahead!r} is not allowed; give true or false"
+        )
     return Settings(
         table.get("model"),
         table.get("system"),
@@ -187,8 +196,18 @@ def check_settings(table: dict[str, Any], path: Path) -> Settings:
         files.get("max_kib"),
         overflow,
         Display(**display),
+        _read_engine(table, path),
         cache.get("max_gib"),
+        typeahead,
     )
+
+
+def _read_engine(table: dict[str, Any], path: Path) -> dict[str, Any]:
+    engine = _read_table(table, "engine", ("kv_bits",), path)
+    bits = engine.get("kv_bits", KV_BITS[0])
+    if isinstance(bits, bool) or bits not in KV_BITS:
+        raise SettingsError(f"{path}: engine.kv_bits = {bits!r} is not allowed; give 8 or 4")
+    return engine
 
 
 def _read_table(

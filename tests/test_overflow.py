@@ -131,6 +131,21 @@ def test_retry_and_continue(open_session: Open, kind: str) -> None:
     assert dropped
 
 
+def test_another_conversation_has_all_its_turns(open_session: Open) -> None:
+    """What was dropped from one conversation says nothing about the next one."""
+    session = open_session()
+    for text in QUESTIONS[:6]:
+        _, notices = ask(session, text)
+    assert notices or session.runner.messages(session.conversation)[1].content != QUESTIONS[0]
+    session.reset()
+    ask(session, "a")
+    checked(session, session.retry())  # so that a question has the number of what was dropped
+    for number, text in enumerate("bcde", 2):
+        result, notices = ask(session, text)
+        assert notices == []
+        assert shown(session, result).count("user\n") == number
+
+
 def test_it_is_off_without_being_asked(open_session: Open) -> None:
     """By default a message that does not fit is refused; the option can change on the way."""
     session = open_session(overflow="error")

@@ -9,6 +9,14 @@ from mlxchat.engine.options import SamplingSettings
 
 
 @dataclass(frozen=True, slots=True)
+class Steer:
+    """A steering vector by its name, and how strongly it is added."""
+
+    name: str
+    coeff: float
+
+
+@dataclass(frozen=True, slots=True)
 class ChatOptions:
     """What a person may set about a conversation; None leaves the choice to the model.
 
@@ -22,8 +30,10 @@ class ChatOptions:
         verify: Compare every turn with a from-scratch prefill.
         idle_work: After an answer, bring the cache to what the next turn will render, and store it.
         keeps_history: The conversation may be on disk, its keys and values too.
+        kv_bits: Hold keys and values in 8 or 4 bits; None as they are. Decided with the load.
         cache_max_gib: What all stored prompt caches may take of the disk; None is the default.
         now: The date that the template shows for the whole conversation; None is now.
+        steering: What is added to the residual stream.
     """
 
     system: str | None = None
@@ -38,8 +48,10 @@ class ChatOptions:
     verify: bool = False
     idle_work: bool = True
     keeps_history: bool = True
+    kv_bits: int | None = None
     cache_max_gib: float | None = None
     now: datetime | None = None
+    steering: tuple[Steer, ...] = ()
 
     @property
     def stores_conversation(self) -> bool:

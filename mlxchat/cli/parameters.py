@@ -78,7 +78,8 @@ PARAMETERS = {
     "overflow": Parameter("overflow", has_default=False, choices=OVERFLOW),
 }
 FILE_LIMIT = "max-file-kib"  # of what can be attached: the chat's business, not the session's
-NAMES = (*PARAMETERS, FILE_LIMIT)
+KV_BITS = "kv-bits"  # decided when the chat starts: what is cached cannot be read in another form
+NAMES = (*PARAMETERS, FILE_LIMIT, KV_BITS)
 ALIASES = {"temperature": "temp", "top_p": "top-p", "top_k": "top-k", "min_p": "min-p"}
 
 
@@ -115,6 +116,8 @@ def set_parameter(context: "Context", name: str, text: str) -> list[str]:
     """
     if name == FILE_LIMIT:
         return [_set_file_limit(context, text)]
+    if name.lower() in (KV_BITS, "kv_bits"):
+        raise UsageError("kv-bits holds for a whole chat; start another with --kv-bits 8 or 4")
     name, parameter = find_parameter(name)
     value = parameter.parse(name, text)
     session = context.session
@@ -168,7 +171,12 @@ def list_parameters(context: "Context") -> list[tuple[str, str, str]]:
             }
             rows.append((name, text.get(field, "off"), BY_DEFAULT))
     kib = str(context.attached.max_bytes // 1024)
-    return [*rows, (FILE_LIMIT, kib, origins.get(FILE_LIMIT, BY_DEFAULT))]
+    bits = session.options.kv_bits
+    return [
+        *rows,
+        (FILE_LIMIT, kib, origins.get(FILE_LIMIT, BY_DEFAULT)),
+        (KV_BITS, "off" if bits is None else str(bits), origins.get("kv_bits", BY_DEFAULT)),
+    ]
 
 
 def format_value(value: object) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import mlx.core as mx
 
@@ -150,3 +151,13 @@ def check_length(model: LanguageModel, num_ids: int, points: Collection[Point]) 
             f"attention maps of {num_ids} tokens take more than {MOST_BYTES_OF_MAPS >> 30} GiB;"
             " give a shorter text"
         )
+
+
+def to_lists(array: mx.array) -> Any:
+    """Returns an array as nested lists of Python's own numbers, for the other threads."""
+    return array.tolist()
+
+
+def to_number(array: mx.array) -> float:
+    """Returns an array of one element as a float."""
+    return float(array.item())  # type: ignore[arg-type]

@@ -14,7 +14,6 @@ from mlxchat.model.kv_cache import (
     RowCache,
     Snapshot,
     make_causal_mask,
-    own,
 )
 
 
@@ -58,8 +57,7 @@ class WindowKV(RowCache):
 
     def snapshot(self, evaluate: bool = True) -> Snapshot:
         """Copy the rows that the next token sees: they will slide out of the window."""
-        start, keys, values = self._rows_for(self.offset)
-        return own(Snapshot((keys, values), start), evaluate)
+        return self._visible_snapshot(evaluate)
 
 
 class ChunkedKV(RowCache):
@@ -88,5 +86,4 @@ class ChunkedKV(RowCache):
 
     def snapshot(self, evaluate: bool = True) -> Snapshot:
         """Copy the rows of the current chunk: they will be dropped after it."""
-        start, keys, values = self._rows_for(self.offset)
-        return own(Snapshot((keys, values), start), evaluate)
+        return self._visible_snapshot(evaluate)
