@@ -73,12 +73,13 @@ def read_lens(
     """
     count = len(token_ids)
     where = tuple(range(count) if positions is None else (p % count for p in positions))
-    seen = trace(model, token_ids, logits=False)
-    rows = mx.array(where)
+    start = min(where, default=0)
+    seen = trace(model, token_ids, start=start, logits=False)
+    rows = mx.array([p - start for p in where])
     streams = [seen["resid_post", layer][rows] for layer in range(model.info.n_layers)]
     if targets is None:
         targets = _likeliest(model, streams[-1])
-    layers = tuple(_read(model, stream, targets, top) for stream in streams)
+    layers = tuple(read_rows(model, stream, targets, top) for stream in streams)
     return LensView(seen.token_ids, where, tuple(targets), layers)
 
 
@@ -94,10 +95,17 @@ def _likeliest(model: LanguageModel, rows: mx.array) -> list[int]:
     return found
 
 
-def _read(
+def read_rows(
     model: LanguageModel, rows: mx.array, targets: Sequence[int], top: int
 ) -> tuple[Reading, ...]:
-    """Reads rows (N, D) a few at a time: their logits are (N, V)."""
+    """Reads residual rows (N, D), a few at a time, since their logits are (N, V).
+
+    Args:
+        model: Native or zoo.
+        rows: (N, D).
+        targets: N tokens whose rank and probability are told.
+        top: How many of the likeliest are told.
+    """
     readings: list[Reading] = []
     for batch in _batches(model, rows):
         logits = model.unembed(batch[None])[0].astype(mx.float32)
