@@ -64,9 +64,16 @@ def options_of(name):
     return rows
 
 
-def test_bench_options():
-    """Every option of `bench` is in its table with its help."""
-    assert table("## Measure it: `mlxchat bench`") == options_of("bench")
+@pytest.mark.parametrize(
+    ("name", "header"),
+    [
+        ("bench", "## Measure it: `mlxchat bench`"),
+        ("timings", "## Where the time went: `mlxchat timings`"),
+    ],
+)
+def test_options_of_reports(name, header):
+    """Every option of `bench` and `timings` is in its table with its help."""
+    assert table(header) == options_of(name)
 
 
 @pytest.mark.parametrize("name", ["chat", "generate"])

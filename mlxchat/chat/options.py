@@ -9,6 +9,14 @@ from mlxchat.engine.options import SamplingSettings
 
 
 @dataclass(frozen=True, slots=True)
+class Steer:
+    """A steering vector by its name, and how strongly it is added."""
+
+    name: str
+    coeff: float
+
+
+@dataclass(frozen=True, slots=True)
 class ChatOptions:
     """What a person may set about a conversation; None leaves the choice to the model.
 
@@ -24,6 +32,7 @@ class ChatOptions:
         kv_bits: Hold keys and values in 8 or 4 bits; None as they are. Decided with the load.
         cache_max_gib: What all stored prompt caches may take of the disk; None is the default.
         now: The date that the template shows for the whole conversation; None is now.
+        steering: What is added to the residual stream.
     """
 
     system: str | None = None
@@ -40,6 +49,7 @@ class ChatOptions:
     kv_bits: int | None = None
     cache_max_gib: float | None = None
     now: datetime | None = None
+    steering: tuple[Steer, ...] = ()
 
     @property
     def stores_conversation(self) -> bool:

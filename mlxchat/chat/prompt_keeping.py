@@ -155,6 +155,11 @@ class PromptKeeping:
             check()
         self._saving = None
 
+    def rebind(self, key: str) -> None:
+        """From now on keys and values are computed otherwise: others are stored and loaded."""
+        self.drop()
+        self.prefixes.key = key
+
     def drop(self) -> None:
         """Leaves what is half stored."""
         if self._saving is not None:

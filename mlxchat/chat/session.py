@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, TypeVar
 from mlxchat.chat.continuation import find_cut_off
 from mlxchat.chat.conversation import Branch, Conversation, Node
 from mlxchat.chat.history_writer import LiveTurn
-from mlxchat.chat.options import ChatOptions
+from mlxchat.chat.options import ChatOptions, Steer
 from mlxchat.chat.pause import AfterPause
+from mlxchat.chat.read_ahead import Draft, DraftCost
 from mlxchat.chat.results import LoadProgress, ReplayedTurn, SessionInfo, TurnResult
 from mlxchat.engine.worker import Job, JobCancelledError, JobContext, Worker
 from mlxchat.errors import UsageError
@@ -65,6 +66,7 @@ class Session:
         self._worker = Worker()
         self._runner: TurnRunner | None = None
         self._keep_branch = self._is_closed = False
+        self._draft = Draft()
         self._causes: tuple[str, ...] = ()  # what may make the next turn read ids again
         self._turn_job: Job[TurnResult] | None = None
         self._pause = AfterPause(STORE_AFTER_S, lambda: self._keep_prompts(whole=True, idle=True))
@@ -178,6 +180,7 @@ class Session:
     ) -> Job[TurnResult]:
         """Queues a turn; where it goes is asked when it runs, after the turns before it."""
         start = time.perf_counter()
+        self._draft.drop()
         branch = self._keep_branch or keep_branch
         causes = (*self._causes, cause)
         self._keep_branch, self._causes = False, ()
@@ -267,6 +270,34 @@ class Session:
             return warm(self._runner, system, context)
 
         return self._worker.submit(job)
+
+    # -- the draft ---------------------------------------------------------------------------------
+
+    def read_ahead(self, draft: str) -> None:
+        """Has the stable part of the next message read in idle time; any thread may call this."""
+        if self.options.idle_work:
+            with contextlib.suppress(RuntimeError):  # the worker has just been closed
+                self._draft.put(draft, lambda: self._worker.submit(self._follow_draft, idle=True))
+
+    def _follow_draft(self, context: JobContext) -> None:
+        runner = self._runner
+        if runner is not None and runner.reuses:
+            runner.ahead.follow(
+                self._draft, self.conversation, context, keep_branch=self._keep_branch
+            )
+
+    def drop_draft(self) -> None:
+        """Nothing is being written any more; what was read stays as long as it serves."""
+        self._draft.drop()
+
+    def estimate_cost(self, num_tokens: int) -> DraftCost | None:
+        """Tells what a message of so many tokens would cost now; None before the model is loaded.
+
+        Any thread may ask.
+        """
+        if self._runner is None:
+            return None
+        return self._runner.ahead.estimate(num_tokens, self.conversation)
 
     def replay(self, repetitions: int) -> "Job[list[ReplayedTurn]]":
         """Asks each turn of the conversation again, for its first token; the tree stays."""
@@ -358,6 +389,26 @@ class Session:
             What the template had to say, such as that it has no switch.
         """
         return self._set_switches(replace(self.options, think=think))
+
+    def set_steering(self, steers: tuple[Steer, ...]) -> None:
+        """Adds steering vectors to the residual stream from the next turn on; none is plain.
+
+        Loads the model first, since a vector must be of this very model.
+
+        Raises:
+            UsageError: A vector is not there, or was made on another model.
+        """
+        options = replace(self.options, steering=steers)
+
+        def job(context: JobContext) -> None:
+            self._load(context)
+            assert self._runner is not None
+            self._runner.set_options(options)
+            self.options = options
+
+        self._worker.run(job)
+        if self.conversation.head is not None:
+            self._settle_when_idle()
 
     def set_options(self, options: ChatOptions) -> list[str]:
         """Takes other options from the next turn on; system prompt and context limit stay.
@@ -530,7 +581,7 @@ class Session:
         """Tokens of the conversation that the cache holds."""
         if self._runner is None or self.conversation.head is None:
             return 0
-        return self._runner.num_cached
+        return self._runner.num_cached - self._runner.ahead.num_ids
 
     def cache_report(self) -> "CacheReport | None":
         """Describes what the cache holds; None before the model is loaded."""

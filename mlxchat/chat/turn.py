@@ -15,6 +15,7 @@ from mlxchat.chat.options import ChatOptions, pick_seed
 from mlxchat.chat.overflow import choose_messages, drop_oldest, format_dropped
 from mlxchat.chat.prompt import PromptRenderer, RenderedPrompt
 from mlxchat.chat.prompt_keeping import PromptKeeping, open_keeping
+from mlxchat.chat.read_ahead import ReadAhead
 from mlxchat.chat.results import (
     CacheUse,
     Notice,
@@ -24,11 +25,13 @@ from mlxchat.chat.results import (
     Usage,
     Verify,
 )
+from mlxchat.chat.steering import make_taps
 from mlxchat.chat.template import ChatTemplate, Message
 from mlxchat.engine.engine import Engine, Logits, peak_memory_bytes, reset_peak_memory
 from mlxchat.engine.options import SamplingSettings
 from mlxchat.engine.prefix_cache import Plan
 from mlxchat.engine.sampling import Sampler, resolve_sampling
+from mlxchat.engine.stored_prefix import make_key
 from mlxchat.engine.timing import Stopwatch
 from mlxchat.engine.worker import JobCancelledError, JobContext
 from mlxchat.errors import ContextFullError, TemplateError
@@ -71,12 +74,23 @@ class TurnRunner:
         self._seed = pick_seed() if options.sampling.seed is None else options.sampling.seed
         self._reuses = True
         self._is_first = True
-        self._num_settled = 0
+        self.num_settled = 0  # ids read in idle time since the last turn
+        self.ahead = ReadAhead(self)
         self._bandwidth: float | None = None
         self._pin = 0  # where the turn began: sliding windows keep their rows back to it
         self._settle_note = ""
         self._own_cause = TEMPLATE  # why ids are lost where nobody changed anything
         self._notices_told: set[str] = set(self.template_notices())
+        if options.steering:
+            self._steer(options)
+
+    def _steer(self, options: ChatOptions) -> None:
+        """Changes what is added to the residual stream; what was cached without it goes."""
+        loaded = self.loaded
+        taps, key = make_taps(options.steering, loaded.fingerprint, self.name)
+        kv_bits = self.engine.prefix.cache.kv_bits
+        self.keeping.rebind(make_key(loaded.fingerprint, loaded.model, kv_bits, steering=key))
+        self.engine.steer(taps)
 
     def _make_renderer(self, template: ChatTemplate) -> PromptRenderer:
         """Makes the renderer of a template with the options' switches; its date stays."""
@@ -99,7 +113,13 @@ class TurnRunner:
         return Sampler(sampling, self.loaded.model.info.vocab_size, token_ids)
 
     def set_options(self, options: ChatOptions) -> list[str]:
-        """Takes other options from the next turn on; returns what the template cannot do."""
+        """Takes other options from the next turn on; returns what the template cannot do.
+
+        Raises:
+            UsageError: A steering vector does not suit the model; nothing is changed then.
+        """
+        if options.steering != self.options.steering:
+            self._steer(options)
         if options.now != self.options.now:  # another conversation
             self._template = ChatTemplate.for_tokenizer(self.tokenizer, now=options.now)
         self.set_sampling(options)
@@ -139,6 +159,15 @@ class TurnRunner:
     def num_cached(self) -> int:
         """Ids that the cache holds."""
         return len(self.engine.prefix.token_ids)
+
+    @property
+    def reuses(self) -> bool:
+        """Whether cached ids are reused: not after they have proved wrong."""
+        return self._reuses
+
+    def pin(self, position: int) -> None:
+        """Keeps what a return to a position needs, or to the beginning of the last turn."""
+        self.engine.prefix.cache.pin(min(position, self._pin))
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -187,10 +216,15 @@ class TurnRunner:
             plan = self.keeping.restore(token_ids, plan, context.check, keep_branch=keep_branch)
         for text in self.keeping.take_notices():
             context.emit(Notice(text))
-        why = self._explain(plan, cause, prompt.message_ends[-2] if len(messages) > 1 else 0)
-        self.engine.prefix.apply(plan, keep_branch=keep_branch)
-        self.engine.prefix.mark()  # mostly the end of the last answer: this question may be edited
-        self._pin = min([plan.start, *plan.marks])
+        ahead = self.ahead.take(plan)
+        why = self._settle_note
+        if ahead is None:
+            why = self._explain(plan, cause, prompt.message_ends[-2] if len(messages) > 1 else 0)
+        num_ahead = ahead or 0
+        self.engine.prefix.apply(plan, keep_branch=keep_branch and not num_ahead)
+        if not num_ahead:  # mostly the end of the last answer: this question may be edited
+            self.engine.prefix.mark()
+        self._pin = min([plan.start - num_ahead, *plan.marks])
         self.engine.prefix.cache.pin(self._pin)
         now = watch.add("restore", now)
         logits = self._prefill(token_ids, plan, context)
@@ -202,7 +236,7 @@ class TurnRunner:
             self.engine.prefix.mark()  # the answer may go on from here
         for text in self._record(conversation, question, messages, prompt, answer):
             context.emit(Notice(text))
-        result = self._result(len(token_ids), plan, answer, watch, why)
+        result = self._result(len(token_ids), plan, answer, watch, why, num_ahead)
         if self.options.verify:
             with contextlib.suppress(JobCancelledError):  # the answer stands, unverified
                 result = replace(result, verify=self._verify(prompt, token_ids, logits, context))
@@ -378,14 +412,15 @@ class TurnRunner:
         answer: Answer,
         watch: Stopwatch,
         why: str,
+        num_ahead: int,
     ) -> TurnResult:
         num_cached = plan.start
         usage = Usage(
             prompt_tokens=num_prompt,
             cached_tokens=num_cached,
             prefill_tokens=num_prompt - num_cached,
-            typeahead_tokens=0,
-            settle_tokens=self._num_settled,
+            typeahead_tokens=num_ahead,
+            settle_tokens=self.num_settled,
             completion_tokens=len(answer.tokens),
         )
         kv_bytes = self.engine.prefix.cache.nbytes
@@ -403,8 +438,9 @@ class TurnRunner:
         was_loaded = self.keeping.take_was_loaded() and plan.source == "live"  # in idle time
         source = "disk" if was_loaded else plan.source
         where = " from disk" if source == "disk" else ""
-        reason = f"reused {num_cached}{where}, read {usage.prefill_tokens}"
-        self._is_first, self._num_settled, self._settle_note = False, 0, ""
+        typed = f" ({num_ahead} read while you typed)" if num_ahead else ""
+        reason = f"reused {num_cached}{where}{typed}, read {usage.prefill_tokens}"
+        self._is_first, self.num_settled, self._settle_note = False, 0, ""
         return TurnResult(
             model=self.name,
             text=answer.text,
@@ -470,6 +506,7 @@ class TurnRunner:
         target = self.renderer.settle_target(self.messages(conversation))
         if not target or len(target) >= self.context_limit:
             return
+        self.ahead.forget()
         prefix = self.engine.prefix
         plan = prefix.plan(target, marks=(len(target),), leave=0)
         lost = plan.num_held - plan.start
@@ -485,12 +522,12 @@ class TurnRunner:
             if lost > 1:
                 note = f"{self._own_cause} dropped or moved {lost} ids of the last turn"
                 self._settle_note = "" if cause else note
-            prefix.cache.pin(min(plan.start, self._pin))
+            self.pin(plan.start)
             before = len(prefix.token_ids)
             try:
                 self.engine.prefill(target, plan, check=context.check)
             finally:
-                self._num_settled += max(len(prefix.token_ids) - before, 0)
+                self.num_settled += max(len(prefix.token_ids) - before, 0)
         except JobCancelledError:
             return
 

@@ -19,6 +19,7 @@ from mlxchat.cli.failures import report
 from mlxchat.cli.generate import generate
 from mlxchat.cli.history import history
 from mlxchat.cli.inspect import inspect
+from mlxchat.cli.timings import timings
 
 
 class Program(click.Group):
@@ -57,7 +58,11 @@ def cli() -> None:
     """
 
 
-for _command in (chat, generate, embed, history, inspect, cache, bench, config, doctor):
+_COMMANDS = (
+    *(chat, generate, embed, history, inspect, cache),
+    *(bench, timings, config, doctor),
+)
+for _command in _COMMANDS:
     cli.add_command(_command)
 
 

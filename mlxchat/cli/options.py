@@ -22,6 +22,7 @@ from mlxchat.settings import (
 
 if TYPE_CHECKING:
     from mlxchat.chat.history import Restored
+    from mlxchat.chat.options import Steer
     from mlxchat.chat.session import Session
     from mlxchat.cli.attachments import Attachments
 
@@ -51,6 +52,18 @@ def _refuse_empty(
     if "" in value:
         raise click.BadParameter("an empty string is not allowed; give some text", ctx, param)
     return value
+
+
+def _read_steers(
+    ctx: click.Context, param: click.Parameter, value: tuple[str, ...]
+) -> "tuple[Steer, ...] | None":
+    if not value:
+        return None
+    from mlxchat.chat.steering import check_steers, parse_steer
+
+    steers = tuple(map(parse_steer, value))
+    check_steers(steers)
+    return steers
 
 
 MODEL_OPTION = click.option(
@@ -98,6 +111,14 @@ _OPTIONS = (
         help="Reason before the answer or not, where the model knows a switch.",
     ),
     click.option("--keep-thinking", is_flag=True, help="Keep reasoning in the conversation."),
+    click.option(
+        "--steer",
+        "steering",
+        multiple=True,
+        metavar="NAME:X",
+        callback=_read_steers,
+        help="Add a steering vector, X times; may be given more than once.",
+    ),
     click.option("--verify", is_flag=True, help="Compare each turn with a from-scratch prefill."),
     click.option("--no-history", is_flag=True, help="Keep this conversation off the disk."),
     click.option("--timing", is_flag=True, help="Report where the time went, on stderr."),

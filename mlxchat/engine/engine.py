@@ -17,6 +17,7 @@ from mlxchat.engine.sampling import Sampler
 from mlxchat.model.kv_quantization import make_kv_plan
 from mlxchat.model.language_model import LanguageModel
 from mlxchat.model.sequence_cache import SequenceCache
+from mlxchat.model.taps import Taps
 
 Check = Callable[[], None]
 Logits = mx.array  # (1, V): what the floors above pass around without looking inside
@@ -75,6 +76,7 @@ class Engine:
         chunker: Chooses the length of prefill chunks from measured rates.
         kv_bits: Keys and values are held in so many bits; None holds them as they are.
         kv_notice: Which layers stay as they are all the same, and why.
+        taps: Change every pass (steering); set with `steer`.
         prefix: The live sequence with marks and stashes.
     """
 
@@ -82,6 +84,7 @@ class Engine:
     chunker: PrefillChunker = field(default_factory=PrefillChunker)
     kv_bits: int | None = None
     kv_notice: str = field(init=False, default="")
+    taps: Taps | None = field(init=False, default=None)
     prefix: PrefixCache = field(init=False)
     _make_cache: Callable[[], SequenceCache] = field(init=False)
 
@@ -92,6 +95,17 @@ class Engine:
             self._make_cache = lambda: plan.apply(self.model.make_cache())
             self.kv_notice = plan.notice
         self.prefix = PrefixCache(self._make_cache)
+
+    def steer(self, taps: Taps | None) -> None:
+        """Changes every pass from now on; what was cached until now was computed otherwise."""
+        if taps is not self.taps:
+            self.taps = taps
+            self.prefix.reset()
+
+    def _forward(self, token_ids: mx.array, cache: SequenceCache) -> Logits:
+        if self.taps is None:
+            return self.model.forward(token_ids, cache)
+        return self.model.forward(token_ids, cache, self.taps)
 
     def prefill(
         self,
@@ -136,9 +150,11 @@ class Engine:
         try:
             ids, logits = mx.array([list(token_ids)]), None
             if wants_logits:
-                logits = self.model.forward(ids, prefix.cache)
-            else:
+                logits = self._forward(ids, prefix.cache)
+            elif self.taps is None:
                 self.model.prefill(ids, prefix.cache)
+            else:
+                self.model.prefill(ids, prefix.cache, self.taps)
             mx.eval(prefix.cache.arrays(), [] if logits is None else logits)
         except BaseException:
             prefix.reset()  # some layers may hold more rows than others
@@ -173,7 +189,7 @@ class Engine:
                 return
             fed = False
             try:
-                ahead = sampler.sample(self.model.forward(token[:, None], prefix.cache))
+                ahead = sampler.sample(self._forward(token[:, None], prefix.cache))
                 mx.async_eval(ahead)  # type: ignore[no-untyped-call]
                 token_id = cast(int, token.item())
                 prefix.extend([token_id])
@@ -215,7 +231,7 @@ class Engine:
         for start in range(0, len(token_ids), VERIFY_CHUNK):
             check()
             chunk = list(token_ids[start : start + VERIFY_CHUNK])
-            logits = self.model.forward(mx.array([chunk]), cache)
+            logits = self._forward(mx.array([chunk]), cache)
             mx.eval(cache.arrays(), logits)
         assert logits is not None
         return logits

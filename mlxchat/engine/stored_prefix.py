@@ -59,13 +59,16 @@ _NAMES = {
 _DTYPES = {name: dtype for dtype, name in _NAMES.items()}
 
 
-def make_key(fingerprint: str, model: LanguageModel, kv_bits: int | None = None) -> str:
+def make_key(
+    fingerprint: str, model: LanguageModel, kv_bits: int | None = None, *, steering: str = ""
+) -> str:
     """Returns the hash of all that keys and values depend on, apart from the token ids.
 
     Args:
         fingerprint: Of config and weights; rope and attention settings are in the config.
         model: As it was loaded: how its weights are kept changes the rounding.
         kv_bits: Of quantised keys and values.
+        steering: What is added to its residual stream; nothing for the plain model.
     """
     plan = make_device_plan()
     binds = {
@@ -79,6 +82,8 @@ def make_key(fingerprint: str, model: LanguageModel, kv_bits: int | None = None)
         "adapter": None,
         "kv_bits": kv_bits,
     }
+    if steering:
+        binds["steering"] = steering
     return hashlib.sha256(json.dumps(binds, sort_keys=True).encode()).hexdigest()
 
 

@@ -9,6 +9,7 @@ NAMES = (
     *("walk", "tokens", "parameters", "cost"),
     *("neighbours", "analogy", "context"),
     *("lens", "attention", "neurons"),
+    *("patch", "steer", "map"),
 )
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
     from mlxchat.chat.prompt import PromptRenderer
+    from mlxchat.engine.worker import JobContext
     from mlxchat.model.language_model import LanguageModel
     from mlxchat.model.tokenizer import Tokenizer
 
@@ -46,6 +47,14 @@ def look_options(*, chat: bool = False) -> Callable[[Callable[..., Any]], Callab
 
 
 @dataclass(frozen=True, slots=True)
+class LookProgress:
+    """Passes of the model that were made, of those to make."""
+
+    done: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
 class Subject:
     """What is looked into; use it on the worker thread.
 
@@ -54,12 +63,24 @@ class Subject:
         model: Native or zoo.
         tokenizer: Its tokenizer.
         renderer: Renders messages as its template does.
+        fingerprint: Identity of config and weights.
+        context: Of the job that looks.
     """
 
     name: str
     model: "LanguageModel"
     tokenizer: "Tokenizer"
     renderer: "PromptRenderer"
+    fingerprint: str
+    context: "JobContext"
+
+    def report(self, done: int, total: int) -> None:
+        """Shows how far the work has come."""
+        self.context.emit(LookProgress(done, total))
+
+    def check(self) -> None:
+        """Ends the work when the person has stopped it."""
+        self.context.check()
 
     def encode(self, text: str, *, is_chat: bool = False) -> list[int]:
         """Returns the ids of a text as it is, or of the message that it is.
@@ -88,7 +109,7 @@ def look(model: str | None, work: Callable[[Subject], T]) -> T:
         work: Returns plain data: arrays belong to the worker.
     """
     from mlxchat.chat.results import LoadProgress
-    from mlxchat.cli.render import format_progress
+    from mlxchat.cli.render import format_bar, format_progress
     from mlxchat.cli.screen import Screen
     from mlxchat.engine.worker import JobContext, Worker
 
@@ -107,13 +128,23 @@ def look(model: str | None, work: Callable[[Subject], T]) -> T:
 
         options = ChatOptions(idle_work=False, keeps_history=False)
         runner, _ = load_runner(name, options, report, context.check)
-        return work(Subject(runner.name, runner.loaded.model, runner.tokenizer, runner.renderer))
+        loaded = runner.loaded
+        return work(
+            Subject(
+                *(runner.name, loaded.model, runner.tokenizer, runner.renderer),
+                loaded.fingerprint,
+                context,
+            )
+        )
 
     screen, worker = Screen(sys.stdout, sys.stderr), Worker()
     running = worker.submit(job)
     try:
         started, phase = time.monotonic(), ""
         for event in running:
+            if isinstance(event, LookProgress):
+                screen.progress(f"{format_bar(event.done / event.total)} {event.done} passes")
+                continue
             if phase != (phase := event.phase):
                 started = time.monotonic()
             screen.progress(format_progress(event, time.monotonic() - started))

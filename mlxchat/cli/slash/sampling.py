@@ -1,7 +1,14 @@
 """The slash commands that change how the model answers."""
 
+from typing import TYPE_CHECKING
+
+from mlxchat.cli.failures import stoppable
+from mlxchat.cli.render import format_count
 from mlxchat.cli.slash.registry import Context, command, say_cost
 from mlxchat.errors import UsageError
+
+if TYPE_CHECKING:
+    from mlxchat.chat.options import Steer
 
 
 @command("think", "MODE", "Thinking `on`, `off` or `default`, where the template can.")
@@ -26,6 +33,36 @@ def set_(context: Context, argument: str) -> None:
         raise UsageError(f"write /set NAME VALUE; names are {', '.join(parameters.NAMES)}")
     for line in parameters.set_parameter(context, name, value.strip()):
         context.say(line)
+
+
+@command("steer", "[NAME X]", "Steer answers with a vector, X times; `off` stops it.")
+def steer(context: Context, argument: str) -> None:
+    """Adds a steering vector from the next turn on, or takes all away."""
+    from mlxchat.chat.steering import check_steers, format_steers, parse_steer
+
+    session = context.session
+    if not argument:
+        context.say(_say_steering(session.options.steering))
+        return
+    steers = () if argument == "off" else (parse_steer(argument),)
+    check_steers(steers)
+    num_held = session.context_used if steers != session.options.steering else 0
+    with stoppable():
+        session.set_steering(steers)
+    context.origins["steer"] = "/steer"
+    how = f"{format_steers(steers)}, from the next turn on" if steers else "off"
+    context.say(f"Steering: {how}.")
+    if num_held:
+        context.say(f"The {format_count(num_held)} tokens that were read are read again.")
+
+
+def _say_steering(steers: "tuple[Steer, ...]") -> str:
+    from mlxchat.chat.steering import format_steers
+    from mlxchat.lens.steering_file import list_vectors
+
+    known = ", ".join(info.name for info in list_vectors())
+    there = f"There are {known}." if known else "Make a vector with mlxchat inspect steer make."
+    return f"Steering: {format_steers(steers) if steers else 'off'}. {there}"
 
 
 @command("params", "", "Show what is in force, and who chose it.")
