@@ -20,6 +20,7 @@ from mlxchat.cli.screen import Screen  # noqa: E402
 from mlxchat.cli.slash import Context, interpret  # noqa: E402
 from mlxchat.errors import MlxchatError, UnsupportedModelError, UsageError  # noqa: E402
 from mlxchat.lens.attention import read_attention  # noqa: E402
+from mlxchat.lens.edits import Add  # noqa: E402
 from mlxchat.lens.live import explain, hardest, read_confidence  # noqa: E402
 from mlxchat.lens.trace import trace  # noqa: E402
 
@@ -234,4 +235,30 @@ def test_a_fault_in_a_look_is_no_crash(folder: Path) -> None:
     with pytest.raises(MlxchatError, match="no luck"):
         session.look(fail).result(10)
     assert session.say("more").tokens
+    session.close()
+
+
+def test_a_steered_answer_is_read_as_it_was_made(folder: Path) -> None:
+    """While something steers the model, looks read the steered model."""
+    session = TinySession(folder)
+    session.say("hello")
+    plain = look(session, "/confidence")
+
+    def steer(_: Any) -> None:
+        session.runner.engine.taps = Add({0: mx.linspace(-3, 3, 16)})
+
+    session._worker.run(steer)
+    assert look(session, "/confidence") != plain
+    text = live(session)
+    assert text.taps is not None
+
+    def work(_: Any) -> None:
+        logits = trace(text.model, text.token_ids, edits=text.taps).logits
+        assert logits is not None
+        probs = mx.softmax(logits, axis=-1)
+        slow = [probs[p - 1, text.token_ids[p]].item() for p in range(text.start, text.end)]
+        found = read_confidence(text.model, text.token_ids, text.start, edits=text.taps)
+        assert [r.prob for r in found] == pytest.approx(slow, abs=1e-5)
+
+    session._worker.run(work)
     session.close()

@@ -12,6 +12,7 @@ from mlxchat.chat.prompt import common_length
 from mlxchat.chat.turn import TurnRunner
 from mlxchat.errors import UsageError
 from mlxchat.model.language_model import LanguageModel
+from mlxchat.model.taps import Taps
 from mlxchat.model.tokenizer import Tokenizer
 
 
@@ -26,6 +27,7 @@ class LiveText:
         token_ids: The prompt and the last answer, as the model read and wrote them.
         start: Where the answer begins; it was written from `start - 1` on.
         end: Where it ends, the end-of-turn token left out.
+        taps: What steers the model; None where nothing does.
     """
 
     name: str
@@ -34,6 +36,7 @@ class LiveText:
     token_ids: tuple[int, ...]
     start: int
     end: int
+    taps: Taps | None = None
 
     def texts(self) -> list[str]:
         """Returns each token's own text."""
@@ -58,4 +61,12 @@ def read_live(runner: TurnRunner, conversation: Conversation) -> LiveText:
     end = next(ends, len(whole))
     if start >= end:
         raise UsageError("the last answer has no tokens; send another message")
-    return LiveText(runner.name, runner.loaded.model, runner.tokenizer, whole[:end], start, end)
+    return LiveText(
+        runner.name,
+        runner.loaded.model,
+        runner.tokenizer,
+        whole[:end],
+        start,
+        end,
+        runner.engine.taps,
+    )

@@ -7,6 +7,7 @@ import mlx.core as mx
 
 from mlxchat.lens.trace import to_lists, trace
 from mlxchat.model.language_model import LanguageModel
+from mlxchat.model.taps import Taps
 
 Grid = list[list[float]]
 
@@ -103,7 +104,9 @@ def read_attention(model: LanguageModel, token_ids: Sequence[int]) -> AttentionV
     return AttentionView(seen.token_ids, maps)
 
 
-def read_last_attention(model: LanguageModel, token_ids: Sequence[int]) -> mx.array:
+def read_last_attention(
+    model: LanguageModel, token_ids: Sequence[int], edits: Taps | None = None
+) -> mx.array:
     """Returns what the last token looks at, by layer and head: (L, H, T).
 
     The ids before it are read without taps, so that a long text takes no room for maps.
@@ -112,7 +115,7 @@ def read_last_attention(model: LanguageModel, token_ids: Sequence[int]) -> mx.ar
         UnsupportedModelError: mlx-lm runs the model's blocks.
     """
     count = len(token_ids)
-    seen = trace(model, token_ids, ["pattern"], start=count - 1, logits=False)
+    seen = trace(model, token_ids, ["pattern"], start=count - 1, edits=edits, logits=False)
     rows = [seen["pattern", layer][:, 0] for layer in range(model.info.n_layers)]
     # A sliding window shows its own rows only.
     return mx.stack([mx.pad(row, [(0, 0), (count - row.shape[1], 0)]) for row in rows])

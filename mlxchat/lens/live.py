@@ -10,10 +10,16 @@ from mlxchat.lens.attention import read_last_attention
 from mlxchat.lens.logit_lens import LensView, Reading, read_lens, read_rows
 from mlxchat.lens.trace import to_lists, to_number, trace
 from mlxchat.model.language_model import LanguageModel
+from mlxchat.model.taps import Taps
 
 
 def read_confidence(
-    model: LanguageModel, token_ids: Sequence[int], start: int, *, top: int = 4
+    model: LanguageModel,
+    token_ids: Sequence[int],
+    start: int,
+    *,
+    top: int = 4,
+    edits: Taps | None = None,
 ) -> list[Reading]:
     """Reads how likely each token of an answer was when it was chosen, at temperature 1.
 
@@ -22,12 +28,13 @@ def read_confidence(
         token_ids: Prompt and answer.
         start: Where the answer begins, at least 1.
         top: How many of the likeliest are told.
+        edits: What steered the model.
 
     Returns:
         A reading for each token of the answer.
     """
     last = model.info.n_layers - 1
-    seen = trace(model, token_ids[:-1], layers=[last], start=start - 1, logits=False)
+    seen = trace(model, token_ids[:-1], layers=[last], start=start - 1, edits=edits, logits=False)
     return list(read_rows(model, seen["resid_post", last], token_ids[start:], top))
 
 
@@ -67,7 +74,12 @@ class Why:
 
 
 def explain(
-    model: LanguageModel, token_ids: Sequence[int], position: int, *, count: int = 8
+    model: LanguageModel,
+    token_ids: Sequence[int],
+    position: int,
+    *,
+    count: int = 8,
+    edits: Taps | None = None,
 ) -> Why:
     """Reads why the token at a position was chosen.
 
@@ -75,8 +87,8 @@ def explain(
         UnsupportedModelError: mlx-lm runs the model's blocks.
     """
     before = token_ids[:position]
-    maps = read_last_attention(model, before)  # (L, H, T)
-    lens = read_lens(model, before, positions=[-1], targets=[token_ids[position]])
+    maps = read_last_attention(model, before, edits)  # (L, H, T)
+    lens = read_lens(model, before, positions=[-1], targets=[token_ids[position]], edits=edits)
     mean, by_layer = to_lists(maps.mean((0, 1))), maps.mean(1)
     by_head = maps.reshape(-1, len(before))  # (L * H, T)
     resting = {0, len(before) - 1}
@@ -91,7 +103,12 @@ def explain(
 
 
 def hardest(
-    model: LanguageModel, token_ids: Sequence[int], start: int, allowed: Sequence[int]
+    model: LanguageModel,
+    token_ids: Sequence[int],
+    start: int,
+    allowed: Sequence[int],
+    *,
+    edits: Taps | None = None,
 ) -> int:
     """Returns the token of an answer on which the blocks worked most.
 
@@ -102,9 +119,10 @@ def hardest(
         token_ids: Prompt and answer.
         start: Where the answer begins.
         allowed: Positions to choose from.
+        edits: What steered the model.
     """
     layers = [0, model.info.n_layers - 1]
-    seen = trace(model, token_ids[:-1], layers=layers, start=start - 1, logits=False)
+    seen = trace(model, token_ids[:-1], layers=layers, start=start - 1, edits=edits, logits=False)
     rows = mx.array([p - start for p in allowed])
     targets = [token_ids[p] for p in allowed]
     early, late = (read_rows(model, seen["resid_post", n][rows], targets, 1) for n in layers)

@@ -11,6 +11,7 @@ import mlx.core as mx
 
 from mlxchat.lens.trace import UNEMBED_ROWS, to_lists, trace
 from mlxchat.model.language_model import LanguageModel
+from mlxchat.model.taps import Taps
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +62,7 @@ def read_lens(
     top: int = 5,
     positions: Sequence[int] | None = None,
     targets: Sequence[int] | None = None,
+    edits: Taps | None = None,
 ) -> LensView:
     """Reads a text with the logit lens.
 
@@ -70,11 +72,12 @@ def read_lens(
         top: How many tokens are shown.
         positions: At which positions; None is all. Negative ones count from the end.
         targets: For each position the token whose rank is told; None is the last layer's choice.
+        edits: Changes on the way, such as steering.
     """
     count = len(token_ids)
     where = tuple(range(count) if positions is None else (p % count for p in positions))
     start = min(where, default=0)
-    seen = trace(model, token_ids, start=start, logits=False)
+    seen = trace(model, token_ids, start=start, edits=edits, logits=False)
     rows = mx.array([p - start for p in where])
     streams = [seen["resid_post", layer][rows] for layer in range(model.info.n_layers)]
     if targets is None:

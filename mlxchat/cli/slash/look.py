@@ -27,7 +27,7 @@ def lens(context: Context, argument: str) -> None:
         positions = [p - 1 for p in chosen]
         targets = [live.token_ids[p] for p in chosen]
         ids = live.token_ids[: chosen[-1]]
-        view = read_lens(live.model, ids, positions=positions, targets=targets)
+        view = read_lens(live.model, ids, positions=positions, targets=targets, edits=live.taps)
         names = {i for layer in view.layers for r in layer for i, _ in r.top}
         texts = {i: live.tokenizer.token_text(i) for i in {*names, *targets}}
         return render_live.LensShown(view, texts)
@@ -56,7 +56,7 @@ def confidence(context: Context, argument: str) -> None:
     def work(live: "LiveText") -> render_live.Sure:
         from mlxchat.lens.live import read_confidence
 
-        readings = read_confidence(live.model, live.token_ids, live.start)
+        readings = read_confidence(live.model, live.token_ids, live.start, edits=live.taps)
         names = {i for r in readings for i, _ in r.top}
         texts = {i: live.tokenizer.token_text(i) for i in names}
         return render_live.Sure(tuple(readings), live.texts()[live.start :], texts)
@@ -72,7 +72,7 @@ def _explain(context: Context, argument: str, *, shows_lens: bool) -> None:
         from mlxchat.lens.live import explain
 
         position = _choose(live, argument, hardest=shows_lens)
-        found = explain(live.model, live.token_ids, position)
+        found = explain(live.model, live.token_ids, position, edits=live.taps)
         ids = {i for layer in found.lens.layers for r in layer for i, _ in r.top}
         texts = {i: live.tokenizer.token_text(i) for i in ids}
         return render_live.Explained(found, live.texts(), texts, live.start)
@@ -93,7 +93,7 @@ def _choose(live: "LiveText", argument: str, *, hardest: bool) -> int:
         return words[-1]
     from mlxchat.lens.live import hardest as find_hardest
 
-    return find_hardest(live.model, live.token_ids, live.start, words)
+    return find_hardest(live.model, live.token_ids, live.start, words, edits=live.taps)
 
 
 def _find(live: "LiveText", word: str) -> tuple[int, ...]:
