@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-@command("lens", "[TOKEN]", "Show what each layer would have said in place of the last answer.")
+@command("lens", "[TOKEN]", "Show what each layer would have said instead.")
 def lens(context: Context, argument: str) -> None:
     """Reads the last answer, or one of its words, with the logit lens."""
     from mlxchat.cli.inspect import render_live
@@ -42,13 +42,13 @@ def attention(context: Context, argument: str) -> None:
     _explain(context, argument, shows_lens=False)
 
 
-@command("why", "[TOKEN]", "Show which tokens and which layer made the last answer's chosen word.")
+@command("why", "[TOKEN]", "Show which tokens and which layer led to a word.")
 def why(context: Context, argument: str) -> None:
     """Explains a word of the last answer; without one the word that took most work."""
     _explain(context, argument, shows_lens=True)
 
 
-@command("confidence", "", "Show how sure the model was of each token of the last answer.")
+@command("confidence", "", "Show how sure the last answer was, token by token.")
 def confidence(context: Context, argument: str) -> None:
     """Shows the probability that each token had when it was chosen."""
     from mlxchat.cli.inspect import render_live
