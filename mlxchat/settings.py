@@ -73,6 +73,7 @@ class Settings:
         history: Whether conversations are kept on disk.
         engine: How models run: `kv_bits`.
         overflow: One of `OVERFLOW`.
+        typeahead: Whether a message is read while it is typed.
     """
 
     model: str | None = None
@@ -85,6 +86,7 @@ class Settings:
     display: Display = field(default_factory=Display)
     engine: dict[str, Any] = field(default_factory=dict)
     cache_max_gib: float | None = None
+    typeahead: bool = True
 
 
 def settings_path() -> Path:
@@ -105,6 +107,7 @@ KINDS: dict[str, type] = {
     "display.markdown": bool,
     "display.theme": str,
     "engine.kv_bits": int,
+    "chat.typeahead": bool,
 }
 
 
@@ -153,7 +156,7 @@ def check_settings(table: dict[str, Any], path: Path) -> Settings:
     Raises:
         SettingsError: A name is unknown or a value not allowed.
     """
-    tables = ("sampling", "keys", "files", "context", "display", "engine", "cache")
+    tables = ("sampling", "keys", "files", "context", "display", "engine", "cache", "chat")
     _refuse_unknown(table, ("model", "system", "history", *tables), path, "")
     for name in ("model", "system"):
         if name in table and not isinstance(table[name], str):
@@ -178,6 +181,11 @@ def check_settings(table: dict[str, Any], path: Path) -> Settings:
         if name in display and not isinstance(display[name], kind):
             value = display[name]
             raise SettingsError(f"{path}: display.{name} = {value!r} is not allowed; give {wanted}")
+    typeahead = _read_table(table, "chat", ("typeahead",), path).get("typeahead", True)
+    if not isinstance(typeahead, bool):
+        raise SettingsError(
+            f"{path}: chat.typeahead = {typeahead!r} is not allowed; give true or false"
+        )
     return Settings(
         table.get("model"),
         table.get("system"),
@@ -189,6 +197,7 @@ def check_settings(table: dict[str, Any], path: Path) -> Settings:
         Display(**display),
         _read_engine(table, path),
         cache.get("max_gib"),
+        typeahead,
     )
 
 

@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 from mlxchat.chat.conversation import Branch, Node
+from mlxchat.chat.read_ahead import DraftCost
 from mlxchat.chat.results import (
     CacheUse,
     Compaction,
@@ -115,6 +116,7 @@ class FakeSession:
         self.last: TurnResult | None = None
         self.system = options.system
         self.sent: list[str] = []
+        self.drafts: list[str | None] = []  # None where one was dropped
         self.load_calls = self.send_calls = 0
         self.is_closed = False
         self._worker = Worker()
@@ -250,6 +252,17 @@ class FakeSession:
 
     def count_tokens(self, text: str) -> int | None:
         return None if self.info is None else len(text.split())
+
+    def read_ahead(self, draft: str) -> None:
+        self.drafts.append(draft)
+
+    def drop_draft(self) -> None:
+        self.drafts.append(None)
+
+    def estimate_cost(self, num_tokens: int) -> DraftCost | None:
+        if self.info is None:
+            return None
+        return DraftCost(num_tokens, num_tokens / 100, (self.context_used + num_tokens) / 512)
 
     def last_answer(self) -> str | None:
         return self.last.text if self.last is not None and self.sent else None

@@ -1,6 +1,7 @@
 """The chat in a real pseudo-terminal: screens, Ctrl-C, signals, the speed of the first prompt."""
 
 import os
+import re
 import signal
 import statistics
 import termios
@@ -304,6 +305,23 @@ def test_a_real_conversation():
         terminal.send(CTRL_D)
         assert terminal.wait_for_end() == 0
         assert "Traceback" not in terminal.text
+
+
+def test_a_draft_is_read_while_it_is_typed():
+    """The toolbar says what sending costs; the turn finds the draft read, but not by setting."""
+    settings_path().parent.mkdir(parents=True)
+    for setting, is_read in (("", True), ("[chat]\ntypeahead = false\n", False)):
+        settings_path().write_text(setting)
+        with Terminal("-m", "mlxchat", "--max-tokens", "4", columns=120) as terminal:
+            terminal.wait_for("builtin · 0 of ", timeout_s=60)
+            terminal.send("what is a KV cache and why does it make the chat fast")
+            terminal.wait_for("builtin · +")
+            assert re.search(r"\+1\d tokens.*, \d % of context · 0 of 2 048", terminal.text)
+            time.sleep(1)
+            terminal.send("\r")
+            terminal.wait_for("reused ", timeout_s=60)
+            terminal.wait_for(" cached", timeout_s=60)
+            assert ("read while you typed" in terminal.text) == is_read
 
 
 STACKS_80 = """\

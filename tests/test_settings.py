@@ -48,6 +48,8 @@ def test_cache_budget(text, value):
         ("[sampling]\ntop_p = '1'", "sampling.top_p = 1 is not allowed"),
         ("[sampling]\ntop_k = 1.5", "give a whole number >= 0"),
         ("[sampling]\ntop_k = true", "sampling.top_k = True is not allowed"),
+        ("[chat]\ntypeahead = 1", "chat.typeahead = 1 is not allowed; give true or false"),
+        ("[chat]\ntype = 1", "chat.type is not a setting; known are typeahead"),
         ("[cache]\nmax_gib = -1", "cache.max_gib = -1 is not allowed; give a number >= 0"),
         ("[cache]\nmax_gib = '10'", "cache.max_gib = 10 is not allowed; give a number >= 0"),
         ("[cache]\nmax_gb = 10", "cache.max_gb is not a setting; known are max_gib"),

@@ -17,6 +17,7 @@ from mlxchat.chat.conversation import Branch, Conversation, Node
 from mlxchat.chat.history_writer import LiveTurn
 from mlxchat.chat.options import ChatOptions, Steer
 from mlxchat.chat.pause import AfterPause
+from mlxchat.chat.read_ahead import Draft, DraftCost
 from mlxchat.chat.results import LoadProgress, ReplayedTurn, SessionInfo, TurnResult
 from mlxchat.engine.worker import Job, JobCancelledError, JobContext, Worker
 from mlxchat.errors import UsageError
@@ -62,6 +63,7 @@ class Session:
         self._worker = Worker()
         self._runner: TurnRunner | None = None
         self._keep_branch = self._is_closed = False
+        self._draft = Draft()
         self._causes: tuple[str, ...] = ()  # what may make the next turn read ids again
         self._turn_job: Job[TurnResult] | None = None
         self._pause = AfterPause(STORE_AFTER_S, lambda: self._keep_prompts(whole=True, idle=True))
@@ -175,6 +177,7 @@ class Session:
     ) -> Job[TurnResult]:
         """Queues a turn; where it goes is asked when it runs, after the turns before it."""
         start = time.perf_counter()
+        self._draft.drop()
         branch = self._keep_branch or keep_branch
         causes = (*self._causes, cause)
         self._keep_branch, self._causes = False, ()
@@ -264,6 +267,34 @@ class Session:
             return warm(self._runner, system, context)
 
         return self._worker.submit(job)
+
+    # -- the draft ---------------------------------------------------------------------------------
+
+    def read_ahead(self, draft: str) -> None:
+        """Has the stable part of the next message read in idle time; any thread may call this."""
+        if self.options.idle_work:
+            with contextlib.suppress(RuntimeError):  # the worker has just been closed
+                self._draft.put(draft, lambda: self._worker.submit(self._follow_draft, idle=True))
+
+    def _follow_draft(self, context: JobContext) -> None:
+        runner = self._runner
+        if runner is not None and runner.reuses:
+            runner.ahead.follow(
+                self._draft, self.conversation, context, keep_branch=self._keep_branch
+            )
+
+    def drop_draft(self) -> None:
+        """Nothing is being written any more; what was read stays as long as it serves."""
+        self._draft.drop()
+
+    def estimate_cost(self, num_tokens: int) -> DraftCost | None:
+        """Tells what a message of so many tokens would cost now; None before the model is loaded.
+
+        Any thread may ask.
+        """
+        if self._runner is None:
+            return None
+        return self._runner.ahead.estimate(num_tokens, self.conversation)
 
     def replay(self, repetitions: int) -> "Job[list[ReplayedTurn]]":
         """Asks each turn of the conversation again, for its first token; the tree stays."""
@@ -547,7 +578,7 @@ class Session:
         """Tokens of the conversation that the cache holds."""
         if self._runner is None or self.conversation.head is None:
             return 0
-        return self._runner.num_cached
+        return self._runner.num_cached - self._runner.ahead.num_ids
 
     def cache_report(self) -> "CacheReport | None":
         """Describes what the cache holds; None before the model is loaded."""

@@ -15,6 +15,7 @@ from mlxchat.chat.options import ChatOptions, pick_seed
 from mlxchat.chat.overflow import choose_messages, drop_oldest, format_dropped
 from mlxchat.chat.prompt import PromptRenderer, RenderedPrompt
 from mlxchat.chat.prompt_keeping import PromptKeeping, open_keeping
+from mlxchat.chat.read_ahead import ReadAhead
 from mlxchat.chat.results import (
     CacheUse,
     Notice,
@@ -73,7 +74,8 @@ class TurnRunner:
         self._seed = pick_seed() if options.sampling.seed is None else options.sampling.seed
         self._reuses = True
         self._is_first = True
-        self._num_settled = 0
+        self.num_settled = 0  # ids read in idle time since the last turn
+        self.ahead = ReadAhead(self)
         self._bandwidth: float | None = None
         self._pin = 0  # where the turn began: sliding windows keep their rows back to it
         self._settle_note = ""
@@ -159,6 +161,15 @@ class TurnRunner:
         return len(self.engine.prefix.token_ids)
 
     @property
+    def reuses(self) -> bool:
+        """Whether cached ids are reused: not after they have proved wrong."""
+        return self._reuses
+
+    def pin(self, position: int) -> None:
+        """Keeps what a return to a position needs, or to the beginning of the last turn."""
+        self.engine.prefix.cache.pin(min(position, self._pin))
+
+    @property
     def tokenizer(self) -> Tokenizer:
         """The model's tokenizer."""
         return self.loaded.tokenizer
@@ -205,10 +216,15 @@ class TurnRunner:
             plan = self.keeping.restore(token_ids, plan, context.check, keep_branch=keep_branch)
         for text in self.keeping.take_notices():
             context.emit(Notice(text))
-        why = self._explain(plan, cause, prompt.message_ends[-2] if len(messages) > 1 else 0)
-        self.engine.prefix.apply(plan, keep_branch=keep_branch)
-        self.engine.prefix.mark()  # mostly the end of the last answer: this question may be edited
-        self._pin = min([plan.start, *plan.marks])
+        ahead = self.ahead.take(plan)
+        why = self._settle_note
+        if ahead is None:
+            why = self._explain(plan, cause, prompt.message_ends[-2] if len(messages) > 1 else 0)
+        num_ahead = ahead or 0
+        self.engine.prefix.apply(plan, keep_branch=keep_branch and not num_ahead)
+        if not num_ahead:  # mostly the end of the last answer: this question may be edited
+            self.engine.prefix.mark()
+        self._pin = min([plan.start - num_ahead, *plan.marks])
         self.engine.prefix.cache.pin(self._pin)
         now = watch.add("restore", now)
         logits = self._prefill(token_ids, plan, context)
@@ -220,7 +236,7 @@ class TurnRunner:
             self.engine.prefix.mark()  # the answer may go on from here
         for text in self._record(conversation, question, messages, prompt, answer):
             context.emit(Notice(text))
-        result = self._result(len(token_ids), plan, answer, watch, why)
+        result = self._result(len(token_ids), plan, answer, watch, why, num_ahead)
         if self.options.verify:
             with contextlib.suppress(JobCancelledError):  # the answer stands, unverified
                 result = replace(result, verify=self._verify(prompt, token_ids, logits, context))
@@ -396,14 +412,15 @@ class TurnRunner:
         answer: Answer,
         watch: Stopwatch,
         why: str,
+        num_ahead: int,
     ) -> TurnResult:
         num_cached = plan.start
         usage = Usage(
             prompt_tokens=num_prompt,
             cached_tokens=num_cached,
             prefill_tokens=num_prompt - num_cached,
-            typeahead_tokens=0,
-            settle_tokens=self._num_settled,
+            typeahead_tokens=num_ahead,
+            settle_tokens=self.num_settled,
             completion_tokens=len(answer.tokens),
         )
         kv_bytes = self.engine.prefix.cache.nbytes
@@ -421,8 +438,9 @@ class TurnRunner:
         was_loaded = self.keeping.take_was_loaded() and plan.source == "live"  # in idle time
         source = "disk" if was_loaded else plan.source
         where = " from disk" if source == "disk" else ""
-        reason = f"reused {num_cached}{where}, read {usage.prefill_tokens}"
-        self._is_first, self._num_settled, self._settle_note = False, 0, ""
+        typed = f" ({num_ahead} read while you typed)" if num_ahead else ""
+        reason = f"reused {num_cached}{where}{typed}, read {usage.prefill_tokens}"
+        self._is_first, self.num_settled, self._settle_note = False, 0, ""
         return TurnResult(
             model=self.name,
             text=answer.text,
@@ -488,6 +506,7 @@ class TurnRunner:
         target = self.renderer.settle_target(self.messages(conversation))
         if not target or len(target) >= self.context_limit:
             return
+        self.ahead.forget()
         prefix = self.engine.prefix
         plan = prefix.plan(target, marks=(len(target),), leave=0)
         lost = plan.num_held - plan.start
@@ -503,12 +522,12 @@ class TurnRunner:
             if lost > 1:
                 note = f"{self._own_cause} dropped or moved {lost} ids of the last turn"
                 self._settle_note = "" if cause else note
-            prefix.cache.pin(min(plan.start, self._pin))
+            self.pin(plan.start)
             before = len(prefix.token_ids)
             try:
                 self.engine.prefill(target, plan, check=context.check)
             finally:
-                self._num_settled += max(len(prefix.token_ids) - before, 0)
+                self.num_settled += max(len(prefix.token_ids) - before, 0)
         except JobCancelledError:
             return
 

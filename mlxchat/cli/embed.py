@@ -168,10 +168,6 @@ def to_json(done: "Embedded", *, with_likeness: bool) -> dict[str, Any]:
         "vectors": done.rows,
         "dims": done.dims,
         "pooling": done.pooling,
-        "model": done.model,
-        "layer": done.layer,
-        "normalized": done.normalized,
-        "metric": done.metric,
     }
     if done.loss is not None:
         facts["truncation"] = {
@@ -182,7 +178,7 @@ def to_json(done: "Embedded", *, with_likeness: bool) -> dict[str, Any]:
             "neighbours_kept": done.loss.neighbours_kept,
         }
     if done.query is not None:
-        facts["query"] = done.query
+        facts |= {"query": done.query, "metric": done.metric}
         facts["results"] = [
             {
                 "score": hit.score,
@@ -194,5 +190,5 @@ def to_json(done: "Embedded", *, with_likeness: bool) -> dict[str, Any]:
             for hit in done.hits
         ]
     elif with_likeness:
-        facts["similarity"] = done.likeness
+        facts |= {"metric": done.metric, "similarity": done.likeness}
     return facts

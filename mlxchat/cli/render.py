@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mlxchat.chat.conversation import Branch
+    from mlxchat.chat.read_ahead import DraftCost
     from mlxchat.chat.results import (
         LoadProgress,
         PrefillProgress,
@@ -283,8 +284,21 @@ def format_banner(version: str, model: str | None) -> str:
     )
 
 
+def format_cost(cost: "DraftCost") -> str:
+    """Returns what it would cost to send a draft: `+412 tokens ≈ 0.9 s, 23 % of context`."""
+    seconds = "" if cost.seconds is None else f" ≈ {cost.seconds:.1f} s"
+    share = f"{100 * cost.context_share:.0f} % of context"
+    if cost.context_share >= 1:
+        share = "more than the context holds"
+    return f"+{format_count(cost.num_tokens)} tokens{seconds}, {share}"
+
+
 def format_toolbar(
-    session: "Session | None", model: str | None, progress: str, width: int = 80
+    session: "Session | None",
+    model: str | None,
+    progress: str,
+    width: int = 80,
+    cost: "DraftCost | None" = None,
 ) -> str:
     """Returns the line under the prompt: model, context, last rate, memory, cached tokens.
 
@@ -293,6 +307,7 @@ def format_toolbar(
         model: The name that was asked for; None is the built-in one.
         progress: What the load says of itself while it lasts.
         width: Columns; what does not fit is left out from the end.
+        cost: Of the draft, which goes before all but the model.
     """
     info = None if session is None else session.info
     if session is None or info is None:
@@ -300,7 +315,8 @@ def format_toolbar(
     used, limit = session.context_used, info.context_limit
     share = f" ({100 * used / limit:.0f} %) {format_bar(used / limit)}" if limit else ""
     name = one_line(info.model).rpartition("/")[2]
-    parts = [name, f"{format_count(used)} of {format_count(limit)} tokens{share}"]
+    parts = [name, *([] if cost is None else [format_cost(cost)])]
+    parts.append(f"{format_count(used)} of {format_count(limit)} tokens{share}")
     if (last := session.last) is not None:
         if last.timing.decode_tok_per_s is not None:
             parts.append(f"{format_rate(last.timing.decode_tok_per_s)} tok/s")

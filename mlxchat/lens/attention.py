@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 
 from mlxchat.lens.trace import Recorder, check_length, require_points, to_lists, trace
+from mlxchat.model.bert import BertEncoder
 from mlxchat.model.language_model import LanguageModel
 
 Grid = list[list[float]]
@@ -102,6 +103,17 @@ def read_attention(model: LanguageModel, token_ids: Sequence[int]) -> AttentionV
     seen = trace(model, token_ids, ["pattern"], logits=False)
     maps = [to_lists(seen["pattern", layer]) for layer in range(model.info.n_layers)]
     return AttentionView(seen.token_ids, maps)
+
+
+def read_encoder_attention(model: BertEncoder, token_ids: Sequence[int]) -> AttentionView:
+    """Reads the attention maps of a text in an encoder, whose tokens look both ways."""
+    ids = mx.array([list(token_ids)])
+    is_token = mx.ones(ids.shape, mx.bool_)
+    x, maps = model.embed(ids), []
+    for layer in range(model.config.n_layers):
+        maps.append(to_lists(model.pattern(layer, x, is_token)[0]))
+        x = model.block(layer, x, is_token)
+    return AttentionView(tuple(token_ids), maps, is_causal=False)
 
 
 def read_last_attention(model: LanguageModel, token_ids: Sequence[int]) -> list[Grid]:
