@@ -11,12 +11,35 @@ if TYPE_CHECKING:
     from mlxchat.chat.options import Steer
 
 
-@command("think", "MODE", "Thinking `on`, `off` or `default`, where the template can.")
+def _complete_mode(start: str) -> list[tuple[str, str]]:
+    meanings = {
+        "on": "",
+        "off": "",
+        "default": "as the template does",
+        "budget ": "at most so many tokens",
+    }
+    return [(mode, meaning) for mode, meaning in meanings.items() if mode.startswith(start)]
+
+
+@command(
+    "think", "MODE", "Thinking `on`, `off`, `default`, or `budget N` tokens long.", _complete_mode
+)
 def think(context: Context, argument: str) -> None:
-    """Turns thinking on or off."""
+    """Turns thinking on or off, or gives it a budget."""
+    word, _, number = argument.partition(" ")
+    if word == "budget":
+        from mlxchat.cli import parameters
+
+        value = number.strip() or "default"
+        value = "default" if value == "off" else value
+        for line in parameters.set_parameter(context, "think-budget", value):
+            context.say(line)
+        return
     choices = {"on": True, "off": False, "default": None}
     if argument not in choices:
-        raise UsageError(f"/think {argument} is not allowed; write /think on, off or default")
+        raise UsageError(
+            f"/think {argument} is not allowed; write /think on, off or default, or budget N"
+        )
     for text in context.session.set_thinking(choices[argument]) or [f"Thinking: {argument}."]:
         context.say(text)
     context.origins["think"] = "/think"
