@@ -2,16 +2,15 @@
 
 import json
 import os
-import pathlib
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 from click.testing import CliRunner
 from tiny import make_tiny_folder
 
+from mlxchat.bench import runs
 from mlxchat.bench.measure import Limit, OurEngine, OverBudgetError, measure
 from mlxchat.bench.workload import Case, Request, Sample
 from mlxchat.cli.main import cli
@@ -205,36 +204,30 @@ def test_a_broken_model_is_one_line(tmp_path):
     assert run.stderr.count("\n") == 1
 
 
-def test_ctrl_c_leaves_what_was_measured(folder, mlxchat_home):
+def test_ctrl_c_leaves_what_was_measured(folder, monkeypatch):
     """Ctrl-C ends the run, prints the rows that there are, ends the child and exits with 130."""
-    command = [sys.executable, "-m", "mlxchat", "bench", "-m", str(folder), "-p", "8"]
-    command += ["-n", "4", "-d", "0", "-r", "100000", "--budget", "0"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    child = wait_for_child(process.pid)
-    time.sleep(2)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=30)
-    assert process.returncode == 130
-    assert "| pp8 " in out
-    assert "Stopped" in err
-    assert "Traceback" not in err
-    with pytest.raises(ProcessLookupError):
-        os.kill(child, 0)
+    children, samples = [], []
+    popen, make_sample = subprocess.Popen, runs.make_sample
 
+    def start(*arguments, **how):
+        children.append(popen(*arguments, **how))
+        return children[-1]
 
-def wait_for_child(parent):
-    """Returns the process that measures, once it has loaded the model."""
-    path = f"/proc/{parent}/task/{parent}/children"
-    if not os.path.exists(path):
-        pytest.skip("needs Linux's /proc to find the child process")
-    for _ in range(600):
-        for child in pathlib.Path(path).read_text().split():
-            with open(f"/proc/{child}/cmdline") as file:
-                if "mlxchat.bench.child" in file.read():
-                    time.sleep(2)
-                    return int(child)
-        time.sleep(0.1)
-    raise AssertionError("no child process was started")
+    def take(data, round_):
+        samples.append(data)
+        if len(samples) == 3:
+            signal.raise_signal(signal.SIGINT)
+        return make_sample(data, round_)
+
+    monkeypatch.setattr(runs.subprocess, "Popen", start)
+    monkeypatch.setattr(runs, "make_sample", take)
+    text = run("-m", folder, "-p", 8, "-n", 4, "-d", 0, "-r", 1000, "--budget", 0, code=130)
+    assert "| pp8 " in text
+    assert "| tg4 " not in text
+    assert run.stderr == "Stopped; the figures above are what was measured by then.\n"
+    assert [child.poll() is not None for child in children if "bench.child" in str(child.args)] == [
+        True
+    ]
 
 
 def test_the_child_ends_with_its_parent(folder):
