@@ -81,6 +81,7 @@ class TurnRunner:
         self.ends_thinking = Event()  # set while an answer comes: its thinking shall end
         self._pin = 0  # where the turn began: sliding windows keep their rows back to it
         self._settle_note = ""
+        self._has_steered = False  # since the last turn
         self._own_cause = TEMPLATE  # why ids are lost where nobody changed anything
         self._notices_told: set[str] = set(self.template_notices())
         if options.steering:
@@ -93,6 +94,7 @@ class TurnRunner:
         kv_bits = self.engine.prefix.cache.kv_bits
         self.keeping.rebind(make_key(loaded.fingerprint, loaded.model, kv_bits, steering=key))
         self.engine.steer(taps)
+        self._has_steered = True
 
     def _make_renderer(self, template: ChatTemplate) -> PromptRenderer:
         """Makes the renderer of a template with the options' switches; its date stays."""
@@ -446,6 +448,7 @@ class TurnRunner:
         typed = f" ({num_ahead} read while you typed)" if num_ahead else ""
         reason = f"reused {num_cached}{where}{typed}, read {usage.prefill_tokens}"
         self._is_first, self.num_settled, self._settle_note = False, 0, ""
+        self._has_steered = False
         return TurnResult(
             model=self.name,
             text=answer.text,
@@ -521,8 +524,9 @@ class TurnRunner:
             plan = self.keeping.restore(
                 target, plan, context.check, leave=0, keep_branch=keep_branch
             )
-            if is_empty and not plan.start:  # a conversation of the history goes on
-                self._settle_note = "no keys and values were stored, the text was read again"
+            if is_empty and not plan.start:  # else a conversation of the history goes on
+                why = "steering changed" if self._has_steered else "no keys and values were stored"
+                self._settle_note = f"{why}, the text was read again"
             prefix.apply(plan, keep_branch=keep_branch)
             if lost > 1:
                 note = f"{self._own_cause} dropped or moved {lost} ids of the last turn"

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from mlxchat.cli.failures import stoppable
-from mlxchat.cli.render import format_count
+from mlxchat.cli.render import format_count, one_line
 from mlxchat.cli.slash.registry import Context, command, say_cost
 from mlxchat.errors import UsageError
 
@@ -58,7 +58,23 @@ def set_(context: Context, argument: str) -> None:
         context.say(line)
 
 
-@command("steer", "[NAME X]", "Steer answers with a vector, X times; `off` stops it.")
+def _vector_names(beginning: str) -> list[tuple[str, str]]:
+    """Returns the vectors that begin so, each with the strength that was measured best."""
+    from mlxchat.lens.steering_file import list_vectors
+
+    found = [("off", "the plain model")]
+    for info in list_vectors():
+        best = max(info.sweep, key=lambda s: float(s["effect"]))
+        found.append((f"{info.name} {best['coeff']:g}", f"made on {one_line(info.model)}"))
+    return [(name, meaning) for name, meaning in found if name.startswith(beginning)]
+
+
+@command(
+    "steer",
+    "[NAME X]",
+    "Steer answers with a vector, X times; `off` stops it.",
+    _vector_names,
+)
 def steer(context: Context, argument: str) -> None:
     """Adds a steering vector from the next turn on, or takes all away."""
     from mlxchat.chat.steering import check_steers, format_steers, parse_steer
