@@ -262,6 +262,7 @@ def test_steering_takes_effect_on_the_next_turn(start):
     session.set_steering((ODD,))
     second = say(session, TEXTS[1])
     assert second.usage.cached_tokens == 0
+    assert "(/steer: nothing was cached)" in second.cache.reason
     session.undo(1)
     session.set_steering(())
     plain, fresh = say(session, TEXTS[1]), start()

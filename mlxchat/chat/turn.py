@@ -219,7 +219,7 @@ class TurnRunner:
         ahead = self.ahead.take(plan)
         why = self._settle_note
         if ahead is None:
-            why = self._explain(plan, cause, prompt.message_ends[-2] if len(messages) > 1 else 0)
+            why = self._explain(plan, cause, prompt.message_ends[-2] if len(messages) > 2 else 0)
         num_ahead = ahead or 0
         self.engine.prefix.apply(plan, keep_branch=keep_branch and not num_ahead)
         if not num_ahead:  # mostly the end of the last answer: this question may be edited
@@ -305,7 +305,7 @@ class TurnRunner:
         return prefix.plan(token_ids, marks=marks)
 
     def _explain(self, plan: Plan, cause: str, num_earlier: int) -> str:
-        """Why the turn reads more than its message, `num_earlier` ids being read before it."""
+        """Why the turn reads more than its message, which `num_earlier` ids of turns precede."""
         if not self._reuses:
             return "reuse is off"
         is_behind = plan.start < num_earlier
@@ -313,7 +313,9 @@ class TurnRunner:
             return "no more was stored" if is_behind else ""
         if plan.action == "continue" and (self._settle_note or not is_behind):
             return self._settle_note
-        return f"{cause or self._own_cause}: {plan.reason}" if plan.num_held else plan.reason
+        if not plan.num_held:
+            return f"{cause}: {plan.reason}" if cause and is_behind else plan.reason
+        return f"{cause or self._own_cause}: {plan.reason}"
 
     def _prefill(self, token_ids: tuple[int, ...], plan: Plan, context: JobContext) -> Logits:
         """Reads what the plan leaves, and returns the logits of the prompt's last position."""
@@ -517,7 +519,8 @@ class TurnRunner:
                 target, plan, context.check, leave=0, keep_branch=keep_branch
             )
             if is_empty and not plan.start:  # a conversation of the history goes on
-                self._settle_note = "no keys and values were stored, the text was read again"
+                what = "no keys and values were stored, the text was read again"
+                self._settle_note = f"{cause}: {what}" if cause else what
             prefix.apply(plan, keep_branch=keep_branch)
             if lost > 1:
                 note = f"{self._own_cause} dropped or moved {lost} ids of the last turn"
