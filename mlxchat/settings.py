@@ -45,6 +45,7 @@ SAMPLING_BOUNDS = {
 LENGTH_BOUNDS = {
     "max_tokens": Bounds(1, is_integer=True),
     "max_context": Bounds(1, is_integer=True),
+    "think_budget": Bounds(0, is_integer=True),
 }
 
 KV_BITS = (8, 4)  # of quantised keys and values

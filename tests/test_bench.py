@@ -158,6 +158,16 @@ def test_sweep_of_chunks(folder):
     ]
 
 
+def test_sweep_of_kv_bits(tmp_path):
+    """Keys and values in fewer bits take less memory and are measured like others."""
+    folder = make_tiny_folder(tmp_path / "wide", head_dim=32)
+    text = run(
+        *("-m", folder, "-p", 0, "-n", 4, "-d", 64, "-r", 1, "--kv-bits", "none,8,4", "-o", "json")
+    )
+    sizes = {r["kv_bits"]: r["kv_bytes"] for r in json.loads(text) if r["n_gen"] == 4}
+    assert sizes[None] > sizes[8] > sizes[4]
+
+
 def test_against_mlx_lm(folder):
     """The peer runs on the same weights in turns with ours, and ratios are printed."""
     text = run("-m", folder, "-p", 24, "-n", 4, "-d", 0, "-r", 2, "--against", "mlx-lm")
@@ -174,6 +184,7 @@ def test_against_mlx_lm(folder):
         (["-d", "1,-2"], "'1,-2' is not allowed"),
         (["--chunk", "0"], "'0' is not allowed; give whole numbers from 1 on"),
         (["-p", "0", "-n", "0", "-d", "0"], "-p 0, -n 0 and -d 0 leave nothing to measure"),
+        (["--kv-bits", "5"], "'5' is not allowed; give none, 8 and 4"),
         (["file.json"], "FILE 'file.json' goes with --baseline only"),
     ],
 )

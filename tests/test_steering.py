@@ -307,7 +307,11 @@ def test_settling_in_idle_time_is_steered(start):
     say(session, TEXTS[0])
     session.set_steering((ODD,))
     session.wait_until_idle()
-    assert say(session, TEXTS[1]).usage.cached_tokens > 0
+    steered = say(session, TEXTS[1])
+    assert steered.usage.cached_tokens > 0
+    assert (
+        "(/steer: no keys and values were stored, the text was read again)" in steered.cache.reason
+    )
     session.set_steering(())
     session.wait_until_idle()
     say(session, TEXTS[2])

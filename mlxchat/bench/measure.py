@@ -247,8 +247,10 @@ class OurEngine:
 
     def prepare(self, test: Case, limit: Limit) -> None:
         """Brings the live sequence to the test's depth; what is common with the last one stays."""
-        from mlxchat.engine.engine import reset_peak_memory
+        from mlxchat.engine.engine import Engine, reset_peak_memory
 
+        if test.kv_bits != self.engine.kv_bits:
+            self.engine = Engine(self.model, self.engine.chunker, test.kv_bits)
         chunker = self.engine.chunker
         if test.chunk is not None:
             chunker.size = chunker.largest = test.chunk
@@ -342,7 +344,7 @@ class OurEngine:
         if self._store is None:
             self._store = tempfile.TemporaryDirectory(prefix="mlxchat-bench-")
         store = PromptStore(Path(self._store.name))
-        key = make_key(self.loaded.fingerprint, self.model)
+        key = make_key(self.loaded.fingerprint, self.model, self.engine.kv_bits)
         return StoredPrefixes(store, key, "bench", self.engine.prefix)
 
     def _store_history(self, depth: int, limit: Limit) -> None:

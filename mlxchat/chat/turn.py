@@ -7,6 +7,7 @@ Ctrl-C leaves it as it was.
 import contextlib
 import time
 from dataclasses import asdict, replace
+from threading import Event
 
 from mlxchat.chat.answering import Answer, AnswerDecoder
 from mlxchat.chat.continuation import CUT_OFF, Begun, begin_again
@@ -77,6 +78,7 @@ class TurnRunner:
         self.num_settled = 0  # ids read in idle time since the last turn
         self.ahead = ReadAhead(self)
         self._bandwidth: float | None = None
+        self.ends_thinking = Event()  # set while an answer comes: its thinking shall end
         self._pin = 0  # where the turn began: sliding windows keep their rows back to it
         self._settle_note = ""
         self._own_cause = TEMPLATE  # why ids are lost where nobody changed anything
@@ -202,6 +204,7 @@ class TurnRunner:
             JobCancelledError: Stopped before there was anything to keep.
         """
         reset_peak_memory()
+        self.ends_thinking.clear()
         watch = Stopwatch(start)
         now = time.perf_counter()
         for text in self._make_room(conversation, question, cut_off):
@@ -349,6 +352,8 @@ class TurnRunner:
             self.options.stop,
             watch,
             context,
+            think_budget=self.options.think_budget,
+            ends_thinking=self.ends_thinking,
         )
         decoder.replay(begun)
         limit: StopReason = "context_full" if is_room else "token_limit"

@@ -110,6 +110,7 @@ _OPTIONS = (
         default=None,
         help="Reason before the answer or not, where the model knows a switch.",
     ),
+    _number("--think-budget", "think_budget", "Close the thinking after N tokens."),
     click.option("--keep-thinking", is_flag=True, help="Keep reasoning in the conversation."),
     click.option(
         "--steer",

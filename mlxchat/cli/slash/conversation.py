@@ -132,7 +132,7 @@ def title(context: Context, argument: str) -> None:
     context.say(f"Title: {name}" if name else "No title; the first message stands for it.")
 
 
-@command("save", "TITLE", "Keep the conversation under a title, also after --no-history.")
+@command("save", "TITLE", "Keep the chat under a title, also after --no-history.")
 def save(context: Context, argument: str) -> None:
     """Names the conversation, and keeps it where it was not kept so far."""
     if not argument:
