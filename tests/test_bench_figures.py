@@ -158,6 +158,12 @@ def test_tests_of_a_run():
     ]
 
 
+def test_sweep_of_kv_bits():
+    """Every way of holding keys and values runs all tests."""
+    names = [test.name for test in make_tests([8], [4], [0], kv_bits=[None, 8], has_ttft=False)]
+    assert names == ["pp8", "tg4", "pp8, kv 8 bit", "tg4, kv 8 bit"]
+
+
 def test_nothing_is_measured_twice():
     """Lengths that are named twice are measured once; 0 leaves a kind out."""
     assert [test.name for test in make_tests([8, 8], [0], [0], has_ttft=False)] == ["pp8"]

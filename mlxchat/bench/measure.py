@@ -11,9 +11,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from mlxchat.bench.workload import FILL_BUDGETS, Case, Request, Sample, fit_tests
+
+if TYPE_CHECKING:
+    from mlxchat.model.loader import LoadedModel
 
 Emit = Callable[[str, Any], None]
 
@@ -202,24 +205,30 @@ class OurEngine:
     """mlxchat's engine on one model.
 
     Args:
-        folder: Of the model.
+        loaded: The model.
     """
 
-    def __init__(self, folder: Path) -> None:
-        from mlxchat.model.device import load_mlx
-
-        load_mlx()
+    def __init__(self, loaded: "LoadedModel") -> None:
         from mlxchat.engine.engine import Engine
         from mlxchat.engine.sampling import Sampler, Sampling
-        from mlxchat.model.loader import load_model
 
-        self.loaded = load_model(folder)
-        self.model = self.loaded.model
+        self.loaded = loaded
+        self.model = loaded.model
         self.engine = Engine(self.model)
         self._largest_chunk = self.engine.chunker.largest
         self._sampler = Sampler(Sampling(temperature=0.0), self.model.info.vocab_size)
         self._ids: list[int] = []
         self._store: tempfile.TemporaryDirectory[str] | None = None
+
+    @classmethod
+    def load(cls, folder: Path) -> "OurEngine":
+        """Loads the model of a folder."""
+        from mlxchat.model.device import load_mlx
+
+        load_mlx()
+        from mlxchat.model.loader import load_model
+
+        return cls(load_model(folder))
 
     @property
     def max_context(self) -> int:
@@ -247,8 +256,10 @@ class OurEngine:
 
     def prepare(self, test: Case, limit: Limit) -> None:
         """Brings the live sequence to the test's depth; what is common with the last one stays."""
-        from mlxchat.engine.engine import reset_peak_memory
+        from mlxchat.engine.engine import Engine, reset_peak_memory
 
+        if test.kv_bits != self.engine.kv_bits:
+            self.engine = Engine(self.model, self.engine.chunker, test.kv_bits)
         chunker = self.engine.chunker
         if test.chunk is not None:
             chunker.size = chunker.largest = test.chunk
@@ -342,7 +353,7 @@ class OurEngine:
         if self._store is None:
             self._store = tempfile.TemporaryDirectory(prefix="mlxchat-bench-")
         store = PromptStore(Path(self._store.name))
-        key = make_key(self.loaded.fingerprint, self.model)
+        key = make_key(self.loaded.fingerprint, self.model, self.engine.kv_bits)
         return StoredPrefixes(store, key, "bench", self.engine.prefix)
 
     def _store_history(self, depth: int, limit: Limit) -> None:

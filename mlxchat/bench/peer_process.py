@@ -67,7 +67,7 @@ class Peer:
 
     def prepare(self, test: Case, limit: Limit) -> None:
         """Brings the cache to the test's depth."""
-        if test.source in ("live", "disk"):
+        if test.source in ("live", "disk") or test.kv_bits:
             raise NotMeasuredError("")  # nothing to say: these are measured of ours alone
         depth = 0 if test.source == "cold" else test.depth
         self._go_to(max(depth - 1, 0) if test.kind == "tg" else depth, test, limit)

@@ -57,6 +57,7 @@ def _record(report: Report, system: System, row: Row) -> dict[str, Any]:
         "model_size": facts.get("model_size"),
         "model_n_params": facts.get("model_n_params"),
         "n_batch": test.chunk,
+        "kv_bits": test.kv_bits,
         "n_prompt": 0 if test.kind == "tg" else test.num_tokens,
         "n_gen": test.num_tokens if test.kind == "tg" else int(test.kind == "ttft"),
         "n_depth": test.depth,

@@ -128,16 +128,17 @@ def _share(row: Row) -> str:
 
 def _first_tokens(report: Report) -> str:
     rows = []
-    cold: dict[int, float] = {}
+    cold: dict[int | None, float] = {}  # by how keys and values are held
     for row in next(iter(report.rows.values()), []):
         if row.test.kind == "ttft":
+            bits = row.test.kv_bits
             if row.test.source == "cold":
-                cold[row.test.depth] = row.mean_s
-            share = row.mean_s / cold[row.test.depth] if row.test.depth in cold else None
+                cold[bits] = row.mean_s
+            share = row.mean_s / cold[bits] if bits in cold else None
             where = {"cold": "cold: all is read", "live": "live cache", "disk": "from disk"}
             rows.append(
                 (
-                    where[row.test.source],
+                    where[row.test.source] + (f", kv {bits} bit" if bits else ""),
                     f"{row.test.depth:,}".replace(",", " "),
                     str(row.test.num_tokens),
                     f"{row.mean_s * 1e3:,.1f} ± {row.sd_s * 1e3:,.1f}",

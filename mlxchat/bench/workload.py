@@ -30,6 +30,7 @@ class Case:
         depth: Tokens in the cache before.
         source: Where the history of "ttft" comes from.
         chunk: Fixed length of prefill chunks; None is what the program itself chooses.
+        kv_bits: Keys and values are held in so many bits; None holds them as they are.
     """
 
     kind: Kind
@@ -37,6 +38,7 @@ class Case:
     depth: int = 0
     source: Source = ""
     chunk: int | None = None
+    kv_bits: int | None = None
 
     @property
     def name(self) -> str:
@@ -44,7 +46,8 @@ class Case:
         head = f"ttft {self.source}" if self.kind == "ttft" else f"{self.kind}{self.num_tokens}"
         depth = f" @ d{self.depth}" if self.depth else ""
         chunk = f", chunk {self.chunk}" if self.chunk else ""
-        return f"{head}{depth}{chunk}"
+        kv = f", kv {self.kv_bits} bit" if self.kv_bits else ""
+        return f"{head}{depth}{chunk}{kv}"
 
     @property
     def end(self) -> int:
@@ -139,28 +142,30 @@ def make_tests(
     answers: Sequence[int],
     depths: Sequence[int],
     chunks: Sequence[int | None] = (None,),
+    kv_bits: Sequence[int | None] = (None,),
     *,
     has_ttft: bool = True,
 ) -> tuple[Case, ...]:
-    """Returns the tests of a run, each once: every length at every depth with every chunk.
+    """Returns the tests of a run, each once: every length at every depth in every way.
 
     Args:
         prompts: Lengths of "pp".
         answers: Lengths of "tg"; 0 leaves them out.
         depths: Tokens in the cache before.
         chunks: Lengths of prefill chunks.
+        kv_bits: Of keys and values.
         has_ttft: Measure the first token after the deepest history too.
     """
     tests: list[Case] = []
-    for depth in depths:
-        for chunk, num in itertools.product(chunks, prompts):
-            if num:
-                tests.append(Case("pp", num, depth, chunk=chunk))
-        tests += [Case("tg", num, depth) for num in answers if num]
     history = max(depths, default=0) or max(prompts, default=0)
-    if has_ttft and history:
-        sources: tuple[Source, ...] = ("cold", "live", "disk")
-        tests += [Case("ttft", MESSAGE_TOKENS, history, source) for source in sources]
+    sources: tuple[Source, ...] = ("cold", "live", "disk") if has_ttft and history else ()
+    for bits in kv_bits:
+        for depth in depths:
+            for chunk, num in itertools.product(chunks, prompts):
+                if num:
+                    tests.append(Case("pp", num, depth, chunk=chunk, kv_bits=bits))
+            tests += [Case("tg", num, depth, kv_bits=bits) for num in answers if num]
+        tests += [Case("ttft", MESSAGE_TOKENS, history, way, kv_bits=bits) for way in sources]
     return tuple(dict.fromkeys(tests))
 
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from mlxchat.chat.continuation import find_cut_off
 from mlxchat.chat.conversation import Branch, Conversation, Node
@@ -24,11 +24,14 @@ from mlxchat.errors import UsageError
 
 if TYPE_CHECKING:
     from mlxchat.chat.history import Record, Restored
+    from mlxchat.chat.live_text import LiveText
     from mlxchat.chat.recorder import Recorder
     from mlxchat.chat.results import Compaction
     from mlxchat.chat.turn import TurnRunner
     from mlxchat.chat.warming import Warmed
     from mlxchat.engine.prefix_cache import CacheReport
+
+T = TypeVar("T")
 
 
 # The conversation is stored when nothing was said for so long: seldom enough for the disk.
@@ -126,6 +129,7 @@ class Session:
                 if self._runner is not None and self.options is not options:  # changed meanwhile
                     self._runner.set_options(self.options)
             assert self.info is not None
+            self._causes = (*self._causes, "/model")
             if self.conversation.head is not None:
                 self._drop_foreign_ids()
                 self._settle_when_idle()
@@ -387,6 +391,11 @@ class Session:
         """
         return self._set_switches(replace(self.options, think=think))
 
+    def end_thinking(self) -> None:
+        """Ends the thinking of the answer that is being given, and asks for the answer proper."""
+        if self._runner is not None:
+            self._runner.ends_thinking.set()
+
     def set_steering(self, steers: tuple[Steer, ...]) -> None:
         """Adds steering vectors to the residual stream from the next turn on; none is plain.
 
@@ -401,7 +410,7 @@ class Session:
             self._load(context)
             assert self._runner is not None
             self._runner.set_options(options)
-            self.options = options
+            self.options, self._causes = options, (*self._causes, "/steer")
 
         self._worker.run(job)
         if self.conversation.head is not None:
@@ -586,6 +595,26 @@ class Session:
             return None
         runner = self._runner
         return self._worker.run(lambda _: runner.engine.prefix.report())
+
+    def look(self, work: "Callable[[LiveText], T]") -> "Job[T]":
+        """Looks inside while the conversation goes on; the next turn stays as it is.
+
+        Args:
+            work: Runs on the worker; returns plain data.
+        """
+        conversation = self.conversation
+
+        def job(context: JobContext) -> T:
+            self._load(context)
+            from mlxchat.chat.live_text import read_live
+
+            assert self._runner is not None
+            try:
+                return work(read_live(self._runner, conversation))
+            finally:
+                self._settle_when_idle()
+
+        return self._worker.submit(job)
 
     def wait_until_idle(self, timeout_s: float = 60.0) -> None:
         """Waits for background work; for tests and measurements."""

@@ -4,6 +4,7 @@ from typing import Any
 
 import click
 
+from mlxchat.cli.failures import INTERRUPTED
 from mlxchat.cli.history import complete_conversation
 from mlxchat.cli.options import MODEL_OPTION
 from mlxchat.errors import UsageError
@@ -45,6 +46,19 @@ class Numbers(click.ParamType):  # type: ignore[type-arg]  # not generic in olde
         return numbers
 
 
+def read_kv_bits(text: str) -> tuple[int | None, ...]:
+    """Reads `none,8,4`.
+
+    Raises:
+        click.BadParameter: Other bits.
+    """
+    known = {"none": None, "8": 8, "4": 4}
+    parts = text.split(",")
+    if not set(parts) <= known.keys():
+        raise click.BadParameter(f"{text!r} is not allowed; give none, 8 and 4, with commas")
+    return tuple(dict.fromkeys(known[part] for part in parts))
+
+
 @click.command()
 @click.argument("file", required=False)
 @MODEL_OPTION
@@ -71,6 +85,13 @@ class Numbers(click.ParamType):  # type: ignore[type-arg]  # not generic in olde
     type=Numbers(1),
     metavar="N,..",
     help="Prefill in chunks of N tokens; without it they follow the measured rate.",
+)
+@click.option(
+    "--kv-bits",
+    callback=lambda ctx, param, value: read_kv_bits(value),
+    default="none",
+    metavar="N,..",
+    help="Hold keys and values in N bits: 8, 4, or none, which holds them as they are.",
 )
 @click.option(
     "--budget",
@@ -139,5 +160,5 @@ def _bench(params: dict[str, Any]) -> int:
     click.echo(format_report(measurement.report(), params["form"]), nl=False)
     if is_stopped:
         click.echo("Stopped; the figures above are what was measured by then.", err=True)
-        raise KeyboardInterrupt
+        return INTERRUPTED
     return 0

@@ -14,7 +14,7 @@ import mlx.core as mx
 from mlxchat.engine.chunking import PrefillChunker
 from mlxchat.engine.prefix_cache import Plan, PrefixCache
 from mlxchat.engine.sampling import Sampler
-from mlxchat.engine.speculation import Speculator
+from mlxchat.engine.speculation import Passes, Speculator
 from mlxchat.model.kv_quantization import make_kv_plan
 from mlxchat.model.language_model import LanguageModel
 from mlxchat.model.sequence_cache import SequenceCache
@@ -110,6 +110,9 @@ class Engine:
             return self.model.forward(token_ids, cache)
         return self.model.forward(token_ids, cache, self.taps)
 
+    def _forward_all(self, token_ids: mx.array, cache: SequenceCache) -> Logits:
+        return self.model.forward_all(token_ids, cache, self.taps)
+
     def prefill(
         self,
         token_ids: Sequence[int],
@@ -184,7 +187,12 @@ class Engine:
         """
         if self.speculator is not None:
             yield from self.speculator.decode(
-                self.model, self.prefix, logits, sampler, max_tokens=max_tokens, check=check
+                Passes(self._forward, self._forward_all),
+                self.prefix,
+                logits,
+                sampler,
+                max_tokens=max_tokens,
+                check=check,
             )
             return
         prefix = self.prefix

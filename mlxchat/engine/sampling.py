@@ -143,13 +143,17 @@ class Sampler:
             self._peek_keys(len(token_ids))
             for _ in token_ids:
                 self._keys.popleft()
-        if self._counts is not None and token_ids:
-            self._counts = self._counts.at[mx.array(list(token_ids))].add(1)
+        self.count(token_ids)
 
     @property
     def is_greedy(self) -> bool:
         """Whether the likeliest token is taken."""
         return self.sampling.temperature < _GREEDY_BELOW or self.sampling.top_k == 1
+
+    def count(self, token_ids: Sequence[int], times: int = 1) -> None:
+        """Counts ids that were fed without being drawn, or takes back that they were drawn."""
+        if self._counts is not None and token_ids:
+            self._counts = self._counts.at[mx.array(list(token_ids), mx.int32)].add(times)
 
     def process(self, logits: mx.array) -> mx.array:
         """Applies penalties and bias to logits (1, V)."""

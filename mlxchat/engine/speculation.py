@@ -169,6 +169,17 @@ class Controller:
         return saved
 
 
+Pass = Callable[[mx.array, SequenceCache], mx.array]
+
+
+@dataclass(frozen=True, slots=True)
+class Passes:
+    """How ids (1, T) are fed: for the logits (1, V) of the last, or for those of all, (1, T, V)."""
+
+    last: Pass
+    all: Pass
+
+
 @dataclass(slots=True)
 class Speculator:
     """Decodes with a drafter.
@@ -188,7 +199,7 @@ class Speculator:
 
     def decode(
         self,
-        model: LanguageModel,
+        passes: Passes,
         prefix: PrefixCache,
         logits: mx.array,
         sampler: Sampler,
@@ -202,7 +213,7 @@ class Speculator:
         """
         drafter, controller = self.drafter, self.controller
         self.stats = SpeculationStats(drafter.kind)
-        text = _Text(model, prefix, sampler, check)
+        text = _Text(passes, prefix, sampler, check)
         token = sampler.sample(logits)
         mx.async_eval(token)  # type: ignore[no-untyped-call]
         drafter.begin(prefix.token_ids)
@@ -275,9 +286,9 @@ class _Verdict:
 
 @dataclass(slots=True)
 class _Text:
-    """The text of one answer: the model, its cache and the sampler, kept in step."""
+    """The text of one answer: the passes, the cache and the sampler, kept in step."""
 
-    model: LanguageModel
+    passes: Passes
     prefix: PrefixCache
     sampler: Sampler
     check: Callable[[], None]
@@ -285,7 +296,7 @@ class _Text:
     def start_step(self, token: mx.array) -> mx.array:
         """Feeds one token and draws the next, without waiting."""
         try:
-            ahead = self.sampler.sample(self.model.forward(token[:, None], self.prefix.cache))
+            ahead = self.sampler.sample(self.passes.last(token[:, None], self.prefix.cache))
             mx.async_eval(ahead)  # type: ignore[no-untyped-call]
         except BaseException:
             self.prefix.reset()
@@ -301,7 +312,7 @@ class _Text:
         prefix, drafts = self.prefix, ids[1:]
         held = len(prefix.token_ids)
         try:
-            logits = self.model.forward_all(mx.array([ids]), prefix.cache)[0]  # (T, V)
+            logits = self.passes.all(mx.array([ids]), prefix.cache)[0]  # (T, V)
             drawn, near = self.sampler.sample_ahead(logits, drafts)
             mx.eval(drawn, near, prefix.cache.arrays())
             tokens, is_near = cast(list[int], drawn.tolist()), cast(list[bool], near.tolist())
@@ -335,6 +346,7 @@ class _Text:
                 keep = held - len(ids) + given
                 self.prefix.cache.rewind(keep)
                 del self.prefix.token_ids[keep:]
+                self.sampler.count(ids[given:], -1)
 
 
 def explain_unfit(model: LanguageModel, cache: SequenceCache) -> str:

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-from mlxchat.lens.trace import Recorder, check_length, require_points, to_lists, trace
+from mlxchat.lens.trace import to_lists, trace
+from mlxchat.model.bert import BertEncoder
 from mlxchat.model.language_model import LanguageModel
+from mlxchat.model.taps import Taps
 
 Grid = list[list[float]]
-CHUNK = 512  # ids that are read at once where nothing is recorded
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,24 +105,29 @@ def read_attention(model: LanguageModel, token_ids: Sequence[int]) -> AttentionV
     return AttentionView(seen.token_ids, maps)
 
 
-def read_last_attention(model: LanguageModel, token_ids: Sequence[int]) -> list[Grid]:
-    """Returns what the last token looks at, by layer and head: T weights each.
+def read_encoder_attention(model: BertEncoder, token_ids: Sequence[int]) -> AttentionView:
+    """Reads the attention maps of a text in an encoder, whose tokens look both ways."""
+    ids = mx.array([list(token_ids)])
+    is_token = mx.ones(ids.shape, mx.bool_)
+    x, maps = model.embed(ids), []
+    for layer in range(model.config.n_layers):
+        maps.append(to_lists(model.pattern(layer, x, is_token)[0]))
+        x = model.block(layer, x, is_token)
+    return AttentionView(tuple(token_ids), maps, is_causal=False)
+
+
+def read_last_attention(
+    model: LanguageModel, token_ids: Sequence[int], edits: Taps | None = None
+) -> mx.array:
+    """Returns what the last token looks at, by layer and head: (L, H, T).
 
     The ids before it are read without taps, so that a long text takes no room for maps.
 
     Raises:
         UnsupportedModelError: mlx-lm runs the model's blocks.
     """
-    require_points(model, ["pattern"])
-    check_length(model, len(token_ids), [])
-    cache, recorder = model.make_cache(), Recorder(["pattern"])
-    for start in range(0, len(token_ids) - 1, CHUNK):
-        model.prefill(mx.array([token_ids[start : min(start + CHUNK, len(token_ids) - 1)]]), cache)
-        mx.eval(cache.arrays())
-    mx.eval(model.hidden(mx.array([token_ids[-1:]]), cache, recorder))
-    grids = []
-    for layer in range(model.info.n_layers):
-        rows = to_lists(recorder.seen["pattern", layer][:, 0])
-        # A sliding window shows its own rows only.
-        grids.append([[0.0] * (len(token_ids) - len(row)) + row for row in rows])
-    return grids
+    count = len(token_ids)
+    seen = trace(model, token_ids, ["pattern"], start=count - 1, edits=edits, logits=False)
+    rows = [seen["pattern", layer][:, 0] for layer in range(model.info.n_layers)]
+    # A sliding window shows its own rows only.
+    return mx.stack([mx.pad(row, [(0, 0), (count - row.shape[1], 0)]) for row in rows])

@@ -11,6 +11,7 @@ import mlx.core as mx
 
 from mlxchat.lens.trace import UNEMBED_ROWS, to_lists, trace
 from mlxchat.model.language_model import LanguageModel
+from mlxchat.model.taps import Taps
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +62,7 @@ def read_lens(
     top: int = 5,
     positions: Sequence[int] | None = None,
     targets: Sequence[int] | None = None,
+    edits: Taps | None = None,
 ) -> LensView:
     """Reads a text with the logit lens.
 
@@ -70,15 +72,17 @@ def read_lens(
         top: How many tokens are shown.
         positions: At which positions; None is all. Negative ones count from the end.
         targets: For each position the token whose rank is told; None is the last layer's choice.
+        edits: Changes on the way, such as steering.
     """
     count = len(token_ids)
     where = tuple(range(count) if positions is None else (p % count for p in positions))
-    seen = trace(model, token_ids, logits=False)
-    rows = mx.array(where)
+    start = min(where, default=0)
+    seen = trace(model, token_ids, start=start, edits=edits, logits=False)
+    rows = mx.array([p - start for p in where])
     streams = [seen["resid_post", layer][rows] for layer in range(model.info.n_layers)]
     if targets is None:
         targets = _likeliest(model, streams[-1])
-    layers = tuple(_read(model, stream, targets, top) for stream in streams)
+    layers = tuple(read_rows(model, stream, targets, top) for stream in streams)
     return LensView(seen.token_ids, where, tuple(targets), layers)
 
 
@@ -94,10 +98,17 @@ def _likeliest(model: LanguageModel, rows: mx.array) -> list[int]:
     return found
 
 
-def _read(
+def read_rows(
     model: LanguageModel, rows: mx.array, targets: Sequence[int], top: int
 ) -> tuple[Reading, ...]:
-    """Reads rows (N, D) a few at a time: their logits are (N, V)."""
+    """Reads residual rows (N, D), a few at a time, since their logits are (N, V).
+
+    Args:
+        model: Native or zoo.
+        rows: (N, D).
+        targets: N tokens whose rank and probability are told.
+        top: How many of the likeliest are told.
+    """
     readings: list[Reading] = []
     for batch in _batches(model, rows):
         logits = model.unembed(batch[None])[0].astype(mx.float32)

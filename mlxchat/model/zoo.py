@@ -130,6 +130,12 @@ class ZooModel:
             mx.eval(cache.arrays())
         return self._call(token_ids[:, -1:], cache, taps)[:, -1, :]
 
+    def forward_all(
+        self, token_ids: mx.array, cache: SequenceCache, taps: Taps | None = None
+    ) -> mx.array:
+        """Feed ids (B, T) and return the logits of every position, (B, T, V), lazily."""
+        return self._call(token_ids, cache, taps)
+
     def _call(self, token_ids: mx.array, cache: SequenceCache, taps: Taps | None) -> mx.array:
         if taps is None:
             logits: mx.array = self.model(token_ids, cache=cache.raw)
@@ -160,11 +166,6 @@ class ZooModel:
     def embed(self, token_ids: mx.array) -> mx.array:
         """Return the embedding rows of ids (B, T) as the first layer gets them, (B, T, D)."""
         return self._watch.embed(lambda: self._call(token_ids, self.make_cache(), None))
-
-    def forward_all(self, token_ids: mx.array, cache: SequenceCache) -> mx.array:
-        """Feed ids (B, T) and return the logits of every position, (B, T, V), lazily."""
-        logits: mx.array = self.model(token_ids, cache=cache.raw)
-        return logits
 
     def _measure_vocab_size(self) -> int:
         """Read the width of the logits off an unevaluated forward pass: configs differ."""

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mlxchat.cli.inspect.looking import Json, Subject, look, look_options, show
+from mlxchat.cli.inspect.looking import EncoderSubject, Json, Subject, look, look_options, show
 from mlxchat.errors import UsageError
 
 if TYPE_CHECKING:
@@ -28,7 +28,8 @@ def attention(
 ) -> None:
     """Show which tokens look at which: maps, sinks, the strongest pairs.
 
-    Without --layer and --head the map is the mean over all heads.
+    Without --layer and --head the map is the mean over all heads. Works on encoders of the BERT
+    family too, whose tokens look both ways.
     """
 
     def work(subject: Subject) -> "tuple[AttentionView, list[str], tuple[int, ...], str]":
@@ -41,7 +42,22 @@ def attention(
         _check(view, layer, head)
         return view, subject.texts(token_ids), keys, subject.name
 
-    view, texts, keys, name = look(model, work)
+    def work_on_encoder(
+        subject: EncoderSubject,
+    ) -> "tuple[AttentionView, list[str], tuple[int, ...], str]":
+        from mlxchat.cli.words import find_word
+        from mlxchat.lens.attention import read_encoder_attention
+
+        if is_chat:
+            raise UsageError("an encoder has no chat template; leave --chat out")
+        tokenizer, encoder = subject.embedder.tokenizer, subject.embedder.model
+        token_ids = subject.encode(text)
+        keys = () if word is None else find_word(tokenizer, token_ids, word)
+        view = read_encoder_attention(encoder, token_ids)  # type: ignore[arg-type]  # it is one
+        _check(view, layer, head)
+        return view, [tokenizer.token_text(i) for i in token_ids], keys, subject.name
+
+    view, texts, keys, name = look(model, work, work_on_encoder)
     from mlxchat.cli.inspect import render_attention
 
     drawn = render_attention.Drawn(view, texts, name, keys, layer, head)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from mlxchat.chat.prompt import PromptRenderer
     from mlxchat.engine.worker import JobContext
+    from mlxchat.model.embedder import Embedder
     from mlxchat.model.language_model import LanguageModel
     from mlxchat.model.tokenizer import Tokenizer
 
@@ -101,12 +102,42 @@ class Subject:
         return [self.tokenizer.token_text(i) for i in token_ids]
 
 
-def look(model: str | None, work: Callable[[Subject], T]) -> T:
+@dataclass(frozen=True, slots=True)
+class EncoderSubject:
+    """An encoder that is looked into; use it on the worker thread.
+
+    Attributes:
+        name: The model as a person knows it.
+        embedder: The model and its tokenizer.
+    """
+
+    name: str
+    embedder: "Embedder"
+
+    def encode(self, text: str) -> list[int]:
+        """Returns the ids of a text with what the tokenizer puts around it.
+
+        Raises:
+            UsageError: There are none, or more than the model reads.
+        """
+        token_ids = self.embedder.tokenizer.encode(text, add_special_tokens=True)
+        most = self.embedder.max_tokens
+        if not 0 < len(token_ids) <= most:
+            raise UsageError(f"the text has {len(token_ids)} tokens; this model reads 1 to {most}")
+        return token_ids
+
+
+def look(
+    model: str | None,
+    work: Callable[[Subject], T],
+    encoder: Callable[[EncoderSubject], T] | None = None,
+) -> T:
     """Loads a model, shows the progress of that, and does the work on the worker thread.
 
     Args:
         model: What `--model` names.
         work: Returns plain data: arrays belong to the worker.
+        encoder: The same for an encoder; without it encoders are refused.
     """
     from mlxchat.chat.results import LoadProgress
     from mlxchat.cli.render import format_bar, format_progress
@@ -119,15 +150,24 @@ def look(model: str | None, work: Callable[[Subject], T]) -> T:
         from mlxchat.model.device import load_mlx
 
         load_mlx()
-        from mlxchat.chat.loading import load_runner
+        from mlxchat.chat.loading import find_model, load_folder
         from mlxchat.chat.options import ChatOptions
+        from mlxchat.model.bert_files import is_encoder
+        from mlxchat.model.checkpoint import read_config
+        from mlxchat.model.embedder import load_embedder
 
         def report(event: LoadProgress) -> None:
             context.check()
             context.emit(event)
 
         options = ChatOptions(idle_work=False, keeps_history=False)
-        runner, _ = load_runner(name, options, report, context.check)
+        folder = find_model(name, report, context.check)
+        if encoder is not None and is_encoder(read_config(folder.path)):
+            embedder = load_embedder(
+                folder.path, lambda phase, done, total: report(LoadProgress(phase, done, total))
+            )
+            return encoder(EncoderSubject(folder.name, embedder))
+        runner, _ = load_folder(folder, options, report)
         loaded = runner.loaded
         return work(
             Subject(

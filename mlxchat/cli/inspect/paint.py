@@ -18,9 +18,24 @@ _BLANKS = str.maketrans({"\n": "⏎", "\t": "⇥", " ": "·"})
 CELL_WIDTH = 2
 
 
-def make_console(file: TextIO | None = None) -> Console:
-    """Returns where views are printed; colours and width are the terminal's."""
-    return Console(file=file or sys.stdout, highlight=False, emoji=False, markup=False)
+def make_console(
+    file: TextIO | None = None, *, width: int | None = None, colours: bool = True
+) -> Console:
+    """Returns where views are printed.
+
+    Args:
+        file: Default: stdout.
+        width: Default: the terminal's.
+        colours: As many as the terminal has; else none.
+    """
+    return Console(
+        file=file or sys.stdout,
+        width=width,
+        color_system="auto" if colours else None,
+        highlight=False,
+        emoji=False,
+        markup=False,
+    )
 
 
 def show_token(text: str) -> str:

@@ -75,7 +75,26 @@ def make_view(drawn: Drawn, console: Console) -> list[RenderableType]:
     ]
     if drawn.keys:
         parts += _who_looks(drawn, console)
+    if not drawn.view.is_causal:
+        note = "how an encoder and a causal model differ"
+        parts += [heading("built otherwise", note), _differences()]
     return parts
+
+
+# What an encoder of the BERT family does, and what the models that one chats with do.
+_DIFFERENCES = (
+    ("a token looks at", "all tokens, before and after it", "itself and those before it"),
+    ("positions", "a learned row for each, added to the token's", "q and k are turned (RoPE)"),
+    ("norm", "LayerNorm, behind each half of a block", "RMSNorm, before each half (most)"),
+    ("its last states", "stand for the text: mlxchat embed", "tell the next token"),
+)
+
+
+def _differences() -> Table:
+    table = make_table("", "this encoder", "a causal model")
+    for row in _DIFFERENCES:
+        table.add_row(*row)
+    return table
 
 
 def _map(drawn: Drawn, console: Console) -> Table:
@@ -133,7 +152,7 @@ def _pairs(drawn: Drawn) -> RenderableType:
 def _who_looks(drawn: Drawn, console: Console) -> list[RenderableType]:
     word = show_token("".join(drawn.texts[k] for k in drawn.keys))
     looks = drawn.view.looks_at(drawn.keys)
-    after = range(min(drawn.keys), len(drawn.texts))
+    after = range(min(drawn.keys) if drawn.view.is_causal else 0, len(drawn.texts))
     table = make_table("token", "by layer", "most>", "in layer>")
     for query in after:
         if query in drawn.keys and len(drawn.texts) > len(drawn.keys):
@@ -169,6 +188,9 @@ def make_page(drawn: Drawn) -> str:
                 page.draw_heat_map(looks, rows, names, low=0.0, high=1.0),
             )
         )
+    if not drawn.view.is_causal:
+        table = page.make_table(["", "this encoder", "a causal model"], _DIFFERENCES)
+        sections.append(("Built otherwise", table))
     lead = f"{drawn.model}: row by row, what each token looks at; brighter is more"
     return page.make_page("Attention", lead, sections)
 

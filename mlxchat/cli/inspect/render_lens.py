@@ -33,7 +33,7 @@ def make_view(
         Text("likeliest next token after each layer; brightness is its probability", style="dim"),
         _grid(view, names, shown),
         heading("the last position", "what it settles on, layer by layer"),
-        _story(view, names, len(view.positions) - 1),
+        make_story(view, names, len(view.positions) - 1),
     ]
     return parts
 
@@ -59,7 +59,8 @@ def _grid(view: "LensView", names: dict[int, str], shown: range) -> Table:
     return table
 
 
-def _story(view: "LensView", names: dict[int, str], index: int) -> Table:
+def make_story(view: "LensView", names: dict[int, str], index: int) -> Table:
+    """Returns what one position would have said after each layer."""
     final = show_token(names[view.final[index]])
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("layer", justify="right")
