@@ -38,15 +38,8 @@ def format_entry(usage: str, summary: str, width: int, columns: int) -> str:
     if len(line) <= columns:
         return line
     if columns < _NARROW:
-        return "\n".join(
-            [
-                usage,
-                *(
-                    f"  {row}"
-                    for row in textwrap.wrap(summary, columns - 2, break_on_hyphens=False)
-                ),
-            ]
-        )
+        rows = textwrap.wrap(summary, columns - 2, break_on_hyphens=False)
+        return "\n".join([usage, *(f"  {row}" for row in rows)])
     first, *rest = textwrap.wrap(summary, columns - width - 2, break_on_hyphens=False)
     return "\n".join([f"{usage:<{width}}  {first}", *(" " * (width + 2) + row for row in rest)])
 

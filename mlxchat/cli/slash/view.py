@@ -16,7 +16,7 @@ def _complete_mode(start: str) -> list[tuple[str, str]]:
     return [(mode, "") for mode in ("on", "off") if mode.startswith(start)]
 
 
-@command("context", "", "Show what fills the context: system prompt, turns, free room.")
+@command("context", "", "Show what fills the context: system prompt, turns, room.")
 def context_(context: Context, argument: str) -> None:
     """Shows what fills the context."""
     from mlxchat.cli.render_views import format_context
