@@ -309,7 +309,8 @@ class FakeSession:
                 context.emit(TextDelta(piece, "reasoning"))
                 if self.ends_thinking:
                     break
-                time.sleep(0.05 * (rounds > 1))
+                if rounds > 1:
+                    time.sleep(0.05)
             say("\n\n")
         if first == "read":
             for done in range(0, 1000, 20):
