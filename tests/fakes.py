@@ -109,6 +109,7 @@ class FakeSession:
     made: "ClassVar[list[FakeSession]]" = []  # noqa: RUF012  # the annotation is a string
 
     title: str | None = None
+    ends_thinking = False
 
     def __init__(self, model: str | None, options: ChatOptions, recorder: object = None) -> None:
         self.model, self.options, self.recorder = model, options, recorder
@@ -239,6 +240,9 @@ class FakeSession:
         self.options = replace(self.options, think=think)
         return ["this template has no switch"] if think is False else []
 
+    def end_thinking(self) -> None:
+        self.ends_thinking = True
+
     def set_options(self, options: ChatOptions) -> list[str]:
         self.options = options
         return []
@@ -290,8 +294,13 @@ class FakeSession:
             raise ValueError("a bug\nwith two lines")
         self.sent.append(text)
         if first == "think":
-            for piece in ("\nI ", "wonder", ".\n"):
+            self.ends_thinking = False
+            rounds = 200 if "long" in text else 1
+            for piece in ("\nI ", *["wonder "] * (rounds - 1), "wonder", ".\n"):
                 context.emit(TextDelta(piece, "reasoning"))
+                if self.ends_thinking:
+                    break
+                time.sleep(0.05 * (rounds > 1))
             say("\n\n")
         if first == "read":
             for done in range(0, 1000, 20):

@@ -11,6 +11,7 @@ from test_steering import HELD_OUT, MADE_OF
 from tiny import make_tiny_folder
 
 from mlxchat.cli.main import cli
+from mlxchat.cli.slash import COMMANDS
 
 CAPITALS = "Write in capitals."
 
@@ -109,6 +110,14 @@ def test_the_dial_in_the_chat(capitals):
     assert capital_share(plain) < 0.3 < capital_share(steered)
     assert "Steering: off. There are capitals." in done.stderr
     assert f"Steering: capitals at {best:g}, from the next turn on." in done.stderr
+
+
+def test_tab_completes_vectors(capitals):
+    """After `/steer` Tab offers the vectors, each with its best strength, and `off`."""
+    best = max(capitals["sweep"], key=lambda s: s["effect"])["coeff"]
+    complete = COMMANDS["steer"].complete
+    assert [name for name, _ in complete("")] == ["off", f"capitals {best:g}"]
+    assert complete("cap") == [(f"capitals {best:g}", "made on builtin")]
 
 
 def test_export(capitals, tmp_path):

@@ -470,3 +470,13 @@ def test_compaction_can_be_stopped(terminal):
     terminal.wait_for("Turn 1 is now this summary:")
     terminal.wait_for("A **short** one.")
     terminal.wait_for("/goto 3 brings all of it back")
+
+
+def test_ctrl_t_ends_the_thinking(terminal):
+    """While the model thinks, Ctrl-T asks for the answer, which comes at once."""
+    terminal.send("think long\r")
+    terminal.wait_for("wonder wonder")
+    terminal.send("\x14")
+    terminal.wait_for("you said: think long", 5.0)
+    terminal.wait_for("> ")
+    assert "thought for" in terminal.text

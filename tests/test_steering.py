@@ -262,6 +262,7 @@ def test_steering_takes_effect_on_the_next_turn(start):
     session.set_steering((ODD,))
     second = say(session, TEXTS[1])
     assert second.usage.cached_tokens == 0
+    assert "(/steer: nothing was cached)" in second.cache.reason
     session.undo(1)
     session.set_steering(())
     plain, fresh = say(session, TEXTS[1]), start()
@@ -306,7 +307,11 @@ def test_settling_in_idle_time_is_steered(start):
     say(session, TEXTS[0])
     session.set_steering((ODD,))
     session.wait_until_idle()
-    assert say(session, TEXTS[1]).usage.cached_tokens > 0
+    steered = say(session, TEXTS[1])
+    assert steered.usage.cached_tokens > 0
+    assert (
+        "(/steer: no keys and values were stored, the text was read again)" in steered.cache.reason
+    )
     session.set_steering(())
     session.wait_until_idle()
     say(session, TEXTS[2])

@@ -144,7 +144,13 @@ class Compactor:
         assert logits is not None
         splitter = self._renderer.splitter(prompt)
         decoder = AnswerDecoder(
-            engine, runner.tokenizer, splitter, (), Stopwatch(), _counting(context)
+            engine,
+            runner.tokenizer,
+            splitter,
+            (),
+            Stopwatch(),
+            _counting(context),
+            think_budget=self._room // 2,  # where thinking cannot be switched off
         )
         sampler = runner.make_sampler(self._conversation, prompt.token_ids)
         answer = decoder.run(logits, sampler, max_tokens=self._room, limit="token_limit")

@@ -24,6 +24,7 @@ class ChatOptions:
         max_tokens: Longest answer; None lets it fill the context.
         max_context: Tokens that prompt and answer may take together.
         think: Thinking on or off, where the template has a switch.
+        think_budget: Tokens of thinking after which the answer must come; None is no limit.
         keep_thinking: Earlier thinking stays in the prompt, where the template can.
         overflow: At the context limit, refuse the message or drop the oldest turns.
         verify: Compare every turn with a from-scratch prefill.
@@ -41,6 +42,7 @@ class ChatOptions:
     stop: tuple[str, ...] = ()
     max_context: int | None = None
     think: bool | None = None
+    think_budget: int | None = None
     keep_thinking: bool = False
     overflow: Literal["error", "drop-oldest"] = "error"
     verify: bool = False

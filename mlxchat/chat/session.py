@@ -129,6 +129,7 @@ class Session:
                 if self._runner is not None and self.options is not options:  # changed meanwhile
                     self._runner.set_options(self.options)
             assert self.info is not None
+            self._causes = (*self._causes, "/model")
             if self.conversation.head is not None:
                 self._drop_foreign_ids()
                 self._settle_when_idle()
@@ -390,6 +391,11 @@ class Session:
         """
         return self._set_switches(replace(self.options, think=think))
 
+    def end_thinking(self) -> None:
+        """Ends the thinking of the answer that is being given, and asks for the answer proper."""
+        if self._runner is not None:
+            self._runner.ends_thinking.set()
+
     def set_steering(self, steers: tuple[Steer, ...]) -> None:
         """Adds steering vectors to the residual stream from the next turn on; none is plain.
 
@@ -404,7 +410,7 @@ class Session:
             self._load(context)
             assert self._runner is not None
             self._runner.set_options(options)
-            self.options = options
+            self.options, self._causes = options, (*self._causes, "/steer")
 
         self._worker.run(job)
         if self.conversation.head is not None:

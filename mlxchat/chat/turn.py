@@ -7,6 +7,7 @@ Ctrl-C leaves it as it was.
 import contextlib
 import time
 from dataclasses import asdict, replace
+from threading import Event
 
 from mlxchat.chat.answering import Answer, AnswerDecoder
 from mlxchat.chat.continuation import CUT_OFF, Begun, begin_again
@@ -77,6 +78,7 @@ class TurnRunner:
         self.num_settled = 0  # ids read in idle time since the last turn
         self.ahead = ReadAhead(self)
         self._bandwidth: float | None = None
+        self.ends_thinking = Event()  # set while an answer comes: its thinking shall end
         self._pin = 0  # where the turn began: sliding windows keep their rows back to it
         self._settle_note = ""
         self._own_cause = TEMPLATE  # why ids are lost where nobody changed anything
@@ -202,6 +204,7 @@ class TurnRunner:
             JobCancelledError: Stopped before there was anything to keep.
         """
         reset_peak_memory()
+        self.ends_thinking.clear()
         watch = Stopwatch(start)
         now = time.perf_counter()
         for text in self._make_room(conversation, question, cut_off):
@@ -219,7 +222,7 @@ class TurnRunner:
         ahead = self.ahead.take(plan)
         why = self._settle_note
         if ahead is None:
-            why = self._explain(plan, cause, prompt.message_ends[-2] if len(messages) > 1 else 0)
+            why = self._explain(plan, cause, prompt.message_ends[-2] if len(messages) > 2 else 0)
         num_ahead = ahead or 0
         self.engine.prefix.apply(plan, keep_branch=keep_branch and not num_ahead)
         if not num_ahead:  # mostly the end of the last answer: this question may be edited
@@ -305,7 +308,7 @@ class TurnRunner:
         return prefix.plan(token_ids, marks=marks)
 
     def _explain(self, plan: Plan, cause: str, num_earlier: int) -> str:
-        """Why the turn reads more than its message, `num_earlier` ids being read before it."""
+        """Why the turn reads more than its message, which `num_earlier` ids of turns precede."""
         if not self._reuses:
             return "reuse is off"
         is_behind = plan.start < num_earlier
@@ -313,7 +316,9 @@ class TurnRunner:
             return "no more was stored" if is_behind else ""
         if plan.action == "continue" and (self._settle_note or not is_behind):
             return self._settle_note
-        return f"{cause or self._own_cause}: {plan.reason}" if plan.num_held else plan.reason
+        if not plan.num_held:
+            return f"{cause}: {plan.reason}" if cause and is_behind else plan.reason
+        return f"{cause or self._own_cause}: {plan.reason}"
 
     def _prefill(self, token_ids: tuple[int, ...], plan: Plan, context: JobContext) -> Logits:
         """Reads what the plan leaves, and returns the logits of the prompt's last position."""
@@ -347,6 +352,8 @@ class TurnRunner:
             self.options.stop,
             watch,
             context,
+            think_budget=self.options.think_budget,
+            ends_thinking=self.ends_thinking,
         )
         decoder.replay(begun)
         limit: StopReason = "context_full" if is_room else "token_limit"
@@ -517,7 +524,8 @@ class TurnRunner:
                 target, plan, context.check, leave=0, keep_branch=keep_branch
             )
             if is_empty and not plan.start:  # a conversation of the history goes on
-                self._settle_note = "no keys and values were stored, the text was read again"
+                what = "no keys and values were stored, the text was read again"
+                self._settle_note = f"{cause}: {what}" if cause else what
             prefix.apply(plan, keep_branch=keep_branch)
             if lost > 1:
                 note = f"{self._own_cause} dropped or moved {lost} ids of the last turn"

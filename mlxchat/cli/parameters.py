@@ -72,6 +72,7 @@ PARAMETERS = {
     "seed": Parameter("seed", SAMPLING_BOUNDS["seed"]),
     "max-tokens": Parameter("max_tokens", LENGTH_BOUNDS["max_tokens"]),
     "think": Parameter("think"),
+    "think-budget": Parameter("think_budget", LENGTH_BOUNDS["think_budget"]),
     "keep-thinking": Parameter("keep_thinking", has_default=False),
     "verify": Parameter("verify", has_default=False),
     "overflow": Parameter("overflow", has_default=False, choices=OVERFLOW),
@@ -163,7 +164,11 @@ def list_parameters(context: "Context") -> list[tuple[str, str, str]]:
             known = format_value(in_force[field]) if resolved is not None else "not known yet"
             rows.append((name, known, "the model is loading" if resolved is None else source))
         else:
-            text = {"max_tokens": "what the context holds", "think": "as the template does"}
+            text = {
+                "max_tokens": "what the context holds",
+                "think": "as the template does",
+                "think_budget": "as long as it takes",
+            }
             rows.append((name, text.get(field, "off"), BY_DEFAULT))
     kib = str(context.attached.max_bytes // 1024)
     bits = session.options.kv_bits

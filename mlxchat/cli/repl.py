@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING
 
 from prompt_toolkit import PromptSession
 from prompt_toolkit.application import Application
+from prompt_toolkit.keys import Keys
 from prompt_toolkit.shortcuts import CompleteStyle
 
 from mlxchat import __version__, paths
 from mlxchat.cli import slash
-from mlxchat.cli.answer_keys import listen
+from mlxchat.cli.answer_keys import Actions, listen, press_ctrl_c
 from mlxchat.cli.completion import ChatCompleter
 from mlxchat.cli.failures import Stopped, explain
 from mlxchat.cli.keys import PromptKeys
@@ -124,7 +125,8 @@ class Repl:
         if self._drafts is not None:
             self._drafts.sent()
         try:
-            with marked_pastes() as is_able, listen(self._prompt.app.input, is_able):
+            keys: Actions = {Keys.Escape: press_ctrl_c, Keys.ControlT: answers.session.end_thinking}
+            with marked_pastes() as is_able, listen(self._prompt.app.input, is_able, keys):
                 start = self._understand(text, answers)
                 if start is not None:
                     self._wait_for_load()
@@ -152,6 +154,7 @@ class Repl:
             self._screen.escape,
             self._pastes.expand,
             screen=self._screen,
+            settings=self._request.settings,
         )
         block = read_block(text)
         if block is None:

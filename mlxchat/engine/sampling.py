@@ -6,7 +6,7 @@ penalties keep one count per vocabulary entry. Sources: top-k (Fan et al. 2018),
 et al. 2020), min-p (Nguyen et al. 2024), repetition penalty (Keskar et al. 2019).
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -104,6 +104,11 @@ class Sampler:
         if self._counts is not None:
             self._counts = self._counts.at[token].add(1)
         return token
+
+    def count(self, token_ids: Sequence[int]) -> None:
+        """Counts ids that were fed without being drawn."""
+        if self._counts is not None:
+            self._counts = self._counts.at[mx.array(list(token_ids), mx.int32)].add(1)
 
     def process(self, logits: mx.array) -> mx.array:
         """Applies penalties and bias to logits (1, V)."""

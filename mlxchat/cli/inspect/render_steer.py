@@ -161,7 +161,7 @@ def draw_curve(points: Sequence[tuple[float, float]], width: int = 560, height: 
     for level in (-1.0, 0.0, 1.0):
         (x1, y), (x2, _) = place(0, level), place(right, level)
         parts.append(f'<line class="line" x1="{x1:.1f}" y1="{y:.1f}" x2="{x2:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text class="soft" x="4" y="{y + 4:.1f}">{level:+.0%}</text>')
+        parts.append(f'<text class="soft" x="4" y="{y + 4:.1f}">{level:.0%}</text>')
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(x, y) for x, y in [(0, 0), *points]))
     parts.append(f'<polyline points="{path}" fill="none" stroke="#0b6e99" stroke-width="2"/>')
     for x, y in points:

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from mlxchat.cli.failures import stoppable
-from mlxchat.cli.render import format_count
+from mlxchat.cli.render import format_count, one_line
 from mlxchat.cli.slash.registry import Context, command, say_cost
 from mlxchat.errors import UsageError
 
@@ -11,12 +11,35 @@ if TYPE_CHECKING:
     from mlxchat.chat.options import Steer
 
 
-@command("think", "MODE", "Thinking `on`, `off` or `default`, where the template can.")
+def _complete_mode(start: str) -> list[tuple[str, str]]:
+    meanings = {
+        "on": "",
+        "off": "",
+        "default": "as the template does",
+        "budget ": "at most so many tokens",
+    }
+    return [(mode, meaning) for mode, meaning in meanings.items() if mode.startswith(start)]
+
+
+@command(
+    "think", "MODE", "Thinking `on`, `off`, `default`, or `budget N` tokens long.", _complete_mode
+)
 def think(context: Context, argument: str) -> None:
-    """Turns thinking on or off."""
+    """Turns thinking on or off, or gives it a budget."""
+    word, _, number = argument.partition(" ")
+    if word == "budget":
+        from mlxchat.cli import parameters
+
+        value = number.strip() or "default"
+        value = "default" if value == "off" else value
+        for line in parameters.set_parameter(context, "think-budget", value):
+            context.say(line)
+        return
     choices = {"on": True, "off": False, "default": None}
     if argument not in choices:
-        raise UsageError(f"/think {argument} is not allowed; write /think on, off or default")
+        raise UsageError(
+            f"/think {argument} is not allowed; write /think on, off or default, or budget N"
+        )
     for text in context.session.set_thinking(choices[argument]) or [f"Thinking: {argument}."]:
         context.say(text)
     context.origins["think"] = "/think"
@@ -35,7 +58,23 @@ def set_(context: Context, argument: str) -> None:
         context.say(line)
 
 
-@command("steer", "[NAME X]", "Steer answers with a vector, X times; `off` stops it.")
+def _vector_names(beginning: str) -> list[tuple[str, str]]:
+    """Returns the vectors that begin so, each with the strength that was measured best."""
+    from mlxchat.lens.steering_file import list_vectors
+
+    found = [("off", "the plain model")]
+    for info in list_vectors():
+        best = max(info.sweep, key=lambda s: float(s["effect"]))
+        found.append((f"{info.name} {best['coeff']:g}", f"made on {one_line(info.model)}"))
+    return [(name, meaning) for name, meaning in found if name.startswith(beginning)]
+
+
+@command(
+    "steer",
+    "[NAME X]",
+    "Steer answers with a vector, X times; `off` stops it.",
+    _vector_names,
+)
 def steer(context: Context, argument: str) -> None:
     """Adds a steering vector from the next turn on, or takes all away."""
     from mlxchat.chat.steering import check_steers, format_steers, parse_steer
