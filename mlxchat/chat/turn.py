@@ -29,6 +29,7 @@ from mlxchat.chat.results import (
 )
 from mlxchat.chat.steering import make_taps
 from mlxchat.chat.template import ChatTemplate, Message
+from mlxchat.chat.views import ContextView, measure_parts
 from mlxchat.engine.engine import Engine, Logits, peak_memory_bytes, reset_peak_memory
 from mlxchat.engine.lookup import PromptLookup
 from mlxchat.engine.options import SamplingSettings
@@ -157,6 +158,14 @@ class TurnRunner:
         target = self.renderer.settle_target(self.messages(conversation))
         plan = self.engine.prefix.plan(target, leave=0)
         return len(target) - plan.start, len(target)
+
+    def view_context(self, conversation: Conversation) -> ContextView:
+        """Returns what fills the context."""
+        messages = self.messages(conversation)
+        num_shown = sum(message.role == "user" for message in messages)
+        num_left_out = len(conversation.questions()) - num_shown
+        parts = measure_parts(self.renderer, messages, num_left_out + 1)
+        return ContextView(parts, self.context_limit, num_left_out)
 
     def template_notices(self) -> list[str]:
         """Returns what the template and its renderer had to say so far."""
