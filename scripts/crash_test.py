@@ -1,4 +1,6 @@
-"""Kills the real program at random moments and checks after each that nothing shown is missing.
+"""Kills the real program at random moments, and checks after each what is on the disk.
+
+Nothing shown is missing, every stored prompt cache is whole, and damaged ones are not believed.
 
 The last line is a JSON object with what happened.
 """
@@ -13,7 +15,7 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "tests")]
 
-from crash import BUILT_IN, make_crash_test  # noqa: E402  # found by the line above  # noqa: E402  # found by the line above
+from crash import BUILT_IN, make_crash_test  # noqa: E402  # found by the line above
 
 
 def main() -> None:

@@ -25,3 +25,12 @@ def shared():
     if not MLXCHAT_SHARED.is_dir():
         pytest.skip(f"needs the shared folder, which is not at {MLXCHAT_SHARED}")
     return MLXCHAT_SHARED
+
+
+def pytest_collection_modifyitems(config, items):
+    """Tests that fetch a real checkpoint run only when asked for: `pytest -m model`."""
+    if "model" in config.getoption("-m"):
+        return
+    for item in items:
+        if item.get_closest_marker("model"):
+            item.add_marker(pytest.mark.skip(reason="needs a real checkpoint; run with -m model"))

@@ -1,4 +1,7 @@
-"""Kills the real program at random moments, and checks that the history holds what it had shown.
+"""Kills the real program at random moments, and checks the history and the stored prompt caches.
+
+The history must hold what had been shown. Of the stored prompt caches each must be whole, and one
+that was damaged on purpose must never be believed.
 
 Used by `test_crash.py`, a few times, and by `scripts/crash_test`, for as long as one likes.
 """
@@ -18,11 +21,15 @@ from pathlib import Path
 from mlxchat.chat import history_search
 from mlxchat.chat.history import History, open_history
 from mlxchat.chat.history_file import history_path
+from mlxchat.engine.prompt_store import BrokenChainError, PromptStore
+from mlxchat.engine.stored_file import TEMPORARY_PREFIX
 from mlxchat.errors import HistoryError
 
 TESTS = Path(__file__).parent
 SCRIPTED = [str(TESTS / "scripted.py")]
 BUILT_IN = ["-m", "mlxchat"]
+SYSTEM = "You are the keeper of a small museum by the sea. Answer in short sentences. " * 4
+VERIFY_LIMIT = 1e-3  # float32; one wrong context token moves logits by a hundred times that
 WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa"]
 
 
@@ -50,6 +57,12 @@ class Tally:
     num_turns: int = 0
     num_partial: int = 0
     num_bytes: int = 0
+    num_resumed: int = 0
+    num_reused: int = 0
+    num_files: int = 0
+    num_half_written: int = 0
+    num_damaged: int = 0
+    num_refused: int = 0
 
 
 class CrashTest:
@@ -64,6 +77,7 @@ class CrashTest:
         self.home, self.random = home, random.Random(seed)
         self.tally = Tally()
         self._known = {}
+        self._damaged = {}  # what was written into a file, by its name
 
     # -- one run
 
@@ -71,7 +85,7 @@ class CrashTest:
         """Feeds some lines to a chat, kills it, and checks the history."""
         arguments = ["chat"]
         if program is BUILT_IN:
-            arguments += ["--temp", "0", "--max-tokens", "24", "--verify"]
+            arguments += ["--temp", "0", "--max-tokens", "24", "--verify", "-s", SYSTEM]
         if as_json:
             arguments.append("--json")
         if self._known and self.random.random() < 0.5:
@@ -84,11 +98,33 @@ class CrashTest:
         with contextlib.suppress(BrokenPipeError):
             process.stdin.write("".join(f"{line}\n" for line in lines).encode())
             process.stdin.close()
-        self._wait_for_the_moment(process, shown)
+        if program is BUILT_IN and self.random.random() < 0.7:
+            self._wait_for_a_write(process)
+        else:
+            self._wait_for_the_moment(process, shown)
         self._kill(process)
         reader.join()
         process.stdout.close()
         self.check(shown.text, as_json=as_json)
+        if program is BUILT_IN:
+            self.check_store()
+            if self.random.random() < 0.5:
+                self._damage_a_file()
+            self.resume()
+
+    def resume(self):
+        """Goes on with the last chat to its end: what it takes from disk must be exact."""
+        arguments = ["chat", "--json", "--verify", "--temp", "0", "--max-tokens", "8"]
+        arguments += ["--continue"] if self._known else ["-s", SYSTEM]
+        process = self._start(BUILT_IN, arguments)
+        shown, _ = process.communicate(b"What is a KV cache?\n", timeout=120)
+        assert process.returncode == 0
+        result = json.loads(shown)
+        self._check_exact(result)
+        self.tally.num_resumed += 1
+        self.tally.num_reused += result["cache"]["source"] == "disk"
+        self.check(shown.decode(), as_json=True)
+        self.check_store()
 
     def run_terminal(self):
         """Types some lines into a chat in a terminal, kills it, and checks the history."""
@@ -140,6 +176,16 @@ class CrashTest:
             time.sleep(0.001)
         time.sleep(self.random.uniform(0, 0.03))
 
+    def _wait_for_a_write(self, process):
+        """Waits until a prompt cache is being written (or for the exit) and a little longer."""
+        folder, started = PromptStore().folder, time.monotonic()
+        old = set(_half_written(folder))
+        while not old.symmetric_difference(_half_written(folder)):
+            if process.poll() is not None or time.monotonic() - started > 30:
+                return
+            time.sleep(0.0002)
+        time.sleep(self.random.uniform(0, 0.008))
+
     def _kill(self, process):
         self.tally.num_runs += 1
         self.tally.num_killed += process.poll() is None
@@ -173,6 +219,51 @@ class CrashTest:
             self._check_use(history)
             self.tally.num_turns = len(turns)
 
+    def check_store(self):
+        """Asserts that each stored prompt cache is whole, or refused if it was damaged."""
+        store = PromptStore()
+        self.tally.num_half_written = len(_half_written(store.folder))
+        for entry in store.entries():
+            self.tally.num_files += 1
+            try:
+                store.chain(entry)
+                with store.link(entry) as file:
+                    assert len(file.read_ids()) == entry.num_ids
+                    for _ in file.read_tensors():
+                        pass
+            except BrokenChainError as broken:
+                self.tally.num_refused += 1
+                names = {entry.name, getattr(broken.damaged, "name", None)}
+                is_ours = names & self._damaged.keys() or "parent" in str(broken)
+                if not self._damaged or not is_ours:
+                    raise AssertionError(f"{entry.name}: {broken}") from broken
+            else:
+                data = (store.folder / entry.name).read_bytes()
+                assert data != self._damaged.get(entry.name), f"{entry.name} was believed"
+
+    def _damage_a_file(self):
+        """Tears a stored prompt cache, turns over a bit of it, or blanks a page."""
+        store = PromptStore()
+        entries = store.entries()
+        if not entries:
+            return
+        entry = self.random.choice(entries)
+        path = store.folder / entry.name
+        data = bytearray(path.read_bytes())
+        at = self.random.randrange(len(data))
+        match self.random.choice(["cut", "bit", "page"]):
+            case "cut":
+                del data[at:]
+            case "bit":
+                data[at] ^= 1 << self.random.randrange(8)
+            case "page":
+                first = at // 4096 * 4096
+                size = len(data[first : first + 4096])
+                data[first : first + size] = self.random.randbytes(size)
+        path.write_bytes(data)
+        self._damaged[entry.name] = bytes(data)
+        self.tally.num_damaged += 1
+
     def _turns(self, history):
         """Returns the answers of all turns, shown or not, by the turn's number."""
         turns = {}
@@ -198,7 +289,11 @@ class CrashTest:
             result = json.loads(line)
             assert result in results
             if result["verify"] is not None:
-                assert result["verify"]["tokens_equal"]
+                self._check_exact(result)
+
+    def _check_exact(self, result):
+        assert result["verify"]["tokens_equal"]
+        assert result["verify"]["max_abs_logit_diff"] <= VERIFY_LIMIT
 
     def _check_use(self, history):
         """The conversation can be searched and goes on."""
@@ -208,6 +303,11 @@ class CrashTest:
             self.tally.num_partial += bool(restored.partial)
         if self.random.random() < 0.2:
             history_search.search(history, ["alpha"])
+
+
+def _half_written(folder):
+    """The temporary files of prompt caches."""
+    return [path.name for path in folder.glob(f"{TEMPORARY_PREFIX}*")]
 
 
 def make_crash_test(home, seed):

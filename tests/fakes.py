@@ -13,12 +13,15 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 from mlxchat.chat.conversation import Branch, Node
+from mlxchat.chat.read_ahead import DraftCost
 from mlxchat.chat.results import (
     CacheUse,
+    Compaction,
     LoadProgress,
     Notice,
     PrefillProgress,
     SessionInfo,
+    SummaryProgress,
     TextDelta,
     TurnResult,
     Usage,
@@ -26,6 +29,7 @@ from mlxchat.chat.results import (
 )
 from mlxchat.chat.session import ChatOptions
 from mlxchat.chat.template import Message
+from mlxchat.chat.views import ContextPart, ContextView, TokenPiece
 from mlxchat.engine.prefix_cache import CacheReport
 from mlxchat.engine.timing import Timing
 from mlxchat.engine.worker import Job, JobContext, Worker
@@ -106,6 +110,7 @@ class FakeSession:
     made: "ClassVar[list[FakeSession]]" = []  # noqa: RUF012  # the annotation is a string
 
     title: str | None = None
+    ends_thinking = False
 
     def __init__(self, model: str | None, options: ChatOptions, recorder: object = None) -> None:
         self.model, self.options, self.recorder = model, options, recorder
@@ -113,6 +118,7 @@ class FakeSession:
         self.last: TurnResult | None = None
         self.system = options.system
         self.sent: list[str] = []
+        self.drafts: list[str | None] = []  # None where one was dropped
         self.load_calls = self.send_calls = 0
         self.is_closed = False
         self._worker = Worker()
@@ -129,6 +135,18 @@ class FakeSession:
     def load(self) -> Job[SessionInfo]:
         self.load_calls += 1
         return self._worker.submit(self._load)
+
+    def switch_model(self, name: str) -> Job[SessionInfo]:
+        def job(context: JobContext) -> SessionInfo:
+            old = self.model, self.info
+            self.model, self.info = name, None
+            try:
+                return self._load(context)
+            except BaseException:
+                self.model, self.info = old
+                raise
+
+        return self._worker.submit(job)
 
     def _load(self, context: JobContext) -> SessionInfo:
         if self.model == "missing":
@@ -161,6 +179,11 @@ class FakeSession:
         text = self.sent.pop()
         return self.send(f"{text} again")
 
+    def go_on(self) -> Job[TurnResult]:
+        if self.last is None or self.last.stop_reason == "eos_token":
+            raise UsageError("the last answer ended by itself; ask for more")
+        return self.send(f"{self.sent.pop()} on")
+
     def edit(self, turn: int | None, text: str) -> Job[TurnResult]:
         self.sent = self.sent[: len(self.sent) - 1 if turn is None else turn - 1]
         return self.send(text)
@@ -182,6 +205,18 @@ class FakeSession:
 
     def restore(self, restored: Any) -> None:
         self.sent = [node.message.content for node in restored.conversation.questions()]
+
+    def compact(self, num_kept: int) -> Job[Compaction]:
+        def job(context: JobContext) -> Compaction:
+            for done in range(20):
+                context.check()
+                context.emit(SummaryProgress(10 * done))
+                time.sleep(0.02)
+            old, self.sent = self.sent, ["summary", *self.sent[-num_kept:]]
+            num_turns = max(len(old) - num_kept, 1)
+            return Compaction("A **short** one.", num_turns, 4000, 300, len(old))
+
+        return self._worker.submit(job)
 
     def set_system(self, text: str | None) -> None:
         self.system = text
@@ -206,6 +241,9 @@ class FakeSession:
         self.options = replace(self.options, think=think)
         return ["this template has no switch"] if think is False else []
 
+    def end_thinking(self) -> None:
+        self.ends_thinking = True
+
     def set_options(self, options: ChatOptions) -> list[str]:
         self.options = options
         return []
@@ -220,20 +258,40 @@ class FakeSession:
     def count_tokens(self, text: str) -> int | None:
         return None if self.info is None else len(text.split())
 
+    def read_ahead(self, draft: str) -> None:
+        self.drafts.append(draft)
+
+    def drop_draft(self) -> None:
+        self.drafts.append(None)
+
+    def estimate_cost(self, num_tokens: int) -> DraftCost | None:
+        if self.info is None:
+            return None
+        return DraftCost(num_tokens, num_tokens / 100, (self.context_used + num_tokens) / 512)
+
     def last_answer(self) -> str | None:
         return self.last.text if self.last is not None and self.sent else None
 
     def count_rereads(self) -> tuple[int, int] | None:
         return (700, 1000) if self.sent else None
 
+    def view_context(self) -> ContextView:
+        parts = [ContextPart(n, text, 10) for n, text in enumerate(self.sent, start=1)]
+        return ContextView((ContextPart(None, self.system or "", 32), *parts), 512)
+
+    def list_tokens(self, text: str | None) -> list[TokenPiece]:
+        words = (text or f"<end> {self.sent[-1]}").split()
+        return [TokenPiece(n, word, word[0] == "<") for n, word in enumerate(words)]
+
     def cache_report(self) -> CacheReport | None:
         if not self.sent:
             return None
         return CacheReport(120, ("full", "recurrent"), 2048, ((100, 512),), ((80, 110, 256),), 4096)
 
-    def close(self) -> None:
+    def close(self) -> list[str]:
         self.is_closed = True
         self._worker.close(0.5)
+        return []
 
     def _turn(self, context: JobContext, text: str) -> TurnResult:
         self._load(context)
@@ -245,8 +303,14 @@ class FakeSession:
             raise ValueError("a bug\nwith two lines")
         self.sent.append(text)
         if first == "think":
-            for piece in ("\nI ", "wonder", ".\n"):
+            self.ends_thinking = False
+            rounds = 200 if "long" in text else 1
+            for piece in ("\nI ", *["wonder "] * (rounds - 1), "wonder", ".\n"):
                 context.emit(TextDelta(piece, "reasoning"))
+                if self.ends_thinking:
+                    break
+                if rounds > 1:
+                    time.sleep(0.05)
             say("\n\n")
         if first == "read":
             for done in range(0, 1000, 20):

@@ -8,6 +8,8 @@ import time
 from types import SimpleNamespace
 
 from mlxchat.chat import session as session_module
+from mlxchat.chat.conversation import Origin
+from mlxchat.chat.read_ahead import DraftCost
 from mlxchat.chat.results import PrefillProgress, SessionInfo, TextDelta, TurnResult
 from mlxchat.chat.session import ChatOptions, Session
 from mlxchat.chat.template import Message
@@ -25,9 +27,12 @@ class ScriptedRunner:
     """
 
     num_cached = 0
+    reuses = False
+    ahead = SimpleNamespace(num_ids=0, estimate=lambda count, _: DraftCost(count, None, 0.0))
 
-    def __init__(self):
-        self.keeping = SimpleNamespace(finish=lambda timeout_s: None)
+    def __init__(self, fingerprint=FINGERPRINT):
+        self.fingerprint = fingerprint
+        self.keeping = SimpleNamespace(finish=lambda timeout_s: None, take_notices=list)
         self.pause_s = float(os.environ.get("MLXCHAT_PAUSE_S", "0"))
         self.options = None
         self.prompts = []
@@ -39,10 +44,12 @@ class ScriptedRunner:
     def keep_prompts(self, conversation, context, *, whole, owner=""):
         pass
 
-    def settle(self, conversation, context, *, keep_branch=False):
+    def settle(self, conversation, context, *, keep_branch=False, cause=""):
         pass
 
-    def run(self, conversation, question, context, *, start, keep_branch=False):
+    def run(
+        self, conversation, question, context, *, start, keep_branch=False, cut_off=None, cause=""
+    ):
         from fakes import make_result
 
         messages = conversation.messages()
@@ -59,7 +66,9 @@ class ScriptedRunner:
         reasoning = (
             self._say(context, "let me see ", "reasoning", first) if first == "think" else None
         )
-        answer = self._say(context, f"you said: {text}", "answer", first)
+        begun = "" if cut_off is None else cut_off.message.content
+        rest = f"you said: {text}".removeprefix(begun)
+        answer = begun + self._say(context, rest, "answer", first)
         is_stopped = context.cancelled
         if is_stopped and not answer:
             raise JobCancelledError
@@ -68,13 +77,15 @@ class ScriptedRunner:
         if question is not None:
             conversation.append(messages[-1])
         ids = tuple(ord(letter) for letter in answer)
-        conversation.append(Message("assistant", answer, reasoning, content_ids=ids))
+        stop_reason = "user_cancelled" if is_stopped else "eos_token"
+        origin = Origin(self.fingerprint, stop_reason, ids if is_stopped else ())
+        conversation.append(Message("assistant", answer, reasoning, content_ids=ids), origin)
         return make_result(
             answer,
             model="scripted",
             reasoning=reasoning,
             tokens=ids,
-            stop_reason="user_cancelled" if is_stopped else "eos_token",
+            stop_reason=stop_reason,
         )
 
     def _say(self, context, text, kind, first):
@@ -97,7 +108,7 @@ class ScriptedSession(Session):
 
     def _load(self, context):
         if self.info is None:
-            self._runner = ScriptedRunner()
+            self._runner = ScriptedRunner(self.fingerprint)
             self._runner.set_options(self.options)
             name = self.model or "builtin"
             self.info = SessionInfo(

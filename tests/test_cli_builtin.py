@@ -182,3 +182,20 @@ def test_a_closed_stdin_does_not_keep_the_weights_from_being_read():
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["usage"]["completion_tokens"] >= 1
+
+
+def test_continue_in_a_pipe():
+    """A cut answer goes on: its text grows, its ids join to those of one whole answer."""
+    question = "what is a KV cache?"
+    whole = json.loads(run("generate", question, "--json", "--temp", "0").stdout)
+    lines = f"{question}\n/continue\n/continue\n/continue\n"
+    result = run("chat", "--json", "--verify", *GREEDY, text=lines)
+    answers = [json.loads(line) for line in result.stdout.splitlines()]
+    assert len(answers) == 3
+    assert [i for answer in answers for i in answer["tokens"]] == whole["tokens"]
+    assert answers[-1]["text"] == whole["text"]
+    assert [answer["usage"]["prefill_tokens"] for answer in answers[1:]] == [1, 1]
+    assert result.exit_code == 1
+    assert "ended by itself" in result.stderr
+    plain = run("chat", *GREEDY, text=lines.rsplit("/", 1)[0])
+    assert plain.stdout.replace("\n", "") == whole["text"]

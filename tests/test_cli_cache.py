@@ -13,6 +13,7 @@ from mlxchat import paths
 from mlxchat.cli.main import cli
 from mlxchat.cli.render import format_age
 
+NOTHING = "nothing is stored yet; a chat or `mlxchat cache warm` stores prompts\n"
 SYSTEM = " ".join(["Be kind and brief, and say where you know it from."] * 6)
 
 
@@ -88,12 +89,38 @@ def test_info(store):
     assert "10.0 GiB of it always stay free" in text
 
 
+def configure(*arguments):
+    return CliRunner().invoke(cli, ["config", "set", *arguments])
+
+
+def test_the_budget_is_a_setting(store):
+    """`cache.max_gib` decides what may be taken; `info` and `doctor` show it."""
+    assert configure("cache.max_gib", "0.25").exit_code == 0
+    facts = json.loads(ok("info", "--json"))
+    assert (facts["max_gib"], facts["allowed_bytes"]) == (0.25, 1 << 28)
+    assert "256.0 MiB (cache.max_gib = 0.25)" in ok("info")
+    doctor = json.loads(CliRunner().invoke(cli, ["doctor", "--json"]).stdout)
+    assert doctor["cache"].endswith("of prompts, 256.0 MiB allowed)")
+    assert ok("prune") == "removed 0 prompt caches, 0 B\n"
+    assert configure("cache.max_gib", "0").exit_code == 0
+    assert ok("prune").startswith("removed 2 prompt caches, ")
+    assert store.entries() == []
+
+
+def test_a_budget_that_makes_no_sense_is_refused(store):
+    """The error says what is allowed, and nothing is changed."""
+    result = configure("cache.max_gib", "-3")
+    assert result.exit_code == 1
+    assert "cache.max_gib = -3.0 is not allowed; give a number >= 0" in result.stderr
+    assert "cache.max_gib in the settings changes it" in ok("info")
+
+
 def test_clear(store):
     """Everything goes, and a second time there is nothing."""
     assert ok("clear").startswith("removed 2 prompt caches, ")
     assert store.entries() == []
     assert json.loads(ok("clear", "--json")) == {"removed": 0, "bytes": 0}
-    assert ok("list") == "nothing is stored\n"
+    assert ok("list") == NOTHING
 
 
 def test_clear_that_fails(store, monkeypatch):
@@ -106,7 +133,7 @@ def test_clear_that_fails(store, monkeypatch):
 
 def test_without_a_folder(mlxchat_home):
     """Before anything was stored the commands say so, and make nothing."""
-    assert ok("list") == "nothing is stored\n"
+    assert ok("list") == NOTHING
     assert json.loads(ok("list", "--json")) == {"entries": []}
     assert "0 prompts" in ok("info")
     assert ok("prune").startswith("removed 0")
@@ -194,4 +221,4 @@ def test_history_forgets_kv_too(arguments):
     assert [e["what"] for e in entries] == ["conversation"]
     done = CliRunner().invoke(cli, ["history", *arguments])
     assert done.exit_code == 0, done.stderr
-    assert ok("list") == "nothing is stored\n"
+    assert ok("list") == NOTHING

@@ -23,6 +23,8 @@ from mlxchat.cli.completion import ChatCompleter
 from mlxchat.cli.history import complete_conversation, history
 from mlxchat.cli.main import cli
 from mlxchat.cli.recall import open_history
+from mlxchat.cli.render_history import format_restored
+from mlxchat.cli.resume import fitting
 from mlxchat.settings import settings_path
 
 REPOSITORY = Path(__file__).parents[1]
@@ -206,11 +208,12 @@ def test_export(three, tmp_path, monkeypatch):
 
 
 def test_import(three, tmp_path):
-    """What was exported can be imported, once."""
+    """What was exported can be imported where it is not (any more), once."""
     file = tmp_path / "all.json"
     run("history", "export", "--all", "-o", str(file))
+    run("history", "delete", "1", "2", "-y")
     run("history", "import", str(file))
-    assert run.stderr == "Imported 3 conversations.\n"
+    assert run.stderr == "Imported 2 conversations; 1 was there already.\n"
     run("history", "import", str(file))
     assert run.stderr == "Imported 0 conversations; 3 were there already.\n"
     assert "check the name" in refused("history", "import", "nothing")
@@ -434,8 +437,49 @@ def test_picker():
     assert [m["content"] for m in stored(1)["messages"]][::2] == ["first fox", "go on"]
     with Terminal(SCRIPTED, "chat", "--resume") as terminal:
         terminal.wait_for("Conversation (Enter: the first):")
+        terminal.send("nothing like it\r")
+        terminal.wait_for("no conversation fits; type a number or a part of a title")
+        terminal.send("\x15BEA")
+        terminal.wait_for("2  second bear")
+        terminal.send("\r")
+        terminal.wait_for("Conversation 2 goes on after 1 turn: second bear")
+        terminal.wait_for(" of 512 tokens")
+        terminal.send("\x04")
+        assert terminal.wait_for_end() == 0
+    with Terminal(SCRIPTED, "chat", "--resume") as terminal:
+        terminal.wait_for("Conversation (Enter: the first):")
         terminal.send("\x03")
         assert terminal.wait_for_end() == 130
+
+
+NAMES = [("12", "a fox"), ("2", "The Fox"), ("1", "a bear"), ("7", "2 hares")]
+
+
+@pytest.mark.parametrize(
+    ("typed", "numbers"),
+    [
+        ("", ["12", "2", "1", "7"]),
+        ("fox", ["12", "2"]),
+        (" the f ", ["2"]),
+        ("1", ["1"]),
+        ("#2", ["2"]),
+        ("2 h", ["7"]),
+        ("9", []),
+        ("#", []),
+    ],
+)
+def test_what_fits_in_the_picker(typed, numbers):
+    """A whole number is that conversation; else beginnings of numbers and parts of titles fit."""
+    assert [number for number, _ in fitting(NAMES, typed)] == numbers
+
+
+def test_long_lines_of_what_was_said_are_broken_between_words():
+    """The greeting of a conversation that goes on breaks no word; blanks at a beginning stay."""
+    run("chat", text="one two three\n")
+    with contextlib.closing(History()) as found:
+        restored = found.restore(1)
+    shown = format_restored(restored, width=16).splitlines()
+    assert shown[:4] == ["You: one two", "three", "Model: you said:", "one two three"]
 
 
 def program(*arguments, text=""):

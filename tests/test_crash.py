@@ -33,6 +33,10 @@ def test_killed_in_a_terminal(crashes):
 
 
 def test_killed_with_the_built_in_model(crashes):
-    """The same with a real model, whose prompts are exact after each restart."""
-    for as_json in (True, True, False):
+    """The same with a real model: what was stored of its prompts is whole, and goes on exactly."""
+    for as_json in (True, True, False, True):
         crashes.run_piped(BUILT_IN, as_json=as_json)
+    tally = crashes.tally
+    assert tally.num_files > 0
+    assert tally.num_resumed == 4
+    assert tally.num_reused > 0

@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import json
+import shutil
 import sqlite3
 import stat
 import time
@@ -116,6 +117,40 @@ def test_text_is_stored_before_it_is_seen(open_session):
             assert (answer.content, answer.state) == (seen, "partial")
     assert seen == "you said: slow one two three"
     assert texts()[-1] == ("assistant", "kept", seen)
+
+
+def test_what_is_shown_survives_a_power_cut(open_session, monkeypatch, tmp_path):
+    """What the disk holds since the last sync has all text that was shown, thinking too."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    transaction = history_file.transaction
+
+    @contextlib.contextmanager
+    def synced(db, *, durable):
+        with transaction(db, durable=durable):
+            yield
+        for name in ("history.db", "history.db-wal") if durable else ():
+            shutil.copy(history_file.history_path().with_name(name), disk)
+
+    monkeypatch.setattr(history_file, "transaction", synced)
+    seen = {"reasoning": "", "answer": ""}
+    for event in open_session().send("think slow " + "word " * 300):
+        if isinstance(event, TextDelta):
+            seen[event.kind] += event.text
+            with contextlib.closing(History(disk / "history.db")) as found:
+                answer = found.record(1).messages[-1]
+            assert (answer.reasoning or "").startswith(seen["reasoning"])
+            assert answer.content.startswith(seen["answer"])
+    assert all(seen.values())
+
+
+def test_a_slow_disk_makes_the_text_come_in_larger_pieces():
+    """Syncs take a share of the time; however slow they are, text comes four times a second."""
+    kept = Recorder("chat")
+    paces = []
+    for kept._sync_s in (0.001, 0.02, 5.0):
+        paces.append(kept.pace_s())
+    assert paces == [0.03, 0.08, 0.25]
 
 
 def test_the_turn_is_committed_when_the_events_end(open_session):

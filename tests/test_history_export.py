@@ -144,6 +144,15 @@ def test_an_export_can_be_imported(branched, tmp_path):
     assert import_file(file, other) == (0, 1)
 
 
+def test_what_was_said_here_is_not_imported(branched, tmp_path):
+    """The export of a conversation that the history still has brings nothing new."""
+    with contextlib.closing(History()) as found:
+        records = [found.record(summary.id) for summary in found.summaries()]
+    file = tmp_path / "export.json"
+    file.write_text(format_export(records, "json", sanitize))
+    assert import_file(file) == (0, len(records))
+
+
 MESSAGES = [
     {"role": "system", "content": "Be brief."},
     {"role": "user", "content": "Hi"},

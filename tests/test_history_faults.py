@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -164,6 +165,50 @@ def test_another_program_holds_the_file(session, monkeypatch):
     assert "another program holds" in said[0]
     session.send("three").result()
     assert path_of()[::2] == ["one", "two", "three"]
+
+
+# -- on leaving
+
+
+def test_what_is_lost_on_leaving_is_told(session, mlxchat_home):
+    """Where the last write fails, closing says so, once."""
+    session.send("one").result()
+    session.recorder.close()
+    shutil.rmtree(mlxchat_home)
+    mlxchat_home.write_text("a file in the way")
+    session.send("two")
+    (said,) = session.close()
+    assert said.startswith(f"The end of this chat is not in the history: the history in {path()}")
+    assert "goes on" not in said
+    assert session.close() == []
+
+
+def test_what_was_written_late_is_no_loss(session, mlxchat_home):
+    """Where the last write succeeds, closing says that all is kept."""
+    mlxchat_home.write_text("a file in the way")
+    assert len(take(session.send("one"))[1]) == 1
+    mlxchat_home.unlink()
+    assert session.close() == ["The history is kept again; nothing is missing."]
+
+
+@pytest.mark.parametrize("command", [["chat"], ["generate"]])
+def test_the_loss_reaches_the_person(command, mlxchat_home):
+    """The program says it on stderr as its last line."""
+    mlxchat_home.mkdir()
+    path().parent.write_text("a file in the way")
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).parent / "scripted.py"), *command],
+        input="one\n",
+        env=dict(os.environ, PYTHONPATH=str(Path(__file__).parents[1])),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "you said: one\n")
+    first, last = done.stderr.splitlines()
+    assert first.startswith("The chat goes on, but is not kept for now: ")
+    assert last.startswith("The end of this chat is not in the history: ")
 
 
 # -- damaged

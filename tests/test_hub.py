@@ -270,7 +270,7 @@ class TestWanted:
         [
             *("model.safetensors", "model-00001-of-00002.safetensors", "config.json"),
             *("model.safetensors.index.json", "tokenizer.model", "chat_template.jinja"),
-            *("merges.txt", "qwen.tiktoken", "vocab.txt"),
+            *("merges.txt", "qwen.tiktoken", "vocab.txt", "modules.json", "1_Pooling/config.json"),
         ],
     )
     def test_needed_files(self, name: str) -> None:
@@ -282,6 +282,7 @@ class TestWanted:
         [
             *("pytorch_model.bin", "model.pt", "modeling_x.py", "consolidated.00.pth", "README.md"),
             *("onnx/config.json", "original/model.safetensors", "model.gguf", "a.pkl"),
+            *("2_Dense/model.safetensors", "1_Pooling/onnx/config.json"),
         ],
     )
     def test_other_files(self, name: str) -> None:

@@ -11,8 +11,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
-from mlxchat.model.kv_cache import ChunkedKV, FullKV, RowCache, SequenceCache, Snapshot, WindowKV
+from mlxchat.model.kv_cache import FullKV, RowCache, Snapshot
+from mlxchat.model.sequence_cache import SequenceCache
 from mlxchat.model.state_cache import Opaque, RecurrentState
+from mlxchat.model.window_cache import ChunkedKV, WindowKV
 
 BATCH, HEADS, KEY_WIDTH, VALUE_WIDTH = 2, 3, 4, 2
 WINDOW, CHUNK = 6, 5

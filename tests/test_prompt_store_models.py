@@ -69,8 +69,10 @@ def save(prefixes, end, what="system"):
     prefixes.wait()
 
 
-def restore(prefixes, ids, kinds=ALL, at_least=32):
-    return prefixes.restore(ids, at_least=at_least, kinds=kinds, check=lambda: None)
+def restore(prefixes, ids, kinds=ALL, at_least=32, keep_branch=False):
+    return prefixes.restore(
+        ids, at_least=at_least, kinds=kinds, check=lambda: None, keep_branch=keep_branch
+    )
 
 
 def continue_from_disk(model, folder, ids):
@@ -386,3 +388,40 @@ def test_a_stop_while_loading_changes_nothing(dense, stored_dense):
         prefixes.restore(ids, at_least=32, kinds=ALL, check=stop)
     assert engine.prefix.token_ids == ids[:5]
     assert len(prefixes.store.entries()) == 1
+
+
+# --- a branch that is left while another comes from disk
+
+
+@pytest.mark.parametrize("num_common", [0, 40])
+@pytest.mark.parametrize("name", [name for name in ZOO if name != "deepseek_v41"])
+def test_the_branch_left_for_one_on_disk_is_kept(name, num_common, tmp_path):
+    """Loading another branch stashes the one that was live: it comes back without being read."""
+    model = ZooModel(architectures.make_model(name), architectures.make_config(name))
+    stored = make_ids(1)
+    live = stored[:num_common] + make_ids(2)[num_common:]
+    writer, prefixes = open_prefixes(model, tmp_path)
+    feed(writer, stored[:END], leave=0)
+    save(prefixes, END, "conversation")
+    engine, prefixes = open_prefixes(model, tmp_path)
+    feed(engine, live, marks=[num_common or 20], leave=0)
+    held = restore(prefixes, stored[:-1], keep_branch=True)
+    assert held == END
+    plan, logits = feed(engine, stored)
+    assert plan.start == END
+    assert_same(model, stored, logits)
+    plan, logits = feed(engine, [*live, 7])
+    assert (plan.action, plan.start) == ("resume", len(live))
+    assert_same(model, [*live, 7], logits)
+
+
+def test_without_a_wish_nothing_is_kept_of_the_branch_left(dense, tmp_path):
+    """A branch that nobody comes back to takes no memory."""
+    stored, live = make_ids(1, size=VOCAB_SIZE), make_ids(2, size=VOCAB_SIZE)
+    writer, prefixes = open_prefixes(dense, tmp_path)
+    feed(writer, stored, leave=0)
+    save(prefixes, LENGTH, "conversation")
+    engine, prefixes = open_prefixes(dense, tmp_path)
+    feed(engine, live, leave=0)
+    assert restore(prefixes, stored)
+    assert engine.prefix.stashes == []

@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from contextlib import closing
 from dataclasses import replace
 
 import pytest
@@ -24,10 +25,9 @@ def folder(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def roomy(monkeypatch):
     """The machine's free disk does not matter here."""
-    monkeypatch.setattr("mlxchat.engine.prompt_store.Budget", lambda: ROOMY)
     monkeypatch.setattr(
         "mlxchat.chat.prompt_keeping.PromptStore",
-        lambda: PromptStore(paths.cache_dir() / "prompts", ROOMY),
+        lambda budget: PromptStore(paths.cache_dir() / "prompts", ROOMY),
     )
 
 
@@ -211,6 +211,16 @@ def test_wrong_values_with_a_right_checksum_fail_verify(start):
     assert say(second, "And now?").cache.source == "none"
 
 
+def test_a_budget_of_nothing_stores_nothing(folder, monkeypatch):
+    """With `max_gib = 0` a chat writes no prompt cache, and says nothing about it."""
+    monkeypatch.setattr("mlxchat.chat.prompt_keeping.PromptStore", PromptStore)
+    with closing(TinySession(folder, system=SYSTEM, idle_work=True, cache_max_gib=0)) as session:
+        job = session.send("When do you open?")
+        assert [event for event in job if type(event).__name__ == "Notice"] == []
+        session.wait_until_idle()
+    assert stored() == []
+
+
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs Linux")
 def test_a_folder_that_cannot_be_written(start, mlxchat_home):
     """One notice, and the chat goes on."""
@@ -276,7 +286,7 @@ def test_kv_of_one_conversation_is_forgotten(start):
         number = next(numbers)
         session.recorder = type("Numbered", (), {"conversation_id": number, "close": id})
         session.recorder.start = lambda turn, job: job
-        session.recorder.close = lambda: None
+        session.recorder.close = list
         say(session, text)
         session.wait_until_idle()
         session.close()
@@ -287,3 +297,25 @@ def test_kv_of_one_conversation_is_forgotten(start):
     assert {store.describe(e).owner for e in stored()} == {"", "8"}
     store.forget()
     assert [e.what for e in stored()] == ["system"]
+
+
+@pytest.mark.parametrize("kind", ["full", "window", "recurrent"])
+def test_going_to_a_branch_on_disk_keeps_the_one_left(start, tmp_path, kind):
+    """/goto to a branch that comes from disk and back reads nothing of either again."""
+    model = make_tiny_folder(tmp_path / kind, "window" if kind == "window" else "full")
+    first = start(kind, model)
+    say(first, "When do you open? " + "Tell me all about the ships. " * 4)
+    stored_head = first.conversation.head
+    first.close()
+    second = continued(start(kind, model), first)
+    second.undo()
+    say(second, "How much is a ticket? " + "We are many and we have no money. " * 4)
+    second.wait_until_idle()
+    other_head = second.conversation.head
+    second.goto(stored_head)
+    second.wait_until_idle()
+    assert second.prefix.stashes
+    second.goto(other_head)
+    held = say(second, "Thank you.").usage
+    assert held.settle_tokens < 20  # the turn before, not the branches
+    assert held.prefill_tokens < 40

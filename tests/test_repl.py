@@ -206,7 +206,7 @@ def test_history_that_cannot_be_kept(make_chat, mlxchat_home):
 @pytest.mark.parametrize(
     ("text", "names"),
     [
-        ("/s", ["/system", "/stats", "/save", "/set"]),
+        ("/s", ["/system", "/save", "/set", "/stats"]),
         ("/he", ["/help"]),
         ("he", []),
         ("/system t", []),

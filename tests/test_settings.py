@@ -26,6 +26,13 @@ def test_full_file():
     assert load_settings() == Settings("a/b", "Be kind.", {"temperature": 0, "top_p": 0.9})
 
 
+@pytest.mark.parametrize(("text", "value"), [("0", 0), ("0.5", 0.5), ("200", 200)])
+def test_cache_budget(text, value):
+    """What stored prompts may take is a number of GiB; 0 is none at all."""
+    write(f"[cache]\nmax_gib = {text}\n")
+    assert load_settings().cache_max_gib == value
+
+
 @pytest.mark.parametrize(
     ("text", "part"),
     [
@@ -36,9 +43,16 @@ def test_full_file():
         ("sampling = 3", "sampling = 3 is not allowed; give a [sampling] table"),
         ("[sampling]\ntemp = 1", "sampling.temp is not a setting; known are temperature"),
         ("[sampling]\ntop_p = 0", "sampling.top_p = 0 is not allowed; give a number in (0, 1]"),
+        ("[engine]\nkv_bits = 5", "engine.kv_bits = 5 is not allowed; give 8 or 4"),
+        ("[engine]\nkv_bits = true", "give 8 or 4"),
         ("[sampling]\ntop_p = '1'", "sampling.top_p = 1 is not allowed"),
         ("[sampling]\ntop_k = 1.5", "give a whole number >= 0"),
         ("[sampling]\ntop_k = true", "sampling.top_k = True is not allowed"),
+        ("[chat]\ntypeahead = 1", "chat.typeahead = 1 is not allowed; give true or false"),
+        ("[chat]\ntype = 1", "chat.type is not a setting; known are typeahead"),
+        ("[cache]\nmax_gib = -1", "cache.max_gib = -1 is not allowed; give a number >= 0"),
+        ("[cache]\nmax_gib = '10'", "cache.max_gib = 10 is not allowed; give a number >= 0"),
+        ("[cache]\nmax_gb = 10", "cache.max_gb is not a setting; known are max_gib"),
         ("[sampling]\ntemperature = nan", "sampling.temperature = nan is not allowed"),
     ],
 )

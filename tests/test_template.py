@@ -183,6 +183,17 @@ def test_a_template_that_writes_without_end_is_stopped(monkeypatch):
     assert time.monotonic() - start < 5
 
 
+def test_a_template_that_computes_without_end_is_stopped(monkeypatch):
+    """Where next to nothing is written, the time that the template itself took ends it."""
+    monkeypatch.setattr(jinja_env, "MAX_RENDER_S", 0.01)
+    nothing = "{{ messages[0].no_such_field or '' }}"
+    endless = f"{{% for a in range(99999) %}}{{% for b in range(99999) %}}{nothing}" + (
+        "{% endfor %}{% endfor %}"
+    )
+    with pytest.raises(TemplateError, match="without end"):
+        ChatTemplate(endless).render([USER])
+
+
 def test_the_date_is_frozen_for_the_conversation():
     """A chat over midnight keeps the date of its first turn."""
     template = ChatTemplate(DATED, special_tokens={"eos_token": "</s>"}, now=NOW)
@@ -246,11 +257,13 @@ def test_reasoning_travels_in_the_fields_that_templates_read():
     """A message hands its thinking over under all usual names; inline thinking as content."""
     message = Message("assistant", "A", reasoning="R")
     fields = {"role": "assistant", "content": "A", "reasoning_content": "R", "reasoning": "R"}
-    assert message.to_dict() == fields
+    assert message.fields == {"thinking": "R", **fields}
     assert ChatTemplate("{{ messages[0].thinking }}").render([fields]) == "R"
+    template = ChatTemplate("{{ messages[0] | tojson }}")
+    assert template.render([fields]) == template.render_messages([message])
     inline = Message("assistant", "A", reasoning="R", inline="<think>R</think>A")
-    assert inline.to_dict() == {"role": "assistant", "content": "<think>R</think>A"}
-    assert Message("assistant", "", reasoning="").to_dict() == {"role": "assistant", "content": ""}
+    assert inline.fields == {"role": "assistant", "content": "<think>R</think>A"}
+    assert Message("assistant", "", reasoning="").fields == {"role": "assistant", "content": ""}
 
 
 def test_switches_are_those_the_template_reads():

@@ -1,10 +1,14 @@
 """What a turn says about itself: the reason of its reuse, and notices of switches."""
 
+import re
+from dataclasses import replace
+
 import pytest
-from tiny import REASONING, TinySession, biased, make_tiny_folder, mx
+from tiny import KINDS, REASONING, TinySession, biased, checked, make_tiny_folder, mx
 
 from mlxchat.chat.results import LoadProgress
 from mlxchat.chat.session import ChatOptions, Session
+from mlxchat.engine.worker import JobCancelledError
 from mlxchat.errors import CheckpointError, ContextFullError, TemplateError
 
 NO_SWITCH = "this model's template has no switch to turn thinking off"
@@ -34,12 +38,112 @@ def test_what_the_template_dropped_is_named_where_the_next_turn_goes_on(thinking
     assert "the template dropped or moved" in reason
 
 
-def test_the_template_is_not_blamed_for_another_change(thinking):
-    """A turn that goes back for another reason, such as a system prompt, gives that one."""
+def test_the_template_is_named_where_it_changes_what_was_read(thinking):
+    """A template that drops thinking is the cause, also where no idle work came before."""
+    thinking.say("and now")
+    reason = thinking.say("and then").cache.reason
+    assert re.search(r"\(the template: \d+ cached ids no longer stand in the prompt\)", reason)
+
+
+@pytest.mark.parametrize("settles", [False, True])
+def test_a_stop_string_is_named(folder, settles):
+    """What a stop string cut off was read, and does not stand in the next prompt; no more goes."""
+    plain = TinySession(folder, max_tokens=60)
+    pieces = [plain.runner.tokenizer.decode([i]) for i in plain.say("hello").tokens]
+    plain.close()
+    at = next(i for i, piece in enumerate(pieces) if i and piece in ("th", "er", "of", "ing"))
+    stop = pieces[at][1:] + pieces[at + 1]
+    session = TinySession(folder, max_tokens=60, stop=(stop,))
+    first = session.say("hello")
+    assert (len(first.tokens), first.text[-1]) == (at + 2, pieces[at][0])
+    if settles:
+        session.settle()
+    follow = session.say("and now")
+    lost = "dropped or moved 2 ids" if settles else "2 cached ids no longer"
+    assert re.search(rf"\(the stop string:? {lost}", follow.cache.reason)
+    if not settles:
+        assert follow.usage.cached_tokens == first.usage.prompt_tokens + at
+    session.close()
+
+
+CHANGES = {
+    "/system": lambda session: session.set_system("Be brief."),
+    "/undo": lambda session: session.undo(),
+    "/goto": lambda session: session.goto(2),
+    "/think": lambda session: session.set_thinking(False),
+    "/set keep-thinking": lambda session: session.set_options(
+        replace(session.options, keep_thinking=True)
+    ),
+    "/reset": lambda session: session.reset(),
+    "a stopped turn": lambda session: session.interrupted(
+        lambda: session.send("a long message that is read in two chunks or more"), 1
+    ),
+}
+ALWAYS = REASONING.replace("{% for", "{{ enable_thinking }}{{ preserve_thinking }}{% for", 1)
+
+
+@pytest.mark.parametrize("cause", CHANGES)
+def test_a_turn_that_reads_again_names_what_was_changed(cause, tmp_path):
+    """Every change that a person makes is named by the turn after it, and by no later one."""
+    session = TinySession(make_tiny_folder(tmp_path / "m", template=ALWAYS), sampling=biased())
+    session.say("hello")
+    session.say("and now")
+    CHANGES[cause](session)
+    reason = session.say("and then").cache.reason
+    assert re.search(rf"\({cause}: (\d+ cached ids no longer|nothing in common)", reason)
+    assert cause not in session.say("and on").cache.reason
+    session.close()
+
+
+@pytest.mark.parametrize("cause", ["/retry", "/edit", "/continue"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_turn_that_goes_back_names_itself(cause, kind, tmp_path):
+    """/retry and /edit lose the ids of the answer, /continue those of the settled end."""
+    tiny = "full" if kind == "recurrent" else kind
+    session = TinySession(make_tiny_folder(tmp_path / "m", tiny), kind, sampling=biased())
+    session.say("hello")
+    session.say("and now")
+    session.settle()
+    ways = {
+        "/retry": session.retry,
+        "/edit": lambda: session.edit(2, "or"),
+        "/continue": session.go_on,
+    }
+    reason = checked(session, ways[cause]()).cache.reason
+    assert f"({cause}: " in reason
+    session.close()
+
+
+def test_changes_before_one_turn_are_all_named(folder):
+    """Each once, in their order; a turn that was stopped leaves them to the next."""
+    session = TinySession(folder)
+    session.say("hello")
+    session.set_system("Be brief.")
+    session.set_system("Be short.")
+    with pytest.raises(JobCancelledError):
+        session.interrupted(session.retry, 0).result()
+    reason = session.say("and now").cache.reason
+    assert "(/system, /retry, a stopped turn: the whole cached sequence goes on)" in reason
+    session.close()
+
+
+def test_another_model_is_named(folder, tmp_path):
+    """Where idle work read everything again with another model, the next turn says so."""
+    session = Session(str(folder), ChatOptions(max_tokens=8))
+    session.send("hello").result()
+    session.switch_model(str(make_tiny_folder(tmp_path / "other", "window"))).result()
+    session.wait_until_idle()
+    reason = session.send("and now").result().cache.reason
+    assert "(/model: no keys and values were stored, the text was read again)" in reason
+    session.close()
+
+
+def test_idle_work_knows_what_was_changed(thinking):
+    """The template is not blamed where the person went elsewhere before the idle work."""
     thinking.set_system("Be brief.")
-    reason = thinking.say("and now").cache.reason
-    assert "template" not in reason
-    assert "cached ids no longer stand in the prompt" in reason
+    thinking._settle_when_idle()
+    thinking.wait_until_idle()
+    assert "template" not in thinking.say("and now").cache.reason
 
 
 def test_a_switch_that_a_template_lacks_is_told_each_time_it_is_asked_for(folder):

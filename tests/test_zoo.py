@@ -22,7 +22,7 @@ from architectures import (
 
 from mlxchat.errors import CheckpointError, UnsupportedModelError
 from mlxchat.model.device import make_device_plan
-from mlxchat.model.kv_cache import SequenceCache
+from mlxchat.model.sequence_cache import SequenceCache
 from mlxchat.model.zoo import ZooModel, convert_to_float32, load_zoo_model
 
 LENGTH, FORK, PIN = 76, 50, 44  # the window of 16 and the chunk of 8 wrap several times

@@ -30,9 +30,10 @@ from mlxchat.engine.engine import Engine  # noqa: E402
 from mlxchat.engine.options import SamplingSettings  # noqa: E402
 from mlxchat.engine.worker import Job  # noqa: E402
 from mlxchat.model.families import make_model_config  # noqa: E402
-from mlxchat.model.kv_cache import RowCache, SequenceCache  # noqa: E402
+from mlxchat.model.kv_cache import RowCache  # noqa: E402
 from mlxchat.model.language_model import ModelInfo  # noqa: E402
 from mlxchat.model.loader import LoadedModel, load_model  # noqa: E402
+from mlxchat.model.sequence_cache import SequenceCache  # noqa: E402
 from mlxchat.model.state_cache import RecurrentState  # noqa: E402
 from mlxchat.model.weights import expected_shapes  # noqa: E402
 
@@ -233,13 +234,20 @@ class CountingModel:
                 layer.step = 8
         return cache
 
-    def forward(self, token_ids: Any, cache: SequenceCache) -> Any:
+    def forward(self, token_ids: Any, cache: SequenceCache, *taps: Any) -> Any:
         self._count(token_ids, cache)
-        return self.model.forward(token_ids, cache)
+        return self.model.forward(token_ids, cache, *taps)
 
-    def prefill(self, token_ids: Any, cache: SequenceCache) -> None:
+    def forward_all(self, token_ids: Any, cache: SequenceCache, *taps: Any) -> Any:
         self._count(token_ids, cache)
-        self.model.prefill(token_ids, cache)
+        return self.model.forward_all(token_ids, cache, *taps)
+
+    def prefill(self, token_ids: Any, cache: SequenceCache, *taps: Any) -> None:
+        self._count(token_ids, cache)
+        self.model.prefill(token_ids, cache, *taps)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.model, name)  # what the lens asks for
 
     def _count(self, token_ids: Any, cache: SequenceCache) -> None:
         if not self.is_live(cache):
@@ -306,6 +314,7 @@ class TinySession(Session):
             runner.loaded,
             runner.engine.prefix,
             keeps_conversation=self.options.stores_conversation,
+            max_gib=self.options.cache_max_gib,
         )
         if chunk is not None:
             runner.engine.chunker = PrefillChunker(size=chunk, largest=chunk)

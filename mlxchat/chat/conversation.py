@@ -5,10 +5,26 @@ costs in tokens is found out later, by the planner of the engine, from the ids a
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from mlxchat.chat.template import Message
 from mlxchat.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """How a model came to give an answer.
+
+    Attributes:
+        fingerprint: The model that the answer's ids belong to; None is unknown.
+        stop_reason: Why the answer ended; None is unknown.
+        token_ids: Where it was cut off: all ids that were generated, with markers and what a stop
+            string took away.
+    """
+
+    fingerprint: str | None = None
+    stop_reason: str | None = None
+    token_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,11 +35,13 @@ class Node:
         id: Number of the message, counted from 1 in the order of arrival.
         parent: The message before it, or None at the start.
         message: What was said.
+        origin: Of an answer; None is unknown.
     """
 
     id: int
     parent: int | None
     message: Message
+    origin: Origin | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +62,13 @@ class Conversation:
         system: Text of the system prompt, or None.
         nodes: All messages by id.
         head: The last message of the branch the person is on, or None before the first.
+        dropped: The last message that no longer stands in the prompt, for want of room.
     """
 
     system: str | None = None
     nodes: dict[int, Node] = field(default_factory=dict)
     head: int | None = None
+    dropped: int | None = None
 
     def path(self, head: int | None = None) -> list[Node]:
         """Returns the messages from the start to the head (or to another node)."""
@@ -64,9 +84,9 @@ class Conversation:
         system = [Message("system", self.system)] if self.system else []
         return system + [node.message for node in self.path()]
 
-    def append(self, message: Message) -> Node:
+    def append(self, message: Message, origin: Origin | None = None) -> Node:
         """Adds a message after the head and moves the head to it."""
-        node = Node(len(self.nodes) + 1, self.head, message)
+        node = Node(len(self.nodes) + 1, self.head, message, origin)
         self.nodes[node.id] = node
         self.head = node.id
         return node
@@ -120,10 +140,22 @@ class Conversation:
         self.head = answers[-1].id if answers else node_id
         return self.nodes[self.head]
 
+    def forget_ids(self, fingerprint: str | None) -> None:
+        """Forgets the ids of answers that this model did not give: their text alone counts."""
+        for node in list(self.nodes.values()):
+            message, origin = node.message, node.origin or Origin()
+            has_ids = message.content_ids or message.reasoning_ids or origin.token_ids
+            if has_ids and (origin.fingerprint is None or origin.fingerprint != fingerprint):
+                self.nodes[node.id] = replace(
+                    node,
+                    message=replace(message, content_ids=None, reasoning_ids=None),
+                    origin=replace(origin, token_ids=()),
+                )
+
     def reset(self) -> None:
         """Forgets all messages; the system prompt stays."""
         self.nodes.clear()
-        self.head = None
+        self.head = self.dropped = None
 
     def branches(self) -> Iterator[Branch]:
         """Yields all messages, each branch indented one deeper than where it leaves its sibling."""

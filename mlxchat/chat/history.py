@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from mlxchat.chat import history_file
-from mlxchat.chat.conversation import Conversation, Node
+from mlxchat.chat.conversation import Conversation, Node, Origin
 from mlxchat.chat.history_file import transaction, unpack_ids
 from mlxchat.chat.template import Message, Role
 from mlxchat.errors import HistoryError
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 State = Literal["kept", "partial", "dropped"]
+_UNKNOWN = Origin()
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,7 @@ class MessageRecord:
     content_ids: tuple[int, ...] | None
     reasoning_ids: tuple[int, ...] | None
     created_at: float
+    origin: Origin = _UNKNOWN
 
     @property
     def is_empty(self) -> bool:
@@ -128,7 +130,6 @@ class Restored:
 
     Attributes:
         rows: The database's number of each message, by its number in the tree.
-        fingerprints: The model that each answer's ids belong to.
         partial: Answers that were never finished.
         unanswered: The question that the head stands before, because no answer to it was shown.
     """
@@ -136,7 +137,6 @@ class Restored:
     record: Record
     conversation: Conversation
     rows: dict[int, int]
-    fingerprints: dict[int, str | None]
     partial: frozenset[int] = frozenset()
     unanswered: int | None = None
 
@@ -313,6 +313,11 @@ class History:
                     unpack_ids(row["content_ids"]),
                     unpack_ids(row["reasoning_ids"]),
                     row["created_at"],
+                    Origin(
+                        row["fingerprint"],
+                        row["stop_reason"],
+                        unpack_ids(row["generated_ids"]) or (),
+                    ),
                 )
             )
         return found
@@ -342,9 +347,11 @@ class History:
         usable = [m for m in record.messages if m.state != "dropped" and not m.is_empty]
         nodes = {message.id: index for index, message in enumerate(usable, start=1)}
         conversation = Conversation(record.system)
+        turns = {turn.answer: turn for turn in record.turns}
         for message in usable:
             parent = nodes.get(message.parent) if message.parent is not None else None
-            node = Node(nodes[message.id], parent, message.to_message())
+            origin = _origin(message, turns.get(message.id))
+            node = Node(nodes[message.id], parent, message.to_message(), origin)
             conversation.nodes[node.id] = node
         path = [nodes[message.id] for message in record.path() if message.id in nodes]
         conversation.head = path[-1] if path else None
@@ -352,12 +359,10 @@ class History:
         if path and conversation.nodes[path[-1]].message.role == "user":
             unanswered = path[-1]  # a question without an answer is no place to ask the next one
             conversation.head = conversation.nodes[unanswered].parent
-        made_by = {turn.answer: turn.fingerprint for turn in record.turns}
         return Restored(
             record,
             conversation,
             {node: message for message, node in nodes.items()},
-            {nodes[message]: made_by[message] for message in made_by if message in nodes},
             frozenset(nodes[message.id] for message in usable if message.state == "partial"),
             unanswered,
         )
@@ -394,7 +399,7 @@ class History:
         """Keeps the text of conversations only (None: of all): generated ids are forgotten."""
         for number in [s.id for s in self.summaries()] if numbers is None else numbers:
             self._change(
-                "UPDATE messages SET content_ids = NULL, reasoning_ids = NULL"
+                "UPDATE messages SET content_ids = NULL, reasoning_ids = NULL, generated_ids = NULL"
                 " WHERE conversation = ?",
                 number,
             )
@@ -438,6 +443,7 @@ def describe(conversation: Conversation, model: str, now: datetime | None) -> Re
             node.message.content_ids,
             node.message.reasoning_ids,
             at,
+            node.origin or Origin(),
         )
         for node in conversation.nodes.values()
     )
@@ -455,6 +461,22 @@ def _summary(row: "sqlite3.Row") -> Summary:
         is_titled=bool(row["is_titled"]),
         is_partial=bool(row["is_partial"]),
     )
+
+
+def _origin(message: MessageRecord, turn: TurnRecord | None) -> Origin | None:
+    """Returns how an answer came about, as its own row or, in older histories, its turn says."""
+    if message.role != "assistant":
+        return None
+    origin = message.origin
+    if message.state == "partial":  # the program ended before it did
+        return replace(origin, stop_reason="user_cancelled")
+    if turn is None:
+        return origin
+    fingerprint = origin.fingerprint or turn.fingerprint
+    if origin.stop_reason is not None or turn.result is None:
+        return replace(origin, fingerprint=fingerprint)
+    token_ids = tuple(turn.result["tokens"]) if message.content_ids is not None else ()
+    return Origin(fingerprint, turn.result.get("stop_reason"), token_ids)
 
 
 def _whole_result(row: "sqlite3.Row", answer: MessageRecord | None) -> dict[str, Any] | None:

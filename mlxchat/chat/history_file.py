@@ -91,6 +91,11 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "ALTER TABLE messages ADD COLUMN is_indexed INTEGER NOT NULL DEFAULT 0",
         "CREATE INDEX messages_to_index ON messages (id) WHERE is_indexed = 0",
     ),
+    (  # how an answer came about; before this the turns alone knew
+        "ALTER TABLE messages ADD COLUMN fingerprint TEXT",
+        "ALTER TABLE messages ADD COLUMN stop_reason TEXT",
+        "ALTER TABLE messages ADD COLUMN generated_ids BLOB",
+    ),
 )
 
 

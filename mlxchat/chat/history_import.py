@@ -47,8 +47,13 @@ def _store(target: Path, found: Iterable[Imported]) -> tuple[int, int]:
         for conversation in found:
             # One transaction each: a chat in another window never waits long.
             with transaction(db, durable=False):
-                sql = "SELECT 1 FROM conversations WHERE source = ?"
-                if db.execute(sql, (conversation.source,)).fetchone():
+                # What was said here and exported is known by when it began.
+                sql = (
+                    "SELECT 1 FROM conversations WHERE source = ?"
+                    " OR (source IS NULL AND abs(created_at - ?) < 1e-5)"
+                )
+                known = (conversation.source, conversation.created_at)
+                if db.execute(sql, known).fetchone():
                     num_known += 1
                 else:
                     _insert(db, conversation)

@@ -7,12 +7,15 @@ a step that failed is made good by the next.
 
 import copy
 import json
+import os
+import sys
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from mlxchat.chat.conversation import Conversation
+from mlxchat import __version__
+from mlxchat.chat.conversation import Conversation, Origin
 from mlxchat.chat.history_file import clean, pack_ids
 from mlxchat.chat.results import SessionInfo, TextDelta, TurnResult
 from mlxchat.chat.template import Message
@@ -20,7 +23,7 @@ from mlxchat.chat.template import Message
 if TYPE_CHECKING:
     import sqlite3
 
-    from mlxchat.chat.session import ChatOptions
+    from mlxchat.chat.options import ChatOptions
 
 
 @dataclass(slots=True)
@@ -34,6 +37,7 @@ class LiveTurn:
         system: The system prompt in force.
         options: The settings in force.
         info: The model, once it is loaded.
+        begun: The answer that this one goes on with.
         nodes: What it added to the tree, once the answer stands.
         shown: What was shown of the answer.
         result: What came of it, if it ended well.
@@ -48,6 +52,7 @@ class LiveTurn:
     options: "ChatOptions"
     model: str
     info: SessionInfo | None = None
+    begun: Message | None = None
     nodes: tuple[int, ...] = ()
     shown: list[TextDelta] = field(default_factory=list)
     result: TurnResult | None = None
@@ -145,7 +150,7 @@ def write_tree(
     for node in list(conversation.nodes.values()):
         if node.id <= num_nodes and node.id not in place.rows:
             place.rows[node.id] = _insert_message(
-                db, place, place.row(node.parent), node.message, "kept"
+                db, place, place.row(node.parent), node.message, "kept", node.origin
             )
     system = _write_system(db, place, conversation.system)
     db.execute(
@@ -177,7 +182,12 @@ def _write_system(db: "sqlite3.Connection", place: Place, text: str | None) -> i
 
 
 def _insert_message(
-    db: "sqlite3.Connection", place: Place, parent: int | None, message: Message, state: str
+    db: "sqlite3.Connection",
+    place: Place,
+    parent: int | None,
+    message: Message,
+    state: str,
+    origin: Origin | None = None,
 ) -> int:
     values = {
         "conversation": place.number,
@@ -185,7 +195,7 @@ def _insert_message(
         "role": message.role,
         "state": state,
         "created_at": time.time(),
-    } | _texts(message)
+    } | _texts(message, origin)
     names = ", ".join(values)
     marks = ", ".join(f":{name}" for name in values)
     cursor = db.execute(f"INSERT INTO messages ({names}) VALUES ({marks})", values)  # noqa: S608
@@ -193,13 +203,17 @@ def _insert_message(
     return cursor.lastrowid
 
 
-def _texts(message: Message) -> dict[str, Any]:
+def _texts(message: Message, origin: Origin | None) -> dict[str, Any]:
+    origin = origin or Origin()
     return {
         "content": clean(message.content),
         "reasoning": None if message.reasoning is None else clean(message.reasoning),
         "inline": None if message.inline is None else clean(message.inline),
         "content_ids": pack_ids(message.content_ids),
         "reasoning_ids": pack_ids(message.reasoning_ids),
+        "fingerprint": origin.fingerprint,
+        "stop_reason": origin.stop_reason,
+        "generated_ids": pack_ids(origin.token_ids or None),
     }
 
 
@@ -211,7 +225,7 @@ def _write_start(db: "sqlite3.Connection", place: Place, turn: LiveTurn) -> None
     else:
         question = Message("user", turn.question)
         turn.question_row = _insert_message(db, place, parent, question, "kept")
-    answer = Message("assistant", "")
+    answer = turn.begun or Message("assistant", "")
     turn.answer_row = _insert_message(db, place, turn.question_row, answer, "partial")
     turn.row = db.execute(
         "INSERT INTO turns (conversation, question, answer, system, state, model, settings,"
@@ -231,12 +245,21 @@ def _write_start(db: "sqlite3.Connection", place: Place, turn: LiveTurn) -> None
 
 def _settings(options: "ChatOptions") -> dict[str, Any]:
     """Returns what was set of the sampling and the rest; what is not set follows the model."""
-    names = ("max_tokens", "stop", "max_context", "think", "keep_thinking")
+    names = ("max_tokens", "stop", "max_context", "think", "think_budget", "keep_thinking")
     given = {name: getattr(options, name) for name in names}
     sampling = {
         name: value for name, value in asdict(options.sampling).items() if value is not None
     }
+    given["steering"] = [[steer.name, steer.coeff] for steer in options.steering]
     return {"sampling": sampling} | {name: value for name, value in given.items() if value}
+
+
+def _describe_place(info: SessionInfo | None) -> dict[str, str]:
+    """Returns what a turn's figures were measured on: versions, system, backend."""
+    system = os.uname()
+    mlx = getattr(sys.modules.get("mlx.core"), "__version__", "")
+    place = {"mlxchat": __version__, "mlx": mlx, "system": f"{system.sysname} {system.machine}"}
+    return place | {"backend": info.backend if info else ""}
 
 
 def _set_head(db: "sqlite3.Connection", place: Place, row: int | None) -> None:
@@ -256,7 +279,7 @@ def _write_end(
         first = conversation.nodes[turn.nodes[0]]  # a queued turn learns late where it goes
         values = (place.row(first.parent), place.row(first.id))
         db.execute("UPDATE messages SET parent = ? WHERE id = ?", values)
-        _update_answer(db, turn, answer.message, "kept")
+        _update_answer(db, turn, answer.message, "kept", answer.origin)
         _set_head(db, place, place.row(answer.id))
     else:
         state = "failed" if turn.error else "dropped"
@@ -265,7 +288,9 @@ def _write_end(
             place.number, place.system = None, None
             return
         said = {kind: _join(turn.shown, kind) for kind in ("answer", "reasoning")}
-        shown = Message("assistant", said["answer"], said["reasoning"] or None)
+        begun = turn.begun or Message("assistant", "")
+        reasoning = (begun.reasoning or "") + said["reasoning"]
+        shown = Message("assistant", begun.content + said["answer"], reasoning or None)
         _update_answer(db, turn, shown, "dropped")
         if turn.question is not None:
             sql = "UPDATE messages SET state = 'dropped' WHERE id = ?"
@@ -290,8 +315,14 @@ def _is_only_turn(db: "sqlite3.Connection", place: Place, turn: LiveTurn) -> boo
     return num_messages == 2
 
 
-def _update_answer(db: "sqlite3.Connection", turn: LiveTurn, message: Message, state: str) -> None:
-    texts = _texts(message)
+def _update_answer(
+    db: "sqlite3.Connection",
+    turn: LiveTurn,
+    message: Message,
+    state: str,
+    origin: Origin | None = None,
+) -> None:
+    texts = _texts(message, origin)
     changes = ", ".join(f"{name} = :{name}" for name in texts)
     db.execute(
         f"UPDATE messages SET {changes}, state = :state, is_indexed = 0 WHERE id = :id",  # noqa: S608
@@ -309,12 +340,13 @@ def _update_turn(db: "sqlite3.Connection", turn: LiveTurn, state: str, now: floa
     info = turn.info
     db.execute(
         "UPDATE turns SET state = ?, model = coalesce(?, model), model_commit = ?, fingerprint = ?,"
-        " result = ?, tokens = ?, error = ?, ended_at = ? WHERE id = ?",
+        " settings = ?, result = ?, tokens = ?, error = ?, ended_at = ? WHERE id = ?",
         (
             state,
             info.source if info else None,
             info.commit if info else None,
             info.fingerprint if info else None,
+            json.dumps(_settings(turn.options) | {"on": _describe_place(info)}),
             result,
             tokens,
             turn.error and clean(turn.error),

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mlxchat.chat.splice import Span
-from mlxchat.chat.template import ChatTemplate, Message
+from mlxchat.chat.template import REASONING_FIELDS, ChatTemplate, Message
 from mlxchat.errors import TemplateError
 
 # First characters of private-use blocks; each sentinel is one character of the first free block.
@@ -57,9 +57,11 @@ class FieldFinder:
         """The texts that ids may stand for; a blank text leaves nothing to look for."""
         fields = []
         for index, message in enumerate(messages):
-            shown = message.content if message.inline is None else message.inline
+            if not (message.content_ids or message.reasoning_ids):
+                continue
             if (message.content, message.reasoning or "") in self._refused:
                 continue
+            shown = message.content if message.inline is None else message.inline
             reasoning = "" if message.inline is not None else message.reasoning or ""
             if message.reasoning_ids and reasoning.strip():
                 fields.append(Field(index, "reasoning", reasoning, message.reasoning_ids))
@@ -117,12 +119,9 @@ class FieldFinder:
         dicts = self._template.to_dicts(messages)
         shift = len(messages) - len(dicts)
         for i in chosen:
-            target = dicts[fields[i].message - shift]
-            sentinel = chr(block + i)
-            if fields[i].name == "content":
-                target["content"] = sentinel
-            else:
-                target |= {"reasoning_content": sentinel, "reasoning": sentinel}
+            at, sentinel = fields[i].message - shift, chr(block + i)
+            names = ("content",) if fields[i].name == "content" else REASONING_FIELDS
+            dicts[at] = dicts[at] | dict.fromkeys(names, sentinel)
         marked = self._template.render(dicts, add_generation_prompt=add_generation_prompt)
         pieces = re.split(f"([{chr(block)}-{chr(block + _BLOCK_CHARS - 1)}])", marked)
         owners = [ord(sentinel) - block for sentinel in pieces[1::2]]

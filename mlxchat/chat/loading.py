@@ -3,8 +3,8 @@
 import contextlib
 from collections.abc import Callable
 
+from mlxchat.chat.options import ChatOptions
 from mlxchat.chat.results import LoadProgress, SessionInfo
-from mlxchat.chat.session import ChatOptions
 from mlxchat.chat.template import Message
 from mlxchat.chat.turn import TurnRunner
 from mlxchat.errors import TemplateError
@@ -28,11 +28,36 @@ def load_runner(
         report: Called with the progress of download, load and warm-up; may raise to cancel.
         check: Raises when the job is cancelled.
     """
-    folder = resolve_model(
+    return load_folder(find_model(name, report, check), options, report)
+
+
+def find_model(
+    name: str | None, report: Callable[[LoadProgress], None], check: Callable[[], None]
+) -> ModelFolder:
+    """Finds and fetches a model; nothing of it is in memory yet.
+
+    Args:
+        name: A folder, a Hub id, or None for the built-in model.
+        report: Called with the progress of the download; may raise to cancel.
+        check: Raises when the job is cancelled.
+    """
+    return resolve_model(
         name,
         on_progress=lambda done, total: report(LoadProgress("download", done, total)),
         check_cancel=check,
     )
+
+
+def load_folder(
+    folder: ModelFolder, options: ChatOptions, report: Callable[[LoadProgress], None]
+) -> tuple[TurnRunner, SessionInfo]:
+    """Loads a model that is on this disk.
+
+    Args:
+        folder: Where it is.
+        options: The conversation's options.
+        report: Called with the progress of load and warm-up; may raise to cancel.
+    """
     loaded = load_model(
         folder.path, lambda phase, done, total: report(LoadProgress(phase, done, total))
     )
@@ -49,14 +74,20 @@ def load_runner(
         backend=format_backend(make_device_plan()),
         is_builtin=folder.is_builtin,
         load_s=loaded.load_s,
-        notices=(*info.notices, *_context_notices(options, info), *runner.template_notices()),
-        source=_name_to_reopen(folder),
+        notices=(
+            *info.notices,
+            *_context_notices(options, info),
+            *filter(None, [runner.engine.kv_notice, runner.speculation_notice]),
+            *runner.template_notices(),
+        ),
+        source=name_to_reopen(folder),
         commit=folder.commit,
         fingerprint=loaded.fingerprint,
     )
 
 
-def _name_to_reopen(folder: ModelFolder) -> str:
+def name_to_reopen(folder: ModelFolder) -> str:
+    """Returns the name under which the same model is opened again: a Hub id or a whole path."""
     is_local = folder.commit is None and not folder.is_builtin
     return str(folder.path) if is_local else folder.name
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from mlxchat.chat.template import Message
 from mlxchat.engine.prefix_cache import Plan, PrefixCache
-from mlxchat.engine.prompt_store import MIN_IDS, PromptStore, What, make_label
+from mlxchat.engine.prompt_store import MIN_IDS, Budget, PromptStore, What, make_label
 from mlxchat.engine.stored_prefix import StoredPrefixes, make_key
 from mlxchat.engine.token_ids import count_common
 from mlxchat.model.loader import LoadedModel
@@ -27,7 +27,12 @@ class _Saving:
 
 
 def open_keeping(
-    name: str, loaded: LoadedModel, prefix: PrefixCache, *, keeps_conversation: bool
+    name: str,
+    loaded: LoadedModel,
+    prefix: PrefixCache,
+    *,
+    keeps_conversation: bool,
+    max_gib: float | None = None,
 ) -> "PromptKeeping":
     """Opens the store for a loaded model.
 
@@ -36,9 +41,10 @@ def open_keeping(
         loaded: What was loaded.
         prefix: Its live sequence.
         keeps_conversation: Whether more than the system prompt is read and written.
+        max_gib: What the store may take of the disk; None is the default.
     """
-    key = make_key(loaded.fingerprint, loaded.model)
-    prefixes = StoredPrefixes(PromptStore(), key, name, prefix)
+    key = make_key(loaded.fingerprint, loaded.model, prefix.cache.kv_bits)
+    prefixes = StoredPrefixes(PromptStore(budget=Budget.of(max_gib)), key, name, prefix)
     return PromptKeeping(prefixes, keeps_conversation=keeps_conversation)
 
 
@@ -62,7 +68,15 @@ class PromptKeeping:
     def _kinds(self) -> tuple[What, ...]:
         return ("system", "conversation") if self.keeps_conversation else ("system",)
 
-    def restore(self, token_ids: Sequence[int], plan: Plan, check: Check, leave: int = 1) -> Plan:
+    def restore(
+        self,
+        token_ids: Sequence[int],
+        plan: Plan,
+        check: Check,
+        *,
+        leave: int = 1,
+        keep_branch: bool = False,
+    ) -> Plan:
         """Loads a stored prefix where it serves more ids than what is in memory.
 
         Args:
@@ -70,6 +84,7 @@ class PromptKeeping:
             plan: Serves them from memory.
             check: Called between pieces; may raise to stop.
             leave: Ids that must be left to feed.
+            keep_branch: What is left behind may be wanted again.
 
         Returns:
             The plan that starts behind what was loaded, or the same plan.
@@ -78,7 +93,11 @@ class PromptKeeping:
         if limit < at_least:
             return plan
         start = self.prefixes.restore(
-            token_ids[:limit], at_least=at_least, kinds=self._kinds, check=check
+            token_ids[:limit],
+            at_least=at_least,
+            kinds=self._kinds,
+            check=check,
+            keep_branch=keep_branch,
         )
         if not start:
             return plan
@@ -135,6 +154,11 @@ class PromptKeeping:
         for _ in saving.steps:
             check()
         self._saving = None
+
+    def rebind(self, key: str) -> None:
+        """From now on keys and values are computed otherwise: others are stored and loaded."""
+        self.drop()
+        self.prefixes.key = key
 
     def drop(self) -> None:
         """Leaves what is half stored."""

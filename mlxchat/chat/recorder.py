@@ -1,10 +1,9 @@
 """Keeps a live conversation in the history: what is shown was written before.
 
 Writing happens on the thread that takes a job's events to the screen, between taking and handing
-them on: so text is on disk before it is seen, and MLX's thread never waits for it. A commit without
-a sync takes 0.02 to 0.3 ms (warm to cold) and survives the end of the process. The question and the
-whole turn are synced, and partial text as often as a twentieth of the time allows. What cannot be
-written (a full disk, no permission, a damaged file) is said once, and held in memory until it can.
+them on: so text is on the disk, synced, before it is seen, and MLX's thread never waits for it.
+A power cut takes nothing that was shown. What cannot be written (a full disk, no permission, a
+damaged file) is said once, and held in memory until it can.
 """
 
 import os
@@ -25,16 +24,14 @@ if TYPE_CHECKING:
     import sqlite3
 
     from mlxchat.chat.history import Restored
-    from mlxchat.chat.session import ChatOptions
+    from mlxchat.chat.options import ChatOptions
 
     Work = Callable[[sqlite3.Connection], object]
 
 # Text is written and shown at most this often: smooth to the eye, and a write costs the same for
-# one token and for ten.
-BATCH_S = 0.03
-# Syncs of partial text take at most this share of the time, and come no oftener than this: what a
-# power cut can take is what was shown since the last one.
-SYNC_SHARE, SYNC_INTERVAL_S = 0.05, 0.25
+# one token and for ten. On a slow disk syncs take at most a share of the time, until that would
+# make the text come by fits and starts.
+BATCH_S, SYNC_SHARE, LONGEST_BATCH_S = 0.03, 0.25, 0.25
 # Text that cannot be written because another program holds the file is shown after this long.
 PATIENCE_S = 2.0
 # While an answer streams, what failed is tried again this often.
@@ -58,7 +55,7 @@ class Recorder:
         self._live: list[tuple[LiveTurn, Job[TurnResult]]] = []
         self._trouble = ""
         self._notices: list[str] = []
-        self._synced_at = self._sync_s = self._retry_at = 0.0
+        self._sync_s = self._retry_at = 0.0
         self._file_id: tuple[int, int] | None = None
 
     @property
@@ -136,6 +133,17 @@ class Recorder:
             sql = "UPDATE conversations SET head = ? WHERE id = ?"
             self._try(lambda db: db.execute(sql, values), durable=False)
 
+    def note_tree(self, options: "ChatOptions", model: str) -> None:
+        """Stores messages that came without a turn; where that fails the next turn does it."""
+        nodes = self._conversation.nodes
+        if self.conversation_id is not None:
+            self._try(
+                lambda db: history_writer.write_tree(
+                    db, self._place, self._conversation, options, model, len(nodes)
+                ),
+                durable=True,
+            )
+
     # -- turns -------------------------------------------------------------------------------------
 
     def start(self, turn: LiveTurn, job: Job[TurnResult]) -> "RecordedJob":
@@ -147,18 +155,19 @@ class Recorder:
         return RecordedJob(job, self, turn)
 
     def keep(self, turn: LiveTurn, deltas: list[TextDelta]) -> None:
-        """Writes text that is about to be shown."""
+        """Brings text that is about to be shown to the disk."""
         if not deltas:
             return
         turn.shown += deltas
         since = time.monotonic()
         if self._trouble and since < self._retry_at:
             return
-        is_due = since - self._synced_at > max(SYNC_INTERVAL_S, self._sync_s / SYNC_SHARE)
-        self._write(durable=is_due, wait_s=0.0 if self._trouble else PATIENCE_S)
-        if is_due:
-            self._synced_at = time.monotonic()
-            self._sync_s = self._synced_at - since
+        self._write(durable=True, wait_s=0.0 if self._trouble else PATIENCE_S)
+        self._sync_s = time.monotonic() - since
+
+    def pace_s(self) -> float:
+        """Returns how far apart pieces of text shall be written, by what the last write took."""
+        return min(max(BATCH_S, self._sync_s / SYNC_SHARE), LONGEST_BATCH_S)
 
     def end(self, turn: LiveTurn, job: Job[TurnResult]) -> None:
         """Commits a turn whose job has ended, well or not."""
@@ -179,11 +188,18 @@ class Recorder:
         notices, self._notices = [Notice(text) for text in self._notices], []
         return notices
 
-    def close(self) -> None:
-        """Writes what is still unwritten and closes the file."""
+    def close(self) -> list[str]:
+        """Writes what is still unwritten and closes the file; returns what the person should know.
+
+        What cannot be written now is lost.
+        """
         self._end_live()
         with self._lock:
             self._close_file()
+        told = [notice.text for notice in self.take_notices()]
+        if self._trouble and self._live:
+            return [f"The end of this chat is not in the history: {self._trouble}."]
+        return told
 
     def _end_live(self) -> None:
         """Ends turns that nobody followed to their end, and tries again what failed."""
@@ -308,7 +324,7 @@ class RecordedJob(Job[TurnResult]):
     def __iter__(self) -> Iterator[Any]:
         """Yields the job's events, some together; when it ends, the turn is committed."""
         yield from self._recorder.take_notices()
-        for batch in self._job.batches(BATCH_S):
+        for batch in self._job.batches(self._recorder.pace_s):
             events = merge_text(batch)
             texts = [event for event in events if isinstance(event, TextDelta)]
             self._recorder.keep(self._turn, texts)

@@ -6,27 +6,33 @@ Importing this module costs nothing; the engine side is imported by the first jo
 """
 
 import contextlib
-import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
-from mlxchat.chat.conversation import Branch, Conversation
+from mlxchat.chat.continuation import find_cut_off
+from mlxchat.chat.conversation import Branch, Conversation, Node
 from mlxchat.chat.history_writer import LiveTurn
+from mlxchat.chat.options import ChatOptions, Steer
 from mlxchat.chat.pause import AfterPause
-from mlxchat.chat.results import LoadProgress, SessionInfo, TurnResult
-from mlxchat.engine.options import SamplingSettings
+from mlxchat.chat.read_ahead import Draft, DraftCost
+from mlxchat.chat.results import LoadProgress, ReplayedTurn, SessionInfo, TurnResult
 from mlxchat.engine.worker import Job, JobCancelledError, JobContext, Worker
 from mlxchat.errors import UsageError
 
 if TYPE_CHECKING:
     from mlxchat.chat.history import Record, Restored
+    from mlxchat.chat.live_text import LiveText
     from mlxchat.chat.recorder import Recorder
+    from mlxchat.chat.results import Compaction
     from mlxchat.chat.turn import TurnRunner
+    from mlxchat.chat.views import ContextView, TokenPiece
     from mlxchat.chat.warming import Warmed
     from mlxchat.engine.prefix_cache import CacheReport
+
+T = TypeVar("T")
 
 
 # The conversation is stored when nothing was said for so long: seldom enough for the disk.
@@ -35,37 +41,7 @@ STORE_AFTER_S = 20.0
 LEAVE_S = 5.0
 
 
-@dataclass(frozen=True, slots=True)
-class ChatOptions:
-    """What a person may set about a conversation; None leaves the choice to the model.
-
-    Attributes:
-        max_tokens: Longest answer; None lets it fill the context.
-        max_context: Tokens that prompt and answer may take together.
-        think: Thinking on or off, where the template has a switch.
-        keep_thinking: Earlier thinking stays in the prompt, where the template can.
-        verify: Compare every turn with a from-scratch prefill.
-        idle_work: After an answer, bring the cache to what the next turn will render, and store it.
-        keeps_history: The conversation may be on disk, its keys and values too.
-        now: The date that the template shows for the whole conversation; None is now.
-    """
-
-    system: str | None = None
-    sampling: SamplingSettings = field(default_factory=SamplingSettings)
-    max_tokens: int | None = None
-    stop: tuple[str, ...] = ()
-    max_context: int | None = None
-    think: bool | None = None
-    keep_thinking: bool = False
-    verify: bool = False
-    idle_work: bool = True
-    keeps_history: bool = True
-    now: datetime | None = None
-
-    @property
-    def stores_conversation(self) -> bool:
-        """Whether the conversation's keys and values are read from disk and written to it."""
-        return self.keeps_history and self.idle_work
+__all__ = ["ChatOptions", "Session"]
 
 
 class Session:
@@ -91,9 +67,10 @@ class Session:
         self._worker = Worker()
         self._runner: TurnRunner | None = None
         self._keep_branch = self._is_closed = False
+        self._draft = Draft()
+        self._causes: tuple[str, ...] = ()  # what may make the next turn read ids again
         self._turn_job: Job[TurnResult] | None = None
         self._pause = AfterPause(STORE_AFTER_S, lambda: self._keep_prompts(whole=True, idle=True))
-        self._made_by: dict[int, str | None] = {}
 
     # -- loading -----------------------------------------------------------------------------------
 
@@ -121,6 +98,46 @@ class Session:
                 self._settle_when_idle()
         return self.info
 
+    def switch_model(self, name: str) -> Job[SessionInfo]:
+        """Loads another model in the place of this one; the conversation stays.
+
+        Where that fails or is cancelled, the old model is there as before. Of answers that
+        another model gave only the text counts from then on.
+
+        Args:
+            name: A folder, a Hub id, or `builtin`.
+        """
+        self._worker.cancel_idle()
+        self._pause.stop()
+
+        def job(context: JobContext) -> SessionInfo:
+            from mlxchat.model.device import load_mlx
+
+            load_mlx()
+            from mlxchat.chat.switching import InMemory, switch_model
+
+            def report(event: LoadProgress) -> None:
+                context.check()
+                context.emit(event)
+
+            options = self.options
+            held = InMemory(self.model, self._runner, self.info)
+            self._runner = self.info = None  # so that nothing else keeps it in memory
+            try:
+                switch_model(held, name, options, report, context.check)
+            finally:
+                self.model, self._runner, self.info = held.name, held.runner, held.info
+                if self._runner is not None and self.options is not options:  # changed meanwhile
+                    self._runner.set_options(self.options)
+            assert self.info is not None
+            self._causes = (*self._causes, "/model")
+            if self.conversation.head is not None:
+                self._drop_foreign_ids()
+                self._settle_when_idle()
+            return self.info
+
+        return self._worker.submit(job)
+
     # -- turns -------------------------------------------------------------------------------------
 
     def send(self, text: str) -> Job[TurnResult]:
@@ -134,7 +151,16 @@ class Session:
             UsageError: Nothing was said yet.
         """
         question = self.conversation.question()
-        return self._turn(None, lambda: question.id, keep_branch=True)
+        return self._turn(None, lambda: question.id, keep_branch=True, cause="/retry")
+
+    def go_on(self) -> Job[TurnResult]:
+        """Goes on with the last answer, which was cut off; the shorter one stays in the tree.
+
+        Raises:
+            UsageError: There is none, or it ended by itself.
+        """
+        node = find_cut_off(self.conversation)
+        return self._turn(None, lambda: node.parent, cut_off=node, cause="/continue")
 
     def edit(self, turn: int | None, text: str) -> Job[TurnResult]:
         """Puts another question in the place of a turn's (None: the last) and answers it.
@@ -143,7 +169,7 @@ class Session:
             UsageError: There is no such turn.
         """
         place = self.conversation.question(turn).parent
-        return self._turn(text, lambda: place, keep_branch=True)
+        return self._turn(text, lambda: place, keep_branch=True, cause="/edit")
 
     def _turn(
         self,
@@ -151,17 +177,25 @@ class Session:
         find_head: Callable[[], int | None],
         *,
         keep_branch: bool = False,
+        cut_off: Node | None = None,
+        cause: str = "",
     ) -> Job[TurnResult]:
         """Queues a turn; where it goes is asked when it runs, after the turns before it."""
         start = time.perf_counter()
+        self._draft.drop()
         branch = self._keep_branch or keep_branch
-        self._keep_branch = False
+        causes = (*self._causes, cause)
+        self._keep_branch, self._causes = False, ()
         conversation = self.conversation
         model, system = self._model_name(), conversation.system
         num_before = len(conversation.nodes)
         turn = LiveTurn(question, find_head(), num_before, system, self.options, model, self.info)
+        if cut_off is not None:
+            turn.begun = cut_off.message
+        more = {} if cut_off is None else {"cut_off": cut_off}
 
         def job(context: JobContext) -> TurnResult:
+            nonlocal causes
             loading = time.perf_counter()
             self._load(context)
             loaded_s = time.perf_counter() - loading
@@ -177,10 +211,16 @@ class Session:
                     context,
                     start=start + loaded_s,
                     keep_branch=branch,
+                    cause=_join(causes),
+                    **more,
                 )
+            except JobCancelledError:
+                causes = (*causes, "a stopped turn")
+                raise
             finally:
                 if conversation.head == head:  # the turn was not kept
                     conversation.head = before
+                    self._causes = (*causes, *self._causes)
             turn.nodes = tuple(range(num_before + 1, len(conversation.nodes) + 1))
             self._settle_when_idle()
             return self.last
@@ -197,12 +237,15 @@ class Session:
 
     def _settle_when_idle(self) -> None:
         """Has the cache brought to what the next turn will begin with, in the background."""
-        runner, branch = self._runner, self._keep_branch
-        if runner is not None and self.options.idle_work:
-            self._worker.submit(
-                lambda context: runner.settle(self.conversation, context, keep_branch=branch),
-                idle=True,
-            )
+        branch = self._keep_branch
+
+        def job(context: JobContext) -> None:
+            if self._runner is not None:  # asked now: it may have made way for another model
+                cause = _join(self._causes)
+                self._runner.settle(self.conversation, context, keep_branch=branch, cause=cause)
+
+        if self._runner is not None and self.options.idle_work:
+            self._worker.submit(job, idle=True)
             self._keep_prompts(whole=False, idle=True)
             self._pause.restart()
 
@@ -230,12 +273,52 @@ class Session:
 
         return self._worker.submit(job)
 
+    # -- the draft ---------------------------------------------------------------------------------
+
+    def read_ahead(self, draft: str) -> None:
+        """Has the stable part of the next message read in idle time; any thread may call this."""
+        if self.options.idle_work:
+            with contextlib.suppress(RuntimeError):  # the worker has just been closed
+                self._draft.put(draft, lambda: self._worker.submit(self._follow_draft, idle=True))
+
+    def _follow_draft(self, context: JobContext) -> None:
+        runner = self._runner
+        if runner is not None and runner.reuses:
+            runner.ahead.follow(
+                self._draft, self.conversation, context, keep_branch=self._keep_branch
+            )
+
+    def drop_draft(self) -> None:
+        """Nothing is being written any more; what was read stays as long as it serves."""
+        self._draft.drop()
+
+    def estimate_cost(self, num_tokens: int) -> DraftCost | None:
+        """Tells what a message of so many tokens would cost now; None before the model is loaded.
+
+        Any thread may ask.
+        """
+        if self._runner is None:
+            return None
+        return self._runner.ahead.estimate(num_tokens, self.conversation)
+
+    def replay(self, repetitions: int) -> "Job[list[ReplayedTurn]]":
+        """Asks each turn of the conversation again, for its first token; the tree stays."""
+
+        def job(context: JobContext) -> "list[ReplayedTurn]":
+            self._load(context)
+            from mlxchat.chat.replay import Replay
+
+            assert self._runner is not None
+            return Replay(self._runner, self.conversation, context).run(repetitions)
+
+        return self._worker.submit(job)
+
     # -- moves in the tree -------------------------------------------------------------------------
 
     def undo(self, count: int = 1) -> int:
         """Takes the last turns back; returns how many."""
         taken = self.conversation.undo(count)
-        self._leave_branch()
+        self._leave_branch("/undo")
         return taken
 
     def goto(self, node_id: int) -> int:
@@ -245,7 +328,7 @@ class Session:
             UsageError: There is no such message.
         """
         self.conversation.goto(node_id)
-        self._leave_branch()
+        self._leave_branch("/goto")
         return self.num_turns
 
     def fork(self) -> int:
@@ -263,17 +346,43 @@ class Session:
         """Returns the messages of all branches, in the order in which they are drawn."""
         return list(self.conversation.branches())
 
-    def _leave_branch(self) -> None:
+    def _leave_branch(self, cause: str) -> None:
         """After a move: what the cache holds of the branch left behind is stashed, not dropped."""
         self._keep_branch = True
+        self._causes = (*self._causes, cause)
         self._worker.cancel_idle()
         self._settle_when_idle()
         if self.recorder is not None:
             self.recorder.note_move()
 
+    def compact(self, num_kept: int) -> "Job[Compaction]":
+        """Has the model summarise all but the newest turns; the old branch stays in the tree.
+
+        Args:
+            num_kept: Turns that stay as they are.
+        """
+        conversation = self.conversation
+
+        def job(context: JobContext) -> "Compaction":
+            self._load(context)
+            from mlxchat.chat.compaction import Compactor
+
+            assert self._runner is not None
+            self._keep_branch, self._causes = True, (*self._causes, "/compact")
+            try:
+                result = Compactor(self._runner, conversation, context).run(num_kept)
+            finally:
+                self._settle_when_idle()
+            if self.recorder is not None:
+                self.recorder.note_tree(self.options, self._model_name())
+            return result
+
+        return self._worker.submit(job)
+
     def set_system(self, text: str | None) -> None:
         """Sets the system prompt; it takes effect with the next turn."""
         self.conversation.system = text or None
+        self._causes = (*self._causes, "/system")
 
     def set_thinking(self, think: bool | None) -> list[str]:
         """Turns thinking on or off from the next turn on; None is the template's own default.
@@ -282,6 +391,31 @@ class Session:
             What the template had to say, such as that it has no switch.
         """
         return self._set_switches(replace(self.options, think=think))
+
+    def end_thinking(self) -> None:
+        """Ends the thinking of the answer that is being given, and asks for the answer proper."""
+        if self._runner is not None:
+            self._runner.ends_thinking.set()
+
+    def set_steering(self, steers: tuple[Steer, ...]) -> None:
+        """Adds steering vectors to the residual stream from the next turn on; none is plain.
+
+        Loads the model first, since a vector must be of this very model.
+
+        Raises:
+            UsageError: A vector is not there, or was made on another model.
+        """
+        options = replace(self.options, steering=steers)
+
+        def job(context: JobContext) -> None:
+            self._load(context)
+            assert self._runner is not None
+            self._runner.set_options(options)
+            self.options, self._causes = options, (*self._causes, "/steer")
+
+        self._worker.run(job)
+        if self.conversation.head is not None:
+            self._settle_when_idle()
 
     def set_options(self, options: ChatOptions) -> list[str]:
         """Takes other options from the next turn on; system prompt and context limit stay.
@@ -298,7 +432,8 @@ class Session:
         return []
 
     def _set_switches(self, options: ChatOptions) -> list[str]:
-        self.options = options
+        cause = "/think" if options.think != self.options.think else "/set keep-thinking"
+        self.options, self._causes = options, (*self._causes, cause)
         if self._runner is None:
             return []
         runner = self._runner
@@ -380,10 +515,8 @@ class Session:
         recorder.set_title(title)
         if recorder.conversation_id is None:
             recorder.save(self.options, self._model_name())
-        self.recorder, self.options = recorder, replace(self.options, keeps_history=True)
-        if self._runner is not None:
-            runner, options = self._runner, self.options
-            self._worker.run(lambda _: runner.set_options(options))
+        self.recorder = recorder
+        self._use(replace(self.options, keeps_history=True))
         assert recorder.conversation_id is not None
         return recorder.conversation_id
 
@@ -398,8 +531,9 @@ class Session:
             return history.record(number)
 
     def reset(self) -> None:
-        """Begins another conversation with the same system prompt; the old one is history."""
-        self._take(Conversation(self.system), {})
+        """Begins another conversation, today, with the same system prompt; the old is history."""
+        self._take(Conversation(self.system), "/reset")
+        self._use(replace(self.options, now=datetime.now()))
 
     def restore(self, restored: "Restored") -> None:
         """Goes on with a conversation of the history.
@@ -408,38 +542,39 @@ class Session:
         ids it had; generated ids are dropped where another model made them.
         """
         record = restored.record
-        self.options = replace(
+        options = replace(
             self.options,
             think=record.think,
             keep_thinking=record.keep_thinking,
             now=record.template_now or self.options.now,
         )
-        self._take(restored.conversation, restored.fingerprints)
+        self._take(restored.conversation, "/resume")
         if self.recorder is not None:
             self.recorder.adopt(restored)
+        self._use(options)
         if self._runner is not None:
-            runner, options = self._runner, self.options
             self._drop_foreign_ids()
-            self._worker.run(lambda _: runner.set_options(options))
             self._settle_when_idle()
 
-    def _take(self, conversation: Conversation, made_by: dict[int, str | None]) -> None:
+    def _use(self, options: ChatOptions) -> None:
+        """Takes other options, on the worker where there is a model."""
+        self.options = options
+        if self._runner is not None:
+            runner = self._runner
+            self._worker.run(lambda _: runner.set_options(options))
+
+    def _take(self, conversation: Conversation, cause: str) -> None:
         self._worker.cancel_idle()
         if self.conversation.head is not None:  # the person may come back to it
             self._keep_prompts(whole=True, idle=True)
-        self.conversation, self._made_by = conversation, made_by
-        self.last, self._keep_branch = None, False
+        self.conversation = conversation
+        self.last, self._keep_branch, self._causes = None, False, (cause,)
         if self.recorder is not None:
             self.recorder.begin(conversation)
 
     def _drop_foreign_ids(self) -> None:
         """Forgets the ids of answers that another model gave: its text alone counts."""
-        fingerprint = self.info.fingerprint if self.info is not None else None
-        nodes = self.conversation.nodes
-        for number, made_by in self._made_by.items():
-            if number in nodes and (made_by is None or made_by != fingerprint):
-                message = replace(nodes[number].message, content_ids=None, reasoning_ids=None)
-                nodes[number] = replace(nodes[number], message=message)
+        self.conversation.forget_ids(self.info.fingerprint if self.info is not None else None)
 
     # -- what is shown -----------------------------------------------------------------------------
 
@@ -453,7 +588,7 @@ class Session:
         """Tokens of the conversation that the cache holds."""
         if self._runner is None or self.conversation.head is None:
             return 0
-        return self._runner.num_cached
+        return self._runner.num_cached - self._runner.ahead.num_ids
 
     def cache_report(self) -> "CacheReport | None":
         """Describes what the cache holds; None before the model is loaded."""
@@ -462,15 +597,61 @@ class Session:
         runner = self._runner
         return self._worker.run(lambda _: runner.engine.prefix.report())
 
+    def look(self, work: "Callable[[LiveText], T]") -> "Job[T]":
+        """Looks inside while the conversation goes on; the next turn stays as it is.
+
+        Args:
+            work: Runs on the worker; returns plain data.
+        """
+        conversation = self.conversation
+
+        def job(context: JobContext) -> T:
+            self._load(context)
+            from mlxchat.chat.live_text import read_live
+
+            assert self._runner is not None
+            try:
+                return work(read_live(self._runner, conversation))
+            finally:
+                self._settle_when_idle()
+
+        return self._worker.submit(job)
+
+    def view_context(self) -> "ContextView":
+        """Returns what fills the context; loads the model first."""
+
+        def job(context: JobContext) -> "ContextView":
+            self._load(context)
+            assert self._runner is not None
+            return self._runner.view_context(self.conversation)
+
+        return self._worker.run(job)
+
+    def list_tokens(self, text: str | None) -> "list[TokenPiece]":
+        """Returns the ids of a text, or of the last message (None); loads the model first."""
+
+        def job(context: JobContext) -> "list[TokenPiece]":
+            self._load(context)
+            from mlxchat.chat.views import list_pieces
+
+            assert self._runner is not None
+            return list_pieces(self._runner.renderer, self.conversation.messages(), text)
+
+        return self._worker.run(job)
+
     def wait_until_idle(self, timeout_s: float = 60.0) -> None:
         """Waits for background work; for tests and measurements."""
         self._worker.submit(lambda _: None, idle=True).result(timeout_s)
 
-    def close(self) -> None:
-        """Stores what the next start can use, ends the worker, and completes the history."""
+    def close(self) -> list[str]:
+        """Stores what the next start can use, ends the worker, and completes the history.
+
+        Returns:
+            What the person should still hear, such as that the history could not be written.
+        """
         if self._is_closed:
-            return
-        self._is_closed = True
+            return []
+        self._is_closed, notices = True, []
         self._pause.stop()
         try:
             if self._runner is not None and self._turn_job is not None and self._turn_job.done:
@@ -478,12 +659,14 @@ class Session:
                 with contextlib.suppress(TimeoutError, JobCancelledError):
                     job.result(LEAVE_S)
                     self._runner.keeping.finish(LEAVE_S)
+                notices += self._runner.keeping.take_notices()
         finally:
             self._worker.close()
             if self.recorder is not None:
-                self.recorder.close()
+                notices += self.recorder.close()
+        return notices
 
 
-def pick_seed() -> int:
-    """Returns a seed that nobody chose."""
-    return int.from_bytes(os.urandom(4), "little")
+def _join(causes: tuple[str, ...]) -> str:
+    """Names causes, each once."""
+    return ", ".join(dict.fromkeys(filter(None, causes)))

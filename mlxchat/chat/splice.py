@@ -51,6 +51,16 @@ class _Fit:
     num_after: int
 
 
+@dataclass
+class _Encoded:
+    """What the last call of `encode` did; `stops`: segments and characters done, by span."""
+
+    text: str
+    spans: Sequence[Span]
+    segments: list[Segment]
+    stops: list[tuple[int, int]]
+
+
 class _Cache(OrderedDict[Hashable, Value]):
     """The most recently used values."""
 
@@ -71,6 +81,7 @@ class SegmentEncoder:
         self._tokenizer = tokenizer
         self._texts: _Cache[tuple[int, ...]] = _Cache()
         self._fits: _Cache[_Fit | None] = _Cache()
+        self._last = _Encoded("", (), [], [])
 
     def continuation(self, text: str) -> tuple[int, ...]:
         """The ids of a text that follows other text."""
@@ -87,27 +98,46 @@ class SegmentEncoder:
             Segments whose ids, joined, decode as the encoding of the whole text does. A span
             whose ids do not fit is encoded with the text around it.
         """
-        segments: list[Segment] = []
-        done = 0
-        for number, span in enumerate(spans):
+        segments, stops = self._resume(text, spans)
+        done = stops[-1][1] if stops else 0
+        for number, span in enumerate(spans[len(stops) :], len(stops)):
             limit = spans[number + 1].start if number + 1 < len(spans) else len(text)
-            before = text[max(done, span.start - _SEAM_CHARS) : span.start]
-            after = text[span.end : min(limit, span.end + _SEAM_CHARS)]
-            if not before:
-                continue
-            shown = text[span.start : span.end]
-            make_fit = partial(self._fit, span.token_ids, shown, before, after)
-            fit = self._fits.get_or((span.token_ids, shown, before, after), make_fit)
-            if fit is None:
-                continue
-            plain = text[done : span.start - fit.num_before]
-            if plain:
-                segments.append(Segment(self._encode(plain, is_first=done == 0)))
-            segments.append(Segment(fit.token_ids, span.owner))
-            done = span.end + fit.num_after
+            fit = self._fit_into(text, span, done, limit)
+            if fit is not None:
+                plain = text[done : span.start - fit.num_before]
+                if plain:
+                    segments.append(Segment(self._encode(plain, is_first=done == 0)))
+                segments.append(Segment(fit.token_ids, span.owner))
+                done = span.end + fit.num_after
+            stops.append((len(segments), done))
+        self._last = _Encoded(text, tuple(spans), list(segments), stops)
         if done < len(text):
             segments.append(Segment(self._encode(text[done:], is_first=done == 0)))
         return segments
+
+    def _resume(
+        self, text: str, spans: Sequence[Span]
+    ) -> tuple[list[Segment], list[tuple[int, int]]]:
+        """What the last call did that this one would do again: a conversation grows at its end."""
+        last = self._last
+        pairs = zip(spans, last.spans, strict=False)
+        num_equal = next((i for i, (a, b) in enumerate(pairs) if a != b), len(last.spans))
+        # How a span is encoded depends on the text up to the next one: the last is done again.
+        same = max(min(num_equal, len(spans)) - 1, 0)
+        while same and not text.startswith(last.text[: spans[same].start]):
+            same -= 1
+        stops = last.stops[:same]
+        return last.segments[: stops[-1][0]] if stops else [], stops
+
+    def _fit_into(self, text: str, span: Span, done: int, limit: int) -> _Fit | None:
+        """How a span's ids fit into text[done:limit], if they do."""
+        before = text[max(done, span.start - _SEAM_CHARS) : span.start]
+        after = text[span.end : min(limit, span.end + _SEAM_CHARS)]
+        if not before:
+            return None
+        shown = text[span.start : span.end]
+        make_fit = partial(self._fit, span.token_ids, shown, before, after)
+        return self._fits.get_or((span.token_ids, shown, before, after), make_fit)
 
     def _encode(self, text: str, *, is_first: bool) -> tuple[int, ...]:
         return self._texts.get_or(

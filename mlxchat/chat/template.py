@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 Role = Literal["system", "user", "assistant"]
 # The names under which reasoning travels; transformers copies it to the first two.
-_REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
+REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
 
 # name, value for thinking on, value for thinking off. None: leave the name out.
 _THINK_SWITCHES: tuple[tuple[str, Any, Any], ...] = (
@@ -83,14 +83,15 @@ class Message:
     reasoning_ids: tuple[int, ...] | None = None
     inline: str | None = None
 
-    def to_dict(self) -> dict[str, str]:
-        """The message as templates read it."""
+    @cached_property
+    def fields(self) -> dict[str, str]:
+        """The message as templates read it, made once for many renders: not to be changed."""
         if self.inline is not None:
             return {"role": self.role, "content": self.inline}
         fields = {"role": self.role, "content": self.content}
         if self.reasoning:
             fields |= {"reasoning_content": self.reasoning, "reasoning": self.reasoning}
-        return fields
+        return _with_reasoning_fields(fields)
 
 
 class ChatTemplate:
@@ -157,6 +158,10 @@ class ChatTemplate:
         Raises:
             TemplateError: The template is broken or refuses the messages; one line.
         """
+        dicts = [_with_reasoning_fields(message) for message in messages]
+        return self._render(dicts, add_generation_prompt)
+
+    def _render(self, messages: list[dict[str, Any]], add_generation_prompt: bool) -> str:
         from mlxchat.chat.jinja_env import render
 
         if not messages:
@@ -165,7 +170,7 @@ class ChatTemplate:
             "strftime_now": self.now.strftime,
             **self.special_tokens,
             **self.kwargs,
-            "messages": [_with_reasoning_fields(message) for message in messages],
+            "messages": messages,
             "tools": None,
             "documents": None,
             "add_generation_prompt": add_generation_prompt,
@@ -179,15 +184,15 @@ class ChatTemplate:
         self, messages: Sequence[Message], *, add_generation_prompt: bool = True
     ) -> str:
         """Render a conversation; see `to_dicts` for models without a system role."""
-        return self.render(self.to_dicts(messages), add_generation_prompt=add_generation_prompt)
+        return self._render(self.to_dicts(messages), add_generation_prompt)
 
     def to_dicts(self, messages: Sequence[Message]) -> list[dict[str, str]]:
-        """Messages as the template reads them.
+        """Messages as the template reads them: the messages' own dicts, not to be changed.
 
         Where the template has no system role, a leading system text is put before the first
         user message, and the list is one shorter.
         """
-        dicts = [message.to_dict() for message in messages]
+        dicts = [message.fields for message in messages]
         if len(dicts) > 1 and dicts[0]["role"] == "system" and not self._has_system_role:
             system, first, *rest = dicts
             if first["role"] == "user":
@@ -316,7 +321,7 @@ class ChatTemplate:
 def _with_reasoning_fields(message: Mapping[str, Any]) -> dict[str, Any]:
     """Drop fields that are None and copy reasoning to the names transformers copies it to."""
     plain = {name: value for name, value in message.items() if value is not None}
-    for name in _REASONING_FIELDS:
+    for name in REASONING_FIELDS:
         if name in plain:
             return {"thinking": plain[name], **plain, "reasoning_content": plain[name]}
     return plain

@@ -6,29 +6,37 @@ Ctrl-C leaves it as it was.
 
 import contextlib
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
+from threading import Event
 
-from mlxchat.chat.conversation import Conversation
+from mlxchat.chat.answering import Answer, AnswerDecoder
+from mlxchat.chat.continuation import CUT_OFF, Begun, begin_again
+from mlxchat.chat.conversation import Conversation, Node, Origin
+from mlxchat.chat.options import ChatOptions, pick_seed
+from mlxchat.chat.overflow import choose_messages, drop_oldest, format_dropped
 from mlxchat.chat.prompt import PromptRenderer, RenderedPrompt
 from mlxchat.chat.prompt_keeping import PromptKeeping, open_keeping
-from mlxchat.chat.reasoning import Delta, Split
+from mlxchat.chat.read_ahead import ReadAhead
 from mlxchat.chat.results import (
     CacheUse,
     Notice,
     PrefillProgress,
+    Speculation,
     StopReason,
-    TextDelta,
     TurnResult,
     Usage,
     Verify,
 )
-from mlxchat.chat.session import ChatOptions, pick_seed
-from mlxchat.chat.stop_strings import StopStrings
+from mlxchat.chat.steering import make_taps
 from mlxchat.chat.template import ChatTemplate, Message
+from mlxchat.chat.views import ContextView, measure_parts
 from mlxchat.engine.engine import Engine, Logits, peak_memory_bytes, reset_peak_memory
+from mlxchat.engine.lookup import PromptLookup
 from mlxchat.engine.options import SamplingSettings
 from mlxchat.engine.prefix_cache import Plan
 from mlxchat.engine.sampling import Sampler, resolve_sampling
+from mlxchat.engine.speculation import Speculator, explain_unfit
+from mlxchat.engine.stored_prefix import make_key
 from mlxchat.engine.timing import Stopwatch
 from mlxchat.engine.worker import JobCancelledError, JobContext
 from mlxchat.errors import ContextFullError, TemplateError
@@ -39,16 +47,7 @@ from mlxchat.model.device import (
 from mlxchat.model.loader import LoadedModel
 from mlxchat.model.tokenizer import Tokenizer
 
-
-@dataclass(slots=True)
-class _Answer:
-    """What decoding gave."""
-
-    split: Split
-    text: str
-    tokens: list[int]
-    stop_reason: StopReason
-    was_thinking: bool
+TEMPLATE = "the template"
 
 
 class TurnRunner:
@@ -64,9 +63,15 @@ class TurnRunner:
         self.name = name
         self.loaded = loaded
         self.options = options
-        self.engine = Engine(loaded.model)
+        self.engine = Engine(loaded.model, kv_bits=options.kv_bits)
+        self._speculator = Speculator(PromptLookup())
+        self._unfit = explain_unfit(loaded.model, self.engine.prefix.cache)
         self.keeping: PromptKeeping = open_keeping(
-            name, loaded, self.engine.prefix, keeps_conversation=options.stores_conversation
+            name,
+            loaded,
+            self.engine.prefix,
+            keeps_conversation=options.stores_conversation,
+            max_gib=options.cache_max_gib,
         )
         self.context_limit = min(
             options.max_context or loaded.model.info.max_context, loaded.model.info.max_context
@@ -76,11 +81,24 @@ class TurnRunner:
         self._seed = pick_seed() if options.sampling.seed is None else options.sampling.seed
         self._reuses = True
         self._is_first = True
-        self._num_settled = 0
+        self.num_settled = 0  # ids read in idle time since the last turn
+        self.ahead = ReadAhead(self)
         self._bandwidth: float | None = None
+        self.ends_thinking = Event()  # set while an answer comes: its thinking shall end
         self._pin = 0  # where the turn began: sliding windows keep their rows back to it
         self._settle_note = ""
+        self._own_cause = TEMPLATE  # why ids are lost where nobody changed anything
         self._notices_told: set[str] = set(self.template_notices())
+        if options.steering:
+            self._steer(options)
+
+    def _steer(self, options: ChatOptions) -> None:
+        """Changes what is added to the residual stream; what was cached without it goes."""
+        loaded = self.loaded
+        taps, key = make_taps(options.steering, loaded.fingerprint, self.name)
+        kv_bits = self.engine.prefix.cache.kv_bits
+        self.keeping.rebind(make_key(loaded.fingerprint, loaded.model, kv_bits, steering=key))
+        self.engine.steer(taps)
 
     def _make_renderer(self, template: ChatTemplate) -> PromptRenderer:
         """Makes the renderer of a template with the options' switches; its date stays."""
@@ -89,8 +107,27 @@ class TurnRunner:
             template = template.with_thinking(think, keep)
         return PromptRenderer(template, self.tokenizer, keep_thinking=keep)
 
+    def make_quiet_renderer(self) -> PromptRenderer:
+        """Makes a renderer whose answers come without thinking, where the template has a switch."""
+        keep = self.options.keep_thinking
+        template = self._template.with_thinking(False, keep)
+        return PromptRenderer(template, self.tokenizer, keep_thinking=keep)
+
+    def make_sampler(self, conversation: Conversation, token_ids: tuple[int, ...]) -> Sampler:
+        """Makes the sampler of the next answer, which follows these ids."""
+        # Each answer has its own seed, so that a retry differs; the same moves give the same seeds.
+        seed = self._seed + len(conversation.nodes)
+        sampling = resolve_sampling(self.options.sampling, self.loaded.generation_config, seed)
+        return Sampler(sampling, self.loaded.model.info.vocab_size, token_ids)
+
     def set_options(self, options: ChatOptions) -> list[str]:
-        """Takes other options from the next turn on; returns what the template cannot do."""
+        """Takes other options from the next turn on; returns what the template cannot do.
+
+        Raises:
+            UsageError: A steering vector does not suit the model; nothing is changed then.
+        """
+        if options.steering != self.options.steering:
+            self._steer(options)
         if options.now != self.options.now:  # another conversation
             self._template = ChatTemplate.for_tokenizer(self.tokenizer, now=options.now)
         self.set_sampling(options)
@@ -118,9 +155,17 @@ class TurnRunner:
 
     def count_rereads(self, conversation: Conversation) -> tuple[int, int]:
         """Counts the ids that are held in the conversation but would be read again, and all."""
-        target = self.renderer.settle_target(conversation.messages())
+        target = self.renderer.settle_target(self.messages(conversation))
         plan = self.engine.prefix.plan(target, leave=0)
         return len(target) - plan.start, len(target)
+
+    def view_context(self, conversation: Conversation) -> ContextView:
+        """Returns what fills the context."""
+        messages = self.messages(conversation)
+        num_shown = sum(message.role == "user" for message in messages)
+        num_left_out = len(conversation.questions()) - num_shown
+        parts = measure_parts(self.renderer, messages, num_left_out + 1)
+        return ContextView(parts, self.context_limit, num_left_out)
 
     def template_notices(self) -> list[str]:
         """Returns what the template and its renderer had to say so far."""
@@ -130,6 +175,15 @@ class TurnRunner:
     def num_cached(self) -> int:
         """Ids that the cache holds."""
         return len(self.engine.prefix.token_ids)
+
+    @property
+    def reuses(self) -> bool:
+        """Whether cached ids are reused: not after they have proved wrong."""
+        return self._reuses
+
+    def pin(self, position: int) -> None:
+        """Keeps what a return to a position needs, or to the beginning of the last turn."""
+        self.engine.prefix.cache.pin(min(position, self._pin))
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -144,6 +198,8 @@ class TurnRunner:
         *,
         start: float,
         keep_branch: bool = False,
+        cut_off: Node | None = None,
+        cause: str = "",
     ) -> TurnResult:
         """Answers a question.
 
@@ -153,6 +209,8 @@ class TurnRunner:
             context: The job's.
             start: Clock time at which the message came.
             keep_branch: What the cache holds beyond the common prefix may be wanted again.
+            cut_off: An answer to the question that goes on.
+            cause: What the person changed since the last turn, for the reason.
 
         Raises:
             TemplateError: The template refuses the conversation.
@@ -160,52 +218,98 @@ class TurnRunner:
             JobCancelledError: Stopped before there was anything to keep.
         """
         reset_peak_memory()
+        self.ends_thinking.clear()
         watch = Stopwatch(start)
-        messages = conversation.messages()
-        if question is not None:
-            messages = [*messages, Message("user", question)]
         now = time.perf_counter()
-        prompt = self.renderer.render_ids(messages)
-        if not prompt.token_ids:
-            raise TemplateError("the chat template renders an empty prompt; fix or replace it")
-        self._check_room(len(prompt.token_ids))
-        plan = self._plan(messages, prompt)
+        for text in self._make_room(conversation, question, cut_off):
+            context.emit(Notice(text))
+            cause = f"{cause}, --overflow" if cause else "--overflow"
+        messages, prompt, begun = self._render(conversation, question, cut_off)
+        token_ids = (*prompt.token_ids, *begun.token_ids)
+        self._check_room(len(token_ids))
+        plan = self._plan(messages, prompt, token_ids)
         now = watch.add("template", now)
         if self._reuses:
-            plan = self.keeping.restore(prompt.token_ids, plan, context.check)
+            plan = self.keeping.restore(token_ids, plan, context.check, keep_branch=keep_branch)
         for text in self.keeping.take_notices():
             context.emit(Notice(text))
-        self.engine.prefix.apply(plan, keep_branch=keep_branch)
-        self.engine.prefix.mark()  # mostly the end of the last answer: this question may be edited
-        self._pin = min([plan.start, *plan.marks])
+        ahead = self.ahead.take(plan)
+        why = self._settle_note
+        if ahead is None:
+            why = self._explain(plan, cause, prompt.message_ends[-2] if len(messages) > 2 else 0)
+        num_ahead = ahead or 0
+        self.engine.prefix.apply(plan, keep_branch=keep_branch and not num_ahead)
+        if not num_ahead:  # mostly the end of the last answer: this question may be edited
+            self.engine.prefix.mark()
+        self._pin = min([plan.start - num_ahead, *plan.marks])
         self.engine.prefix.cache.pin(self._pin)
         now = watch.add("restore", now)
-        logits = self._prefill(prompt, plan, context)
+        logits = self._prefill(token_ids, plan, context)
         watch.add("prefill", now)
-        self.keeping.note(messages, prompt.token_ids, prompt.message_ends[0])
-        # Each answer has its own seed, so that a retry differs; the same moves give the same seeds.
-        seed = self._seed + len(conversation.nodes)
-        answer = self._decode(prompt, logits, watch, context, seed)
+        self.keeping.note(messages, token_ids, prompt.message_ends[0])
+        sampler = self.make_sampler(conversation, token_ids)
+        speculates = self.options.speculate != "off" and not self._unfit
+        self.engine.speculator = self._speculator if speculates else None
+        answer = self._decode(prompt, begun, logits, sampler, watch, context)
+        if answer.stop_reason in ("token_limit", "context_full"):
+            self.engine.prefix.mark()  # the answer may go on from here
         for text in self._record(conversation, question, messages, prompt, answer):
             context.emit(Notice(text))
-        result = self._result(prompt, plan, answer, watch)
+        result = self._result(len(token_ids), plan, answer, watch, why, num_ahead)
         if self.options.verify:
             with contextlib.suppress(JobCancelledError):  # the answer stands, unverified
-                result = replace(result, verify=self._verify(prompt, logits, context))
+                result = replace(result, verify=self._verify(prompt, token_ids, logits, context))
         return result
 
     # -- before the answer -------------------------------------------------------------------------
+
+    def messages(self, conversation: Conversation, question: str | None = None) -> list[Message]:
+        """Returns what stands in the prompt, with the question that follows."""
+        if self.options.overflow == "error":
+            messages = conversation.messages()
+        else:
+            messages = choose_messages(conversation, is_asked=question is not None)
+        return messages if question is None else [*messages, Message("user", question)]
+
+    def _render(
+        self, conversation: Conversation, question: str | None, cut_off: Node | None
+    ) -> tuple[list[Message], RenderedPrompt, Begun]:
+        messages = self.messages(conversation, question)
+        prompt = self.renderer.render_ids(messages)
+        if not prompt.token_ids:
+            raise TemplateError("the chat template renders an empty prompt; fix or replace it")
+        begun = Begun() if cut_off is None else begin_again(cut_off, self.renderer, prompt)
+        return messages, prompt, begun
+
+    def _make_room(
+        self, conversation: Conversation, question: str | None, cut_off: Node | None
+    ) -> list[str]:
+        """Drops the oldest turns where that was asked for and is needed; returns notices."""
+        if self.options.overflow == "error":
+            return []
+
+        def count() -> int:
+            _, prompt, begun = self._render(conversation, question, cut_off)
+            return len(prompt.token_ids) + len(begun.token_ids)
+
+        limit, max_tokens = self.context_limit, self.options.max_tokens
+        is_asked = question is not None
+        dropped = drop_oldest(conversation, count, limit, max_tokens, is_asked=is_asked)
+        return [format_dropped(conversation, dropped)] if dropped else []
 
     def _check_room(self, num_prompt: int) -> None:
         if num_prompt >= self.context_limit:
             could_be_more = self.context_limit < self.loaded.model.info.max_context
             raise ContextFullError(
                 f"the prompt has {num_prompt} tokens, but the context holds {self.context_limit};"
-                " shorten the message, take turns back with /undo"
+                " shorten the message, have the oldest turns summarised with /compact or dropped"
+                " with --overflow drop-oldest, take turns back with /undo"
                 + (", or raise --max-context" if could_be_more else ", or start over with /reset")
             )
 
-    def _plan(self, messages: list[Message], prompt: RenderedPrompt) -> Plan:
+    def _plan(
+        self, messages: list[Message], prompt: RenderedPrompt, token_ids: tuple[int, ...]
+    ) -> Plan:
         """Plans the reuse, with marks where they will be wanted."""
         prefix = self.engine.prefix
         if not self._reuses:
@@ -217,12 +321,25 @@ class TurnRunner:
                 prompt.message_ends[-2] if len(messages) > 1 else 0,
                 self.renderer.probe_point(messages, prompt),
             )
-        return prefix.plan(prompt.token_ids, marks=marks)
+        return prefix.plan(token_ids, marks=marks)
 
-    def _prefill(self, prompt: RenderedPrompt, plan: Plan, context: JobContext) -> Logits:
+    def _explain(self, plan: Plan, cause: str, num_earlier: int) -> str:
+        """Why the turn reads more than its message, which `num_earlier` ids of turns precede."""
+        if not self._reuses:
+            return "reuse is off"
+        is_behind = plan.start < num_earlier
+        if plan.action == "load":
+            return "no more was stored" if is_behind else ""
+        if plan.action == "continue" and (self._settle_note or not is_behind):
+            return self._settle_note
+        if not plan.num_held:
+            return f"{cause}: {plan.reason}" if cause and is_behind else plan.reason
+        return f"{cause or self._own_cause}: {plan.reason}"
+
+    def _prefill(self, token_ids: tuple[int, ...], plan: Plan, context: JobContext) -> Logits:
         """Reads what the plan leaves, and returns the logits of the prompt's last position."""
         logits = self.engine.prefill(
-            prompt.token_ids,
+            token_ids,
             plan,
             on_progress=lambda done, total: context.emit(PrefillProgress(done, total)),
             check=context.check,
@@ -235,61 +352,28 @@ class TurnRunner:
     def _decode(
         self,
         prompt: RenderedPrompt,
+        begun: Begun,
         logits: Logits,
+        sampler: Sampler,
         watch: Stopwatch,
         context: JobContext,
-        seed: int,
-    ) -> _Answer:
-        sampling = resolve_sampling(self.options.sampling, self.loaded.generation_config, seed)
-        sampler = Sampler(sampling, self.loaded.model.info.vocab_size, prompt.token_ids)
-        room = self.context_limit - len(prompt.token_ids)
+    ) -> Answer:
+        room = self.context_limit - len(prompt.token_ids) - len(begun.token_ids)
         max_tokens = min(self.options.max_tokens or room, room)
         is_room = max_tokens == room and self.options.max_tokens != room
-        splitter = self.renderer.splitter(prompt)
-        stops = StopStrings(self.options.stop)
-        eos_ids = self.tokenizer.eos_ids
-        reason: StopReason = "context_full" if is_room else "token_limit"
-        tokens: list[int] = []
-        texts: list[str] = []
-        try:
-            for token in self.engine.decode(
-                logits, sampler, max_tokens=max_tokens, check=context.check
-            ):
-                watch.token()
-                if token in eos_ids:
-                    reason = "eos_token"
-                    break
-                tokens.append(token)
-                deltas = splitter.push(token)
-                self._emit(deltas, stops, texts, context, splitter.num_reasoning_tokens)
-                if stops.is_hit:
-                    reason = "stop_string"
-                    break
-        except JobCancelledError:
-            reason = "user_cancelled"
-        was_thinking = splitter.is_thinking
-        deltas, split = splitter.finish()
-        self._emit(deltas, stops, texts, context, splitter.num_reasoning_tokens)
-        if tail := stops.finish():
-            texts.append(tail)
-            context.emit(TextDelta(tail, "answer"))
-        return _Answer(split, "".join(texts), tokens, reason, was_thinking)
-
-    @staticmethod
-    def _emit(
-        deltas: list[Delta],
-        stops: StopStrings,
-        texts: list[str],
-        context: JobContext,
-        num_reasoning: int,
-    ) -> None:
-        """Shows what has become final; the answer's text passes the stop strings first."""
-        for delta in deltas:
-            text = stops.push(delta.text) if delta.kind == "answer" else delta.text
-            if text:
-                context.emit(TextDelta(text, delta.kind, num_reasoning))
-            if text and delta.kind == "answer":
-                texts.append(text)
+        decoder = AnswerDecoder(
+            self.engine,
+            self.tokenizer,
+            self.renderer.splitter(prompt),
+            self.options.stop,
+            watch,
+            context,
+            think_budget=self.options.think_budget,
+            ends_thinking=self.ends_thinking,
+        )
+        decoder.replay(begun)
+        limit: StopReason = "context_full" if is_room else "token_limit"
+        return decoder.run(logits, sampler, max_tokens=max_tokens, limit=limit)
 
     # -- after the answer --------------------------------------------------------------------------
 
@@ -299,7 +383,7 @@ class TurnRunner:
         question: str | None,
         messages: list[Message],
         prompt: RenderedPrompt,
-        answer: _Answer,
+        answer: Answer,
     ) -> list[str]:
         """Adds question and answer to the tree; returns notices.
 
@@ -310,7 +394,9 @@ class TurnRunner:
         if cancelled and (answer.was_thinking or not answer.tokens):
             raise JobCancelledError
         split = answer.split
+        self._own_cause = TEMPLATE
         if answer.text != split.text:  # a stop string cut it
+            self._own_cause = "the stop string"
             ids = self._ids_of(answer.text, split.content_ids)
             split = replace(split, text=answer.text, content_ids=ids)
         notices = []
@@ -322,7 +408,13 @@ class TurnRunner:
             if question is not None:
                 conversation.append(messages[-1])
             answer.split, answer.text = replace(split, reasoning=stored.reasoning), stored.content
-            conversation.append(stored)
+            is_cut = answer.stop_reason in CUT_OFF
+            origin = Origin(
+                self.loaded.fingerprint,
+                answer.stop_reason,
+                split.token_ids if is_cut else (),
+            )
+            conversation.append(stored, origin)
         for text in self.template_notices():
             if text not in self._notices_told:
                 self._notices_told.add(text)
@@ -330,29 +422,28 @@ class TurnRunner:
         return notices
 
     def _ids_of(self, text: str, token_ids: tuple[int, ...]) -> tuple[int, ...]:
-        """Returns the first ids that spell exactly this text, or none."""
+        """Returns the first ids that spell this text or, cut inside an id, what is before that."""
         for end in range(len(token_ids), 0, -1):
-            shown = self.tokenizer.decode(token_ids[:end])
-            if shown == text:
+            if text.startswith(self.tokenizer.decode(token_ids[:end])):
                 return token_ids[:end]
-            if len(shown) < len(text):
-                break
         return ()
 
     def _result(
         self,
-        prompt: RenderedPrompt,
+        num_prompt: int,
         plan: Plan,
-        answer: _Answer,
+        answer: Answer,
         watch: Stopwatch,
+        why: str,
+        num_ahead: int,
     ) -> TurnResult:
-        num_prompt, num_cached = len(prompt.token_ids), plan.start
+        num_cached = plan.start
         usage = Usage(
             prompt_tokens=num_prompt,
             cached_tokens=num_cached,
             prefill_tokens=num_prompt - num_cached,
-            typeahead_tokens=0,
-            settle_tokens=self._num_settled,
+            typeahead_tokens=num_ahead,
+            settle_tokens=self.num_settled,
             completion_tokens=len(answer.tokens),
         )
         kv_bytes = self.engine.prefix.cache.nbytes
@@ -370,9 +461,9 @@ class TurnRunner:
         was_loaded = self.keeping.take_was_loaded() and plan.source == "live"  # in idle time
         source = "disk" if was_loaded else plan.source
         where = " from disk" if source == "disk" else ""
-        reason = f"reused {num_cached}{where}, read {usage.prefill_tokens}"
-        why = self._settle_note if plan.action == "continue" else plan.reason
-        self._is_first, self._num_settled, self._settle_note = False, 0, ""
+        typed = f" ({num_ahead} read while you typed)" if num_ahead else ""
+        reason = f"reused {num_cached}{where}{typed}, read {usage.prefill_tokens}"
+        self._is_first, self.num_settled, self._settle_note = False, 0, ""
         return TurnResult(
             model=self.name,
             text=answer.text,
@@ -382,19 +473,43 @@ class TurnRunner:
             timing=timing,
             cache=CacheUse(source, f"{reason} ({why})" if why else reason),
             verify=None,
+            speculation=self._report_speculation(),
             tokens=tuple(answer.tokens),
         )
 
-    def _verify(self, prompt: RenderedPrompt, logits: Logits, context: JobContext) -> Verify:
+    def _report_speculation(self) -> Speculation | None:
+        """Tells what was foreseen of the last answer."""
+        if self.engine.speculator is None:
+            return None
+        stats = self.engine.speculator.stats
+        return Speculation(stats.kind, stats.drafted, stats.accepted, stats.saved_s)
+
+    @property
+    def speculation_notice(self) -> str:
+        """Why the speculation that was asked for is off; nothing where it is not."""
+        is_wanted = self.options.speculate in ("lookup",)
+        return f"speculation is off: {self._unfit}" if is_wanted and self._unfit else ""
+
+    def _verify(
+        self,
+        prompt: RenderedPrompt,
+        token_ids: tuple[int, ...],
+        logits: Logits,
+        context: JobContext,
+    ) -> Verify:
         """Proves the turn; where it fails, reuse is switched off for this model."""
         check = (lambda: None) if context.cancelled else context.check  # an answer was stopped
-        found = self.engine.verify(prompt.token_ids, logits, check=check)
+        found = self.engine.verify(token_ids, logits, check=check)
         decode = self.tokenizer.decode
         shown = decode(prompt.token_ids, skip_special_tokens=False)
         wanted = decode(self.tokenizer.encode(prompt.text), skip_special_tokens=False)
         is_equal = found.ids_equal and shown == wanted
         verify = Verify(
-            is_equal, found.max_abs_logit_diff, prompt.token_ids, found.holds and is_equal
+            is_equal,
+            found.max_abs_logit_diff,
+            token_ids,
+            found.holds and is_equal,
+            found.kv_logit_diff,
         )
         if not verify.holds and self._reuses:
             self._reuses = False
@@ -405,37 +520,54 @@ class TurnRunner:
         return verify
 
     def settle(
-        self, conversation: Conversation, context: JobContext, *, keep_branch: bool = False
+        self,
+        conversation: Conversation,
+        context: JobContext,
+        *,
+        keep_branch: bool = False,
+        cause: str = "",
     ) -> None:
-        """Brings the cache to what the next turn will begin with; gives way within one chunk."""
+        """Brings the cache to what the next turn will begin with; gives way within one chunk.
+
+        Args:
+            conversation: Where the person is.
+            context: The job's.
+            keep_branch: As in `run`.
+            cause: As in `run`.
+        """
         is_large = (self.loaded.model.info.bytes_per_token or 0) >= SMALLEST_STREAM
         if self._bandwidth is None and is_large and not context.cancelled:
             self._bandwidth = measure_bandwidth()
         if not self._reuses or conversation.head is None:
             return
-        target = self.renderer.settle_target(conversation.messages())
+        target = self.renderer.settle_target(self.messages(conversation))
         if not target or len(target) >= self.context_limit:
             return
+        self.ahead.forget()
         prefix = self.engine.prefix
         plan = prefix.plan(target, marks=(len(target),), leave=0)
         lost = plan.num_held - plan.start
         try:
             context.check()
             is_empty = not plan.num_held
-            plan = self.keeping.restore(target, plan, context.check, leave=0)
+            plan = self.keeping.restore(
+                target, plan, context.check, leave=0, keep_branch=keep_branch
+            )
             if is_empty and not plan.start:  # a conversation of the history goes on
-                self._settle_note = "no keys and values were stored, the text was read again"
+                what = "no keys and values were stored, the text was read again"
+                self._settle_note = f"{cause}: {what}" if cause else what
             prefix.apply(plan, keep_branch=keep_branch)
-            prefix.cache.pin(min(plan.start, self._pin))
+            if lost > 1:
+                note = f"{self._own_cause} dropped or moved {lost} ids of the last turn"
+                self._settle_note = "" if cause else note
+            self.pin(plan.start)
             before = len(prefix.token_ids)
             try:
                 self.engine.prefill(target, plan, check=context.check)
             finally:
-                self._num_settled += max(len(prefix.token_ids) - before, 0)
+                self.num_settled += max(len(prefix.token_ids) - before, 0)
         except JobCancelledError:
             return
-        if lost > 1 and not keep_branch:
-            self._settle_note = f"the template dropped or moved {lost} ids of the last turn"
 
     def keep_prompts(
         self, conversation: Conversation, context: JobContext, *, whole: bool, owner: str = ""
@@ -453,7 +585,7 @@ class TurnRunner:
         try:
             self.keeping.keep_system(context.check)
             if whole and conversation.head is not None:
-                target = self.renderer.settle_target(conversation.messages())
+                target = self.renderer.settle_target(self.messages(conversation))
                 self.keeping.keep_conversation(target, owner, context.check)
         except JobCancelledError:
             return

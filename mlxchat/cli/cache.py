@@ -18,6 +18,7 @@ from mlxchat.cli.render import (
     format_table,
     one_line,
 )
+from mlxchat.settings import load_settings
 
 if TYPE_CHECKING:
     from mlxchat.engine.prompt_store import Entry, PromptStore
@@ -37,10 +38,15 @@ def cache(context: click.Context) -> None:
         context.invoke(list_)
 
 
-def _open_store() -> "PromptStore":
-    from mlxchat.engine.prompt_store import PromptStore
+def open_store() -> "PromptStore":
+    """Opens the folder of stored prompt caches with the budget of the settings.
 
-    return PromptStore()
+    Raises:
+        SettingsError: `config.toml` is broken.
+    """
+    from mlxchat.engine.prompt_store import Budget, PromptStore
+
+    return PromptStore(budget=Budget.of(load_settings().cache_max_gib))
 
 
 def _describe(store: "PromptStore", entry: "Entry") -> dict[str, Any]:
@@ -66,13 +72,13 @@ def _describe(store: "PromptStore", entry: "Entry") -> dict[str, Any]:
 @_json_option
 def list_(as_json: bool) -> None:
     """List stored prompt caches, the last used first."""
-    store = _open_store()
+    store = open_store()
     entries = sorted(store.entries(), key=lambda e: e.used, reverse=True)
     rows = [_describe(store, entry) for entry in entries]
     if as_json:
         click.echo(json.dumps({"entries": rows}))
     elif not rows:
-        click.echo("nothing is stored")
+        click.echo("nothing is stored yet; a chat or `mlxchat cache warm` stores prompts")
     else:
         click.echo(
             format_columns(
@@ -96,7 +102,7 @@ def list_(as_json: bool) -> None:
 @_json_option
 def info(as_json: bool) -> None:
     """Show where prompt caches lie, and how much disk they take and may take."""
-    store = _open_store()
+    store = open_store()
     usage, entries = store.usage(), store.entries()
     if as_json:
         facts = {
@@ -106,6 +112,7 @@ def info(as_json: bool) -> None:
             "allowed_bytes": usage.allowed,
             "free_bytes": usage.free,
             "min_free_bytes": store.budget.min_free_bytes,
+            "max_gib": load_settings().cache_max_gib,
         }
         click.echo(json.dumps(facts))
         return
@@ -113,24 +120,33 @@ def info(as_json: bool) -> None:
     rows = [
         ("folder", str(store.folder)),
         ("stored", f"{format_count(len(entries))} prompts, {format_bytes(usage.used)}"),
-        ("allowed", f"{format_bytes(usage.allowed)}; the least recently used goes first"),
+        ("allowed", f"{format_bytes(usage.allowed)} ({_name_limit(store)})"),
         ("free disk", f"{format_bytes(usage.free)}; {floor} of it always stay free"),
     ]
     click.echo(format_table(rows))
+
+
+def _name_limit(store: "PromptStore") -> str:
+    """Says what decides how much disk the files may take."""
+    limit = load_settings().cache_max_gib
+    if limit is not None:
+        return f"cache.max_gib = {limit:g}"
+    largest, share = format_bytes(store.budget.max_bytes), store.budget.disk_share
+    return f"{largest} or {share:.0%} of the free disk; cache.max_gib in the settings changes it"
 
 
 @cache.command()
 @_json_option
 def prune(as_json: bool) -> None:
     """Remove stored prompt caches that are broken or over the budget."""
-    _tell_removed(_open_store().prune(), as_json)
+    _tell_removed(open_store().prune(), as_json)
 
 
 @cache.command()
 @_json_option
 def clear(as_json: bool) -> None:
     """Remove all stored prompt caches; chats read their prompts again."""
-    store = _open_store()
+    store = open_store()
     removed = store.clear()
     _tell_removed(removed, as_json)
     if left := len(store.entries()):
@@ -159,7 +175,7 @@ def warm(model: str | None, system: str, as_json: bool) -> None:
 
     screen = Screen(sys.stdout, sys.stderr)
     started = time.monotonic()
-    with contextlib.closing(read_request({"model": model}).open()) as session:
+    with read_request({"model": model}).opened() as session:
         job = session.warm(system)
         try:
             for event in job:

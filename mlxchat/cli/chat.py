@@ -1,6 +1,7 @@
 """`mlxchat chat`: the REPL in a terminal, one message per line anywhere else."""
 
 import contextlib
+import shutil
 import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -60,13 +61,14 @@ def chat(
         from mlxchat.cli.render_history import format_restored
 
         request = request.go_on_with(restored)
-        greeting = format_restored(restored, shows_last=is_repl)
+        width = shutil.get_terminal_size().columns if is_repl else None
+        greeting = format_restored(restored, shows_last=is_repl, width=width)
     with contextlib.ExitStack() as stack:
 
         def open_answers() -> "Answers":
             from mlxchat.cli.turn import Answers
 
-            session = stack.enter_context(contextlib.closing(request.open()))
+            session = stack.enter_context(request.opened())
             return Answers(session, screen, as_json=as_json, timing=timing, turn_line=is_repl)
 
         if not is_repl:
@@ -99,6 +101,8 @@ def run_lines(answers: "Answers", request: Request, *, runs_shell: bool) -> int:
         request.origins,
         runs_shell=runs_shell,
         screen=screen,
+        settings=request.settings,
+        answers=answers,
     )
     has_failed = False
     for line in _read_lines():

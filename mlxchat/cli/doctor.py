@@ -99,6 +99,16 @@ def _history() -> tuple[tuple[str, str], MlxchatError | None]:
     return ("history", f"{path} ({size}, {stats.num_conversations} conversations, sound)"), None
 
 
+def _prompt_cache() -> str:
+    """Returns where stored prompt caches lie, and what they take and may take."""
+    from mlxchat.cli.cache import open_store
+    from mlxchat.cli.render import format_bytes
+
+    usage = open_store().usage()
+    used, allowed = format_bytes(usage.used), format_bytes(usage.allowed)
+    return f"{paths.cache_dir()} ({used} of prompts, {allowed} allowed)"
+
+
 def _places() -> Rows:
     from huggingface_hub import constants
 
@@ -108,7 +118,7 @@ def _places() -> Rows:
     return [
         ("settings", f"{path}{'' if path.exists() else ' (none yet)'}"),
         ("data", str(paths.data_dir())),
-        ("cache", str(paths.cache_dir())),
+        ("cache", _prompt_cache()),
         ("models", str(constants.HF_HUB_CACHE)),
         ("default model", model or "built-in"),
     ]

@@ -1,6 +1,5 @@
 """`mlxchat generate`: one prompt in, one answer out; made for pipes."""
 
-import contextlib
 import os
 import stat
 import sys
@@ -24,7 +23,7 @@ def generate(prompt: str | None, as_json: bool, timing: bool, plain: bool, **par
     """
     text = join_prompt(prompt, read_stdin())
     request = read_request(params, "generate")
-    with contextlib.closing(request.open(idle_work=False)) as session:
+    with request.opened(idle_work=False) as session:
         from mlxchat.cli.turn import Answers
 
         screen = Screen(sys.stdout, sys.stderr, plain=plain, **read_look())

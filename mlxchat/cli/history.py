@@ -260,5 +260,7 @@ def import_(file: str) -> None:
     from mlxchat.chat.history_import import import_file
 
     num_new, num_known = import_file(Path(file))
-    known = f"; {num_known} were there already" if num_known else ""
+    known = (
+        f"; {num_known} {'was' if num_known == 1 else 'were'} there already" if num_known else ""
+    )
     click.echo(f"Imported {_conversations(num_new)}{known}.", err=True)

@@ -2,28 +2,34 @@
 
 import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from mlxchat.cli.choices import BUILTIN, choose_sampling, choose_system
+from mlxchat.cli.render import one_line
 from mlxchat.cli.theme import DEFAULT, find_theme
 from mlxchat.errors import SettingsError, UsageError
 from mlxchat.settings import (
     LENGTH_BOUNDS,
+    OVERFLOW,
     SAMPLING_BOUNDS,
+    SPECULATE,
     Settings,
+    find_system,
     load_settings,
     settings_path,
 )
 
 if TYPE_CHECKING:
     from mlxchat.chat.history import Restored
+    from mlxchat.chat.options import Steer
     from mlxchat.chat.session import Session
     from mlxchat.cli.attachments import Attachments
 
-BUILTIN = "builtin"
+DEFAULT_SPECULATE = "auto"  # it stops where nothing is gained: scripts/bench_speculation
 
 
 def _number(flag: str, name: str, text: str) -> Callable[..., Any]:
@@ -51,6 +57,18 @@ def _refuse_empty(
     return value
 
 
+def _read_steers(
+    ctx: click.Context, param: click.Parameter, value: tuple[str, ...]
+) -> "tuple[Steer, ...] | None":
+    if not value:
+        return None
+    from mlxchat.chat.steering import check_steers, parse_steer
+
+    steers = tuple(map(parse_steer, value))
+    check_steers(steers)
+    return steers
+
+
 MODEL_OPTION = click.option(
     "-m",
     "--model",
@@ -61,7 +79,12 @@ MODEL_OPTION = click.option(
 )
 _OPTIONS = (
     MODEL_OPTION,
-    click.option("-s", "--system", metavar="TEXT", help="The system prompt."),
+    click.option(
+        "-s",
+        "--system",
+        metavar="TEXT",
+        help="The system prompt, or `@name` of one in the settings.",
+    ),
     _number("--max-tokens", "max_tokens", "Stop the answer after N tokens."),
     _number("--temp", "temperature", "Temperature; 0 is greedy and reproducible."),
     _number("--top-p", "top_p", "Sample from the likeliest tokens that hold this probability."),
@@ -78,11 +101,39 @@ _OPTIONS = (
     ),
     _number("--max-context", "max_context", "Hold at most N tokens of conversation."),
     click.option(
+        "--overflow",
+        type=click.Choice(OVERFLOW),
+        metavar="MODE",
+        help="What a full context does: 'error' refuses the message, 'drop-oldest' drops turns.",
+    ),
+    click.option(
+        "--kv-bits",
+        type=click.Choice(("8", "4")),
+        metavar="8|4",
+        callback=lambda ctx, param, value: None if value is None else int(value),
+        help="Hold keys and values in 8 or 4 bits: less memory for long contexts.",
+    ),
+    click.option(
+        "--speculate",
+        type=click.Choice(SPECULATE),
+        metavar="MODE",
+        help="Several tokens a step where text repeats: 'off', 'lookup', or 'auto'.",
+    ),
+    click.option(
         "--think/--no-think",
         default=None,
         help="Reason before the answer or not, where the model knows a switch.",
     ),
+    _number("--think-budget", "think_budget", "Close the thinking after N tokens."),
     click.option("--keep-thinking", is_flag=True, help="Keep reasoning in the conversation."),
+    click.option(
+        "--steer",
+        "steering",
+        multiple=True,
+        metavar="NAME:X",
+        callback=_read_steers,
+        help="Add a steering vector, X times; may be given more than once.",
+    ),
     click.option("--verify", is_flag=True, help="Compare each turn with a from-scratch prefill."),
     click.option("--no-history", is_flag=True, help="Keep this conversation off the disk."),
     click.option("--timing", is_flag=True, help="Report where the time went, on stderr."),
@@ -140,7 +191,13 @@ class Request:
         """Returns the request for a conversation of the history, whose model is the default."""
         has_model = self.given.get("model") is not None
         stored = resolve_model(restored.record.summary.model, Settings())
-        return replace(self, model=self.model if has_model else stored, restored=restored)
+        model = self.model if has_model else stored
+        typed = {n: x for n, x in self.sampling.items() if self.origins.get(n) == "command line"}
+        sampling, chosen = choose_sampling(self.settings, typed, model)
+        kept = {n: who for n, who in self.origins.items() if n not in self.sampling}
+        return replace(
+            self, model=model, sampling=sampling, origins=kept | chosen, restored=restored
+        )
 
     def open(self, *, idle_work: bool = True) -> "Session":
         """Makes the session; nothing is loaded yet.
@@ -148,8 +205,9 @@ class Request:
         Args:
             idle_work: Prepare the next turn after each; a waste of time where there is none.
         """
+        from mlxchat.chat.options import ChatOptions
         from mlxchat.chat.recorder import Recorder
-        from mlxchat.chat.session import ChatOptions, Session
+        from mlxchat.chat.session import Session
         from mlxchat.engine.options import SamplingSettings
 
         sampling = SamplingSettings(**self.sampling)
@@ -159,10 +217,21 @@ class Request:
         if self.restored is not None:
             session.restore(self.restored)
             if self.given.get("system") is not None:
-                session.set_system(self.given["system"])
+                session.set_system(self.options["system"])
             if self.given.get("think") is not None:
                 session.set_thinking(self.given["think"])
         return session
+
+    @contextlib.contextmanager
+    def opened(self, *, idle_work: bool = True) -> "Iterator[Session]":
+        """Makes the session and closes it in the end; what it says then goes to stderr."""
+        session = self.open(idle_work=idle_work)
+        try:
+            yield session
+        finally:
+            for text in session.close():
+                with contextlib.suppress(OSError):
+                    click.echo(one_line(text), err=True)
 
 
 def read_request(params: dict[str, Any], kind: str = "chat") -> Request:
@@ -177,15 +246,28 @@ def read_request(params: dict[str, Any], kind: str = "chat") -> Request:
     """
     settings = load_settings()
     given = {name: value for name, value in params.items() if value is not None}
-    origins = dict.fromkeys(settings.sampling, "config.toml") | dict.fromkeys(given, "command line")
-    sampling = settings.sampling | {n: given.pop(n) for n in SAMPLING_BOUNDS if n in given}
+    origins = dict.fromkeys(given, "command line")
+    typed = {name: given.pop(name) for name in SAMPLING_BOUNDS if name in given}
     model = resolve_model(given.pop("model", None), settings)
-    system = given.pop("system", settings.system) or None  # `--system ""` takes the default away
+    sampling, chosen = choose_sampling(settings, typed, model)
+    origins |= chosen
+    if "system" in given:  # `--system ""` takes the default away
+        system = find_system(given.pop("system"), settings) or None
+    else:
+        system = choose_system(settings, model)
+    if settings.overflow is not None and "overflow" not in given:
+        given["overflow"], origins["overflow"] = settings.overflow, "config.toml"
     if settings.max_file_kib is not None:
         origins["max-file-kib"] = "config.toml"
     if given.pop("no_history", False) or not settings.history:
         given["keeps_history"] = False
-    options = {"system": system, **given}
+    origins |= dict.fromkeys(settings.engine.keys() - given.keys(), "config.toml")
+    options = {
+        "system": system,
+        "cache_max_gib": settings.cache_max_gib,
+        "speculate": DEFAULT_SPECULATE,
+    }
+    options |= settings.engine | given
     return Request(
         model, sampling, options, settings, origins, kind, given=_from_command_line(params)
     )

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from mlxchat.chat.export import Shown, format_time, headline, transcript, who
 from mlxchat.chat.history_search import CLOSE, OPEN
 from mlxchat.cli.render import format_bytes, format_count, format_table, one_line, sanitize
+from mlxchat.cli.wrap import text_width, wrap
 
 if TYPE_CHECKING:
     from mlxchat.chat.history import Record, Restored, Stats, Summary
@@ -103,12 +104,15 @@ def format_history_stats(stats: "Stats") -> str:
     return format_table(rows)
 
 
-def format_restored(restored: "Restored", *, shows_last: bool = True) -> str:
+def format_restored(
+    restored: "Restored", *, shows_last: bool = True, width: int | None = None
+) -> str:
     """Returns what is said when a conversation goes on: which one, where, what comes to be read.
 
     Args:
         restored: The conversation.
         shows_last: Its last question and answer too.
+        width: Columns of the terminal; None breaks no lines.
     """
     summary, conversation = restored.record.summary, restored.conversation
     path = conversation.path()
@@ -116,7 +120,8 @@ def format_restored(restored: "Restored", *, shows_last: bool = True) -> str:
     if shows_last:
         for node in path[-2:]:
             name = "You" if node.message.role == "user" else "Model"
-            lines.append(f"{name}: {sanitize(node.message.content).strip()}")
+            said = f"{name}: {sanitize(node.message.content).strip()}"
+            lines += [said] if width is None else _break_lines(said, width)
     if conversation.head in restored.partial:
         lines.append("(this answer is partial: the program ended before it did)")
     num_turns = len(conversation.questions())
@@ -131,3 +136,14 @@ def format_restored(restored: "Restored", *, shows_last: bool = True) -> str:
             f"/goto {restored.unanswered}, then /retry answers it."
         )
     return "\n".join(lines)
+
+
+def _break_lines(text: str, width: int) -> list[str]:
+    """Breaks a text between words; code and lists keep their blanks at the beginning of a line."""
+    lines = []
+    for line in text.split("\n"):
+        if text_width(line) <= width:
+            lines.append(line)
+        else:
+            lines += ["".join(part for part, _ in row) for row in wrap([(line, "")], width)]
+    return lines

@@ -1,9 +1,11 @@
 """Which conversation `--continue`, `--resume` and `/resume` mean, and the picker that asks."""
 
 import contextlib
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from mlxchat.cli.history import conversation_names
+from mlxchat.cli.render_history import TITLE_CHARS, cut
 from mlxchat.errors import HistoryError, UsageError
 
 if TYPE_CHECKING:
@@ -61,24 +63,65 @@ def list_conversations() -> str:
 def ask_for_conversation() -> str:
     """Shows the last conversations and lets the person pick one; Enter takes the first.
 
+    What they type is a number or a part of a title. While it fits none, or more than one, Enter
+    says so.
+
     Raises:
         KeyboardInterrupt: They would rather not.
     """
     import click
     from prompt_toolkit import PromptSession
-    from prompt_toolkit.completion import FuzzyCompleter, WordCompleter
-    from prompt_toolkit.shortcuts import CompleteStyle
+    from prompt_toolkit.completion import Completer, Completion
+    from prompt_toolkit.validation import ValidationError, Validator
+
+    if TYPE_CHECKING:
+        from prompt_toolkit.completion import CompleteEvent
+        from prompt_toolkit.document import Document
 
     click.echo(list_conversations())
-    names = dict(conversation_names("", limit=1000))
-    # Typing a part of a title finds its number.
-    completer = WordCompleter(
-        list(names), meta_dict=dict(names), display_dict={n: f"{n}  {t}" for n, t in names.items()}
-    )
+    names = conversation_names("", limit=1000)
+
+    class ByTitle(Completer):
+        """Offers the numbers of the conversations that what is typed fits."""
+
+        def get_completions(
+            self, document: "Document", complete_event: "CompleteEvent"
+        ) -> "Iterator[Completion]":
+            for number, title in fitting(names, document.text) if document.text.strip() else ():
+                yield Completion(
+                    number, -len(document.text), display=f"{number}  {cut(title, TITLE_CHARS)}"
+                )
+
+    class OneFits(Validator):
+        """Takes what fits one conversation."""
+
+        def validate(self, document: "Document") -> None:
+            if document.text.strip() and (count := len(fitting(names, document.text))) != 1:
+                problem = f"{count} conversations fit" if count else "no conversation fits"
+                raise ValidationError(
+                    len(document.text), f"{problem}; type a number or a part of a title"
+                )
+
     prompt: PromptSession[str] = PromptSession(
-        completer=FuzzyCompleter(completer), complete_style=CompleteStyle.READLINE_LIKE
+        completer=ByTitle(), validator=OneFits(), validate_while_typing=False
     )
     try:
-        return prompt.prompt("Conversation (Enter: the first): ").strip() or next(iter(names))
+        return fitting(names, prompt.prompt("Conversation (Enter: the first): "))[0][0]
     except EOFError:
         raise KeyboardInterrupt from None
+
+
+def fitting(names: list[tuple[str, str]], typed: str) -> list[tuple[str, str]]:
+    """Returns the numbers and titles that fit what was typed, in their order.
+
+    A whole number goes before everything; else the number's beginning or a part of the title fits.
+    """
+    typed = typed.strip()
+    wanted = typed.lstrip("#")
+    exact = [(number, title) for number, title in names if number == wanted]
+    part = typed.casefold()
+    return exact or [
+        (number, title)
+        for number, title in names
+        if (wanted and number.startswith(wanted)) or part in title.casefold()
+    ]

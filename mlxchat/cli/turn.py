@@ -6,12 +6,13 @@ import threading
 import time
 from collections.abc import Callable
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from mlxchat.chat.results import (
     LoadProgress,
     Notice,
     PrefillProgress,
+    SummaryProgress,
     TextDelta,
     TurnResult,
 )
@@ -29,6 +30,7 @@ from mlxchat.cli.render import (
 from mlxchat.cli.screen import Screen
 from mlxchat.engine.worker import Job, JobCancelledError
 
+T = TypeVar("T")
 Start = Callable[[], Job[TurnResult]]
 
 
@@ -65,7 +67,7 @@ class StopOnCtrlC:
         if self._old is not None:
             signal.signal(signal.SIGINT, self._old)
 
-    def watch(self, job: Job[TurnResult]) -> Job[TurnResult]:
+    def watch(self, job: Job[T]) -> Job[T]:
         """Names the job to cancel and returns it; cancels it at once when Ctrl-C was earlier."""
         self._job = job
         if self.pressed_at is not None:
@@ -106,7 +108,7 @@ class TurnView:
                 self._num_reasoning_tokens = event.num_reasoning_tokens
                 show = self._reason if event.kind == "reasoning" else self._answer
                 show(event.text)
-            case LoadProgress() | PrefillProgress():
+            case LoadProgress() | PrefillProgress() | SummaryProgress():
                 self._progress(event)
             case Notice(text=text):
                 self._screen.note(text)
@@ -141,15 +143,47 @@ class TurnView:
             self._skips_newlines = not text
         self._screen.answer(text)
 
-    def _progress(self, event: LoadProgress | PrefillProgress) -> None:
+    def _progress(self, event: LoadProgress | PrefillProgress | SummaryProgress) -> None:
         now = time.monotonic()
-        phase = getattr(event, "phase", "prefill")
+        phase = getattr(event, "phase", type(event))
         if phase != self._phase:
             self._phase, self._phase_started = phase, now
         elapsed_s = now - self._phase_started
         if elapsed_s >= PROGRESS_DELAY_S and now - self._drawn_at >= PROGRESS_INTERVAL_S:
             self._drawn_at = now
             self._screen.progress(format_progress(event, elapsed_s))
+
+
+def follow(start: Callable[[], Job[T]], screen: Screen | None, *, shows_text: bool = False) -> T:
+    """Starts a job, shows its events to its end and returns its value; Ctrl-C stops it.
+
+    Args:
+        start: Starts it.
+        screen: Where to; None shows nothing.
+        shows_text: Text is shown while it comes.
+
+    Raises:
+        MlxchatError: It failed.
+        Stopped: Ctrl-C came before there was anything to keep.
+        KeyboardInterrupt: Ctrl-C came twice and the job did not react.
+    """
+    view = None if screen is None else TurnView(screen, shows_text=shows_text)
+    with StopOnCtrlC() as ctrl_c:
+        job = ctrl_c.watch(start())
+        try:
+            for event in job:
+                if view is not None:
+                    view.show(event)
+        except BaseException:
+            job.cancel()
+            raise
+        finally:
+            if view is not None:
+                view.close()
+        try:
+            return job.result()
+        except JobCancelledError:
+            raise Stopped from None
 
 
 class Answers:
@@ -173,7 +207,8 @@ class Answers:
         turn_line: bool = False,
     ) -> None:
         self.session, self.screen = session, screen
-        self._as_json, self._timing, self._turn_line = as_json, timing, turn_line
+        self._as_json, self._turn_line = as_json, turn_line
+        self.timing = timing
         self._has_told_load = False
         self._context_warned = 0.0  # the share of the context that was told last
 
@@ -185,21 +220,7 @@ class Answers:
             Stopped: Ctrl-C came before there was anything to keep.
             KeyboardInterrupt: Ctrl-C came twice and the job did not react.
         """
-        view = TurnView(self.screen, shows_text=not self._as_json)
-        with StopOnCtrlC() as ctrl_c:
-            job = ctrl_c.watch(start())
-            try:
-                for event in job:
-                    view.show(event)
-            except BaseException:
-                job.cancel()
-                raise
-            finally:
-                view.close()
-            try:
-                result = job.result()
-            except JobCancelledError:
-                raise Stopped from None
+        result = follow(start, self.screen, shows_text=not self._as_json)
         self._report(result)
         return result
 
@@ -215,10 +236,18 @@ class Answers:
             self.screen.line(json.dumps(result.to_json()))
         self.tell_load()
         if result.stop_reason == "token_limit" and result.reasoning and not result.text.strip():
-            self.screen.note("The token limit came before the answer; raise --max-tokens.")
+            self.screen.note(
+                "The token limit came before the answer; /continue goes on, --max-tokens allows"
+                " more."
+            )
+        if result.stop_reason == "context_full":
+            self.screen.note(
+                "The context is full, so the answer ends here; /compact makes room, then /continue"
+                " goes on with it."
+            )
         if result.verify is not None:
             self.screen.note(format_verify(result.verify))
-        if self._timing:
+        if self.timing:
             self.screen.note(format_timing(result))
         elif self._turn_line:
             self.screen.note(format_turn_line(result))

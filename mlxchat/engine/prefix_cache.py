@@ -16,7 +16,9 @@ from typing import Literal
 import mlx.core as mx
 
 from mlxchat.engine.token_ids import count_common
-from mlxchat.model.kv_cache import Marks, RowCache, SequenceCache
+from mlxchat.model.kv_cache import RowCache
+from mlxchat.model.kv_quantization import Rows
+from mlxchat.model.sequence_cache import Marks, SequenceCache
 
 Action = Literal["continue", "trim", "restore", "resume", "load", "fresh"]
 
@@ -91,6 +93,8 @@ class Plan:
                 f"{self.num_common} ids in common; this cache cannot be trimmed,"
                 f" so it went back to its checkpoint at {self.start}"
             )
+        if lost == 1:
+            return "1 cached id no longer stands in the prompt"
         return f"{lost} cached ids no longer stand in the prompt"
 
 
@@ -142,9 +146,6 @@ def make_plan(
     return Plan(best.action, best.start, best.num_common, best.num_held, best.stash, inside)
 
 
-Rows = tuple[mx.array | None, mx.array | None]  # keys, values
-
-
 @dataclass(slots=True, eq=False)
 class Stash:
     """A branch left behind: the rows after `base`, and marks that bring the other layers back."""
@@ -157,7 +158,7 @@ class Stash:
     @property
     def nbytes(self) -> int:
         """Bytes held by copied rows and marks."""
-        rows = sum(a.nbytes for pair in self.rows if pair for a in pair if a is not None)
+        rows = sum(a.nbytes for held in self.rows if held for a in held.values())
         return rows + sum(_mark_bytes(m) for m in self.marks.values())
 
 
@@ -171,6 +172,8 @@ class CacheReport:
     marks: tuple[tuple[int, int], ...]
     stashes: tuple[tuple[int, int, int], ...]
     budget_bytes: int
+    kv_bits: int | None = None
+    num_quantised: tuple[int, int] = (0, 0)  # layers, of all
 
 
 @dataclass(slots=True)
@@ -249,16 +252,26 @@ class PrefixCache:
         self.token_ids.clear()
         self.cache = self.make_cache()  # a forward pass that broke off may have filled some layers
 
-    def adopt(self, cache: SequenceCache, token_ids: Sequence[int]) -> None:
+    def adopt(
+        self, cache: SequenceCache, token_ids: Sequence[int], *, keep_branch: bool = False
+    ) -> None:
         """Makes another cache the live sequence; marks and stashes that still fit it stay.
 
         Args:
             cache: Made by `make_cache` and filled; holds exactly `token_ids`.
             token_ids: Every id in it.
+            keep_branch: Stash what is left behind, since the person may come back.
         """
         common = count_common(self.token_ids, token_ids)
-        self.marks = {p: m for p, m in self.marks.items() if p <= common}
-        self.cache, self.token_ids = cache, list(token_ids)
+        marks = {p: m for p, m in self.marks.items() if p <= common and cache.can_restore(p, m)}
+        # Where the new sequence can be brought to, to go on as the old one did.
+        base = common if cache.can_rewind(common) else max(marks, default=0)
+        if is_kept := keep_branch and len(self.token_ids) - base >= MIN_STASH_TOKENS:
+            self.stashes.append(self._copy_branch(base))
+        self.cache, self.token_ids, self.marks = cache, list(token_ids), marks
+        if is_kept and len(token_ids) == base:
+            self._take_mark()
+        self._thin()
 
     def extend(self, token_ids: Iterable[int]) -> None:
         """Notes ids that were just fed."""
@@ -283,6 +296,8 @@ class PrefixCache:
             marks=tuple((p, _mark_bytes(m)) for p, m in sorted(self.marks.items())),
             stashes=tuple((s.base, len(s.token_ids), s.nbytes) for s in self.stashes),
             budget_bytes=self.budget_bytes,
+            kv_bits=self.cache.kv_bits,
+            num_quantised=(self.cache.num_quantised, len(self.cache.layers)),
         )
 
     @property
@@ -309,23 +324,23 @@ class PrefixCache:
         for layer in self.cache.layers:
             # A window that moved on no longer holds all rows; its snapshot brings it back.
             if isinstance(layer, RowCache) and layer.origin <= base:
-                rows.append(_copy_rows(layer, base))
+                rows.append(layer.copy_rows(base, layer.offset))
             else:
                 rows.append(None)
         marks = {p: m for p, m in self.marks.items() if p > base}
         if not self.is_trimmable:
             marks[len(self.token_ids)] = self.cache.snapshot()
-        mx.eval([a for pair in rows if pair for a in pair if a is not None])
+        mx.eval([list(held.values()) for held in rows if held])
         return Stash(base, list(self.token_ids), rows, marks)
 
     def _resume(self, stash: Stash) -> None:
         """Appends a stash to the live sequence, which stands at its base."""
         end = len(stash.token_ids)
         snapshots = stash.marks.get(end, (None,) * len(stash.rows))
-        for layer, pair, snapshot in zip(self.cache.layers, stash.rows, snapshots, strict=True):
-            if isinstance(layer, RowCache) and pair is not None:
-                if pair[0] is not None:
-                    layer.update_and_fetch(pair[0], pair[1])
+        for layer, rows, snapshot in zip(self.cache.layers, stash.rows, snapshots, strict=True):
+            if isinstance(layer, RowCache) and rows is not None:
+                if rows:
+                    layer.append_rows(rows)
             elif snapshot is not None:
                 layer.restore(end, snapshot)
         self.token_ids = list(stash.token_ids)
@@ -380,13 +395,3 @@ def _first_rewindable(cache: SequenceCache, size: int) -> int:
 
 def _mark_bytes(marks: Marks) -> int:
     return sum(snapshot.nbytes for snapshot in marks if snapshot is not None)
-
-
-def _copy_rows(layer: RowCache, base: int) -> Rows:
-    """Copies a layer's rows from position `base` on, in memory of their own."""
-    rows = slice(base - layer.origin, layer.offset - layer.origin)
-    keys, values = layer.keys, layer.values
-    return (
-        None if keys is None else mx.contiguous(keys[..., rows, :]),
-        None if values is None else mx.contiguous(values[..., rows, :]),
-    )

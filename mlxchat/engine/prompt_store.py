@@ -57,6 +57,11 @@ class Budget:
     disk_share: float = 0.1
     min_free_bytes: int = 10 * _GIB
 
+    @classmethod
+    def of(cls, max_gib: float | None) -> "Budget":
+        """Returns the budget that a person has set; None is the default one."""
+        return cls() if max_gib is None else cls(int(max_gib * _GIB), disk_share=1.0)
+
     def allowed(self, used: int, free: int) -> int:
         """Returns how many bytes the files may take together.
 
@@ -376,7 +381,8 @@ class PromptStore:
             )
         return (
             f"it is larger than stored prompt caches may be together"
-            f" ({usage.allowed / mib:.0f} MiB); free some space"
+            f" ({usage.allowed / mib:.0f} MiB); free some space,"
+            " or set another limit with `mlxchat config set cache.max_gib N`"
         )
 
     def prepare(self) -> None:

@@ -72,11 +72,14 @@ class Job(Generic[T]):
             yield event
         self._context._events.put(_END)  # a second iteration ends at once
 
-    def batches(self, interval_s: float) -> Iterator[list[Any]]:
-        """Yields the job's events in lists, at most one every `interval_s` seconds.
+    def batches(self, interval_s: Callable[[], float]) -> Iterator[list[Any]]:
+        """Yields the job's events in lists, at most one in each interval.
 
         The first event comes at once; the next ones wait until the interval since the last list is
         over. So a consumer whose work costs the same for one event and for many keeps up.
+
+        Args:
+            interval_s: Returns the seconds from one list to the next; asked for each.
         """
         due = 0.0
         while True:
@@ -92,8 +95,9 @@ class Job(Generic[T]):
                 if batch[:-1]:
                     yield batch[:-1]
                 return
-            due = time.monotonic() + interval_s
+            came = time.monotonic()
             yield batch
+            due = came + interval_s()
 
     def result(self, timeout_s: float | None = None) -> T:
         """Waits for the job and returns its value, or raises what it raised.

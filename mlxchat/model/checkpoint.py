@@ -47,7 +47,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     file = folder / "config.json"
     if not file.is_file():
         raise CheckpointError(f"{folder} has no config.json; a model folder needs one")
-    return _read_json_object(file)
+    config: dict[str, Any] = read_json_object(file)
+    return config
 
 
 def read_generation_config(folder: Path) -> dict[str, Any]:
@@ -57,7 +58,7 @@ def read_generation_config(folder: Path) -> dict[str, Any]:
         CheckpointError: The file holds no JSON object.
     """
     file = folder / "generation_config.json"
-    return _read_json_object(file) if file.is_file() else {}
+    return read_json_object(file) if file.is_file() else {}
 
 
 def find_weight_files(folder: Path) -> list[Path]:
@@ -96,6 +97,7 @@ class Checkpoint:
         tensors: All tensors by name, in the order of their data on disk.
         metadata: The files' free-form text entries, merged.
         total_bytes: Size of all tensors.
+        prefix: What was put before every name; see `_missing_prefix`.
     """
 
     folder: Path
@@ -103,6 +105,7 @@ class Checkpoint:
     tensors: dict[str, TensorInfo]
     metadata: dict[str, str]
     total_bytes: int
+    prefix: str = ""
 
     @classmethod
     def open(cls, folder: Path) -> "Checkpoint":
@@ -126,7 +129,10 @@ class Checkpoint:
         if not tensors:
             raise CheckpointError(f"the weight files in {folder} hold no tensors; fetch them again")
         _check_index(folder, files, tensors)
-        return cls(folder, files, tensors, metadata, sum(t.nbytes for t in tensors.values()))
+        prefix = _missing_prefix(tensors)
+        tensors = {prefix + name: tensor for name, tensor in tensors.items()}
+        total_bytes = sum(t.nbytes for t in tensors.values())
+        return cls(folder, files, tensors, metadata, total_bytes, prefix)
 
     def require(self, expected: Mapping[str, tuple[int, ...]]) -> None:
         """Checks that tensors are there with the shapes that the config asks for.
@@ -169,7 +175,7 @@ class Checkpoint:
             assert isinstance(loaded, dict)
             if loaded.keys() != header.tensors.keys():
                 raise CheckpointError(f"{file} changed while it was read; try again")
-            arrays.update((name, loaded[name]) for name in header.tensors)
+            arrays.update((self.prefix + name, loaded[name]) for name in header.tensors)
         return arrays
 
 
@@ -257,7 +263,16 @@ def _batches(arrays: list["mx.array"]) -> Iterator[list["mx.array"]]:
         yield batch
 
 
-def _read_json_object(file: Path) -> dict[str, Any]:
+def read_json_object(file: Path, kind: type[dict[Any, Any]] | type[list[Any]] = dict) -> Any:
+    """Reads a JSON file of a model folder.
+
+    Args:
+        file: An existing file.
+        kind: What it must hold.
+
+    Raises:
+        CheckpointError: It holds something else, or is broken.
+    """
     try:
         value = _untag_floats(json.loads(file.read_text(encoding="utf-8-sig")))
     except UnicodeDecodeError:
@@ -269,8 +284,9 @@ def _read_json_object(file: Path) -> dict[str, Any]:
         raise CheckpointError(f"{file} is not usable JSON; fetch the file again") from None
     except OSError as error:
         raise CheckpointError(f"cannot read {file} ({error.strerror}); check the folder") from None
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{file} holds no JSON object; fetch the file again")
+    if not isinstance(value, kind):
+        name = "object" if kind is dict else "list"
+        raise CheckpointError(f"{file} holds no JSON {name}; fetch the file again")
     return value
 
 
@@ -285,8 +301,13 @@ def _untag_floats(value: Any) -> Any:
     return {key: _untag_floats(item) for key, item in value.items()}
 
 
+def _missing_prefix(names: Iterable[str]) -> str:
+    """Returns what the names of a decoder saved without its head lack (embedding models)."""
+    return "model." if "embed_tokens.weight" in names else ""
+
+
 def _read_index(folder: Path) -> dict[str, str]:
-    weight_map = _read_json_object(folder / INDEX_NAME).get("weight_map")
+    weight_map = read_json_object(folder / INDEX_NAME).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{folder / INDEX_NAME} has no weight_map; fetch the file again")
     for name, file in weight_map.items():

@@ -6,7 +6,9 @@ float32 products run at 5 GFLOP/s with the reference BLAS in MLX's wheel and at 
 OpenBLAS.
 """
 
+import contextlib
 import ctypes
+import gc
 import os
 import platform
 import shutil
@@ -108,6 +110,31 @@ def total_memory_bytes() -> int:
     return total
 
 
+def available_memory_bytes() -> int:
+    """Returns the memory in bytes that arrays can still take without hurting the machine.
+
+    Metal: what is left of the recommended working set; CUDA: of the device's memory. On the CPU
+    backend what the system calls available, a container's limit included.
+    """
+    mx = load_mlx()
+    plan = make_device_plan()
+    if plan.backend != "cpu":
+        return max(plan.memory_bytes - int(mx.get_active_memory()), 0)
+    free = plan.memory_bytes - int(mx.get_active_memory())
+    with contextlib.suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        line = next(line for line in lines if line.startswith("MemAvailable:"))
+        free = min(free, int(line.split()[1]) * 1024)
+    # What MLX keeps for its next arrays is taken, but can be had.
+    return max(free + int(mx.get_cache_memory()), 0)
+
+
+def release_memory() -> None:
+    """Gives memory of arrays that nobody holds any more back to the machine."""
+    gc.collect()  # a model holds itself in circles
+    load_mlx().clear_cache()
+
+
 @cache
 def make_device_plan() -> DevicePlan:
     """Looks at the loaded MLX and decides how models run. Call on the worker thread."""
@@ -156,6 +183,54 @@ def measure_bandwidth() -> float:
             mx.eval(left @ right)
             times.append(time.perf_counter() - start)
     return num_bytes / min(times)
+
+
+@cache
+def measure_matmul_rate() -> float:
+    """Measures how fast this device multiplies matrices, once per process, in FLOP per second.
+
+    A prefill multiplies all its tokens with each weight, so this is what bounds it. The largest
+    product that a chunk of 512 tokens meets in a model of medium width, in the type that weights
+    have here; a multiplication and an addition count as two. The best of five.
+    """
+    mx = load_mlx()
+    rows, width = 512, 1024
+    dtype = mx.float32
+    if make_device_plan().backend != "cpu":
+        width, dtype = 4096, mx.bfloat16
+    left, right = mx.ones((rows, width), dtype), mx.ones((width, width), dtype)
+    mx.eval(left, right)
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        mx.eval(left @ right)
+        times.append(time.perf_counter() - start)
+    return 2 * rows * width * width / min(times)
+
+
+def time_reference_work() -> float:
+    """Returns the seconds that a fixed piece of work takes now: small products and what is between.
+
+    It depends on the machine and what else that does, and on MLX, but on nothing of ours, and it
+    never changes: measured beside something of ours it tells a busy machine from slower code.
+    """
+    mx = load_mlx()
+    weights = _reference_weights()
+    start = time.perf_counter()
+    for _ in range(4):
+        row = mx.ones((1, 512), mx.float32)
+        for _ in range(16):
+            row = mx.tanh(row @ weights) + 1.0
+        mx.eval(row)
+    return time.perf_counter() - start
+
+
+@cache
+def _reference_weights() -> Any:
+    mx = load_mlx()
+    weights = mx.full((512, 512), 0.001, mx.float32)
+    mx.eval(weights)
+    return weights
 
 
 def format_backend(plan: DevicePlan) -> str:

@@ -72,13 +72,14 @@ class ModelConfig:
         return min([self.max_context, *limits])
 
 
-class _Reader:
+class Reader:
     """Typed look-ups in a config that say which key is missing or of a wrong kind."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
 
     def integer(self, key: str, default: int | None = None, *, low: int = 1) -> int:
+        """Returns a whole number of at least `low`; None as default means that it must be there."""
         value = self.config.get(key)
         value = default if value is None else value
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= _MOST:
@@ -89,7 +90,7 @@ class _Reader:
         return value
 
     def number(self, key: str, default: float | None = None) -> float:
-        """Every number of a config is a scale, a base or a bound: above 0."""
+        """Returns a number; every one of a config is a scale, a base or a bound: above 0."""
         value = self.config.get(key)
         value = default if value is None else value
         is_bool = isinstance(value, bool)
@@ -98,15 +99,17 @@ class _Reader:
         raise CheckpointError(f"config.json has {key} = {value!r}; it must be a number above 0")
 
     def cap(self, key: str, default: float) -> float | None:
-        """A soft-cap: null switches it off."""
+        """Returns a soft-cap; null switches it off."""
         is_off = key in self.config and self.config[key] is None
         return None if is_off else self.number(key, default)
 
     def window(self) -> int | None:
+        """Returns the sliding window, or None where nothing slides."""
         value = self.config.get("sliding_window")
         return None if value in (None, 0, False) else self.integer("sliding_window")
 
     def flag(self, key: str, default: bool) -> bool:
+        """Returns a switch."""
         value = self.config.get(key)
         return default if value is None else bool(value)
 
@@ -120,8 +123,8 @@ def _rope_source(config: Config, layer_type: str) -> Config:
 
 
 def _rope(config: Config, head_dim: int, layer_type: str, theta: float | None = None) -> Rope:
-    read, scaling = _Reader(config), _rope_source(config, layer_type)
-    nested = _Reader(scaling)
+    read, scaling = Reader(config), _rope_source(config, layer_type)
+    nested = Reader(scaling)
     if theta is None:
         theta = nested.number("rope_theta", read.number("rope_theta", 10000.0))
     share = nested.number("partial_rotary_factor", read.number("partial_rotary_factor", 1.0))
@@ -150,7 +153,7 @@ def _layer_types(config: Config, n_layers: int) -> list[str]:
 
 def _plain_layers(config: Config, n_layers: int, head_dim: int) -> tuple[LayerKind, ...]:
     types = _layer_types(config, n_layers)
-    window = _Reader(config).window()
+    window = Reader(config).window()
     return tuple(
         LayerKind(_rope(config, head_dim, t), window if t == "sliding_attention" else None)
         for t in types
@@ -158,7 +161,7 @@ def _plain_layers(config: Config, n_layers: int, head_dim: int) -> tuple[LayerKi
 
 
 def _base(config: Config, family: str) -> ModelConfig:
-    read = _Reader(config)
+    read = Reader(config)
     n_layers, n_heads = read.integer("num_hidden_layers"), read.integer("num_attention_heads")
     if n_layers > _MOST_LAYERS:
         raise CheckpointError(
@@ -190,7 +193,7 @@ def _base(config: Config, family: str) -> ModelConfig:
 
 
 def _llama(config: Config, base: ModelConfig) -> ModelConfig:
-    read = _Reader(config)
+    read = Reader(config)
     bias = read.flag("attention_bias", False)
     return replace(
         base,
@@ -202,7 +205,7 @@ def _llama(config: Config, base: ModelConfig) -> ModelConfig:
 
 
 def _mistral(config: Config, base: ModelConfig) -> ModelConfig:
-    window = _Reader(config).window()
+    window = Reader(config).window()
     layers = base.layers
     if window and config.get("layer_types") is None:  # Mistral 7B v0.1: every layer slides
         layers = tuple(replace(k, window=window) for k in layers)
@@ -214,7 +217,7 @@ def _qwen_windows(config: Config, base: ModelConfig) -> tuple[LayerKind, ...]:
         return base.layers
     if not config.get("use_sliding_window"):
         return base.layers
-    read = _Reader(config)
+    read = Reader(config)
     first, window = read.integer("max_window_layers", 0, low=0), read.window()
     return tuple(
         replace(k, window=window if i >= first else None) for i, k in enumerate(base.layers)
@@ -222,7 +225,7 @@ def _qwen_windows(config: Config, base: ModelConfig) -> tuple[LayerKind, ...]:
 
 
 def _qwen2(config: Config, base: ModelConfig) -> ModelConfig:
-    tied = _Reader(config).flag("tie_word_embeddings", True)
+    tied = Reader(config).flag("tie_word_embeddings", True)
     return replace(base, tied=tied, qkv_bias=True, layers=_qwen_windows(config, base))
 
 
@@ -232,7 +235,7 @@ def _qwen3(config: Config, base: ModelConfig) -> ModelConfig:
 
 def _smollm3(config: Config, base: ModelConfig) -> ModelConfig:
     llama = _llama(config, base)
-    interval = _Reader(config).integer("no_rope_layer_interval", 4)
+    interval = Reader(config).integer("no_rope_layer_interval", 4)
     keep = config.get("no_rope_layers") or [
         int((i + 1) % interval != 0) for i in range(base.n_layers)
     ]
@@ -251,7 +254,7 @@ def _smollm3(config: Config, base: ModelConfig) -> ModelConfig:
 
 
 def _phi3(config: Config, base: ModelConfig) -> ModelConfig:
-    window = _Reader(config).window()
+    window = Reader(config).window()
     if not window or window >= base.max_context:
         window = None
     layers = tuple(replace(k, window=window) for k in base.layers)
@@ -259,7 +262,7 @@ def _phi3(config: Config, base: ModelConfig) -> ModelConfig:
 
 
 def _gemma2(config: Config, base: ModelConfig) -> ModelConfig:
-    read = _Reader(config)
+    read = Reader(config)
     window = read.window()
     layers = base.layers
     if config.get("layer_types") is None and window:
@@ -281,7 +284,7 @@ def _gemma2(config: Config, base: ModelConfig) -> ModelConfig:
 
 
 def _gemma3(config: Config, base: ModelConfig) -> ModelConfig:
-    read = _Reader(config)
+    read = Reader(config)
     pattern = read.integer("sliding_window_pattern", 6)
     window = read.integer("sliding_window", 512)
     types = config.get("layer_types")
@@ -289,7 +292,7 @@ def _gemma3(config: Config, base: ModelConfig) -> ModelConfig:
     local_theta = read.number("rope_local_base_freq", 10000.0)
     nested = config.get("rope_parameters")
     if isinstance(nested, Mapping) and "sliding_attention" in nested:
-        source = _Reader(_rope_source(config, "sliding_attention"))
+        source = Reader(_rope_source(config, "sliding_attention"))
         local_theta = source.number("rope_theta", local_theta)
     local = make_rope(base.head_dim // 2 * 2, local_theta, None, base.max_context, None)
 
@@ -313,7 +316,7 @@ def _gemma3(config: Config, base: ModelConfig) -> ModelConfig:
 
 
 def _granite(config: Config, base: ModelConfig) -> ModelConfig:
-    read = _Reader(config)
+    read = Reader(config)
     return replace(
         _llama(config, base),
         attn_scale=read.number("attention_multiplier"),

@@ -26,8 +26,9 @@ ALLOW_PATTERNS = (
     *("model*.safetensors", "*.json", "*.jinja"),
     *("tokenizer.model", "*.tiktoken", "vocab.txt", "merges.txt"),
 )
-# Folders inside a repository hold other formats of the same model (onnx, original).
-IGNORE_PATTERNS = ("*/*",)
+# Folders inside a repository hold other formats of the same model (onnx, original); numbered ones
+# say how an embedding model pools (1_Pooling/config.json).
+IGNORE_PATTERNS = ("[!0-9]*/*", "*/*/*")
 
 _POLL_S = 0.1  # ten progress reports a second; also how late a cancel can be
 _STOP_S = 1.0  # what a stopped download gets to remove its unfinished files

@@ -1,24 +1,25 @@
-"""One layer's cache, and the caches of a whole model: append, rewind, snapshot, restore, pin.
+"""One layer's cache: append, rewind, snapshot, restore, pin.
 
 Knows arrays and positions of one sequence (or a batch in step), never tokens, models or mlx-lm. The
 classes with rows answer to the names that mlx-lm's models use (`update_and_fetch`, `make_mask`,
-`offset`, ...), so the same objects serve our transformer and the zoo. Layers without rows are in
-`state_cache.py`. Which position to keep, and when to take a snapshot, is the planner's business
+`offset`, ...), so the same objects serve our transformer and the zoo. Layers that drop old rows are
+in `window_cache.py`, those without rows in `state_cache.py`, all layers together in
+`sequence_cache.py`. Which position to keep, and when to take a snapshot, is the planner's business
 (`engine/prefix_cache.py`).
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol
 
 import mlx.core as mx
 
+from mlxchat.model.kv_quantization import KVFormat, Rows
+
 Kind = Literal["full", "window", "chunked", "recurrent", "opaque"]
 Meta = dict[str, str | int]
-V = TypeVar("V")
 
 GROWTH_STEP = 256  # rows; as mlx-lm: one copy of the buffer pays for this many decoded tokens
 
@@ -115,22 +116,27 @@ def share(array: mx.array | None) -> mx.array | None:
 
 
 class RowCache:
-    """Keys and values in one growing buffer, in order of position.
+    """Keys and values in growing buffers, in order of position.
 
-    Buffer row `i` holds position `origin + i`. Rows are written in place: nothing outside may hold
+    Plain rows are in two buffers, "keys" and "values"; quantised ones have two more each. Buffer
+    row `i` holds position `origin + i`. Rows are written in place: nothing outside may hold
     the buffer or a slice of it across a write, else MLX copies the whole buffer. Subclasses say
     which rows the model sees and which may be dropped.
 
     Args:
         step: The buffer grows to whole multiples of this many rows.
+
+    Attributes:
+        buffers: By name, equal in shape but for the width: (B, K, capacity, width).
+        format: How rows are quantised; None keeps them as they come. Set it on an empty cache.
     """
 
     kind: Kind
+    format: KVFormat | None = None
 
     def __init__(self, step: int = GROWTH_STEP) -> None:
         self.step = step
-        self.keys: mx.array | None = None
-        self.values: mx.array | None = None
+        self.buffers: Rows = {}
         self.offset = 0
         self.origin = 0
         self.start_position = 0
@@ -153,40 +159,76 @@ class RowCache:
         Returns:
             Keys (B, K, S, Dh) and values (B, K, S, Dv), in order of position.
         """
-        self._make_room(keys, values)
-        first, self.offset = self.offset - self.origin, self.offset + keys.shape[2]
-        last = self.offset - self.origin
-        assert self.keys is not None
-        self.keys[..., first:last, :] = keys
-        if values is not None and self.values is not None:
-            self.values[..., first:last, :] = values
-        self.start_position = self._first_needed(first + self.origin)
+        self.append(keys, values)
         return self.keys_and_values()
+
+    def append(self, keys: mx.array, values: mx.array | None) -> None:
+        """Appends rows as `update_and_fetch` does, without returning any."""
+        if self.format is not None:
+            self.append_rows(self.format.quantise(keys, values))
+        else:
+            self.append_rows({"keys": keys} if values is None else {"keys": keys, "values": values})
+
+    def append_rows(self, rows: Rows) -> None:
+        """Appends rows in the form in which the buffers hold them."""
+        self._make_room(rows)
+        first = self.offset - self.origin
+        last = first + rows["keys"].shape[2]
+        for name, new in rows.items():
+            self.buffers[name][..., first:last, :] = new
+        self.offset = last + self.origin
+        self.start_position = self._first_needed(first + self.origin)
+
+    def visible(self) -> Rows:
+        """Return the rows that the tokens of the last update may look at, as they are held."""
+        rows = slice(self.start_position - self.origin, self.offset - self.origin)
+        if rows == slice(0, self.buffers["keys"].shape[2]):
+            return self.buffers
+        return {name: buffer[..., rows, :] for name, buffer in self.buffers.items()}
 
     def keys_and_values(self) -> tuple[mx.array, mx.array | None]:
         """Return the rows of the last update again (models that share KV ask for them)."""
-        assert self.keys is not None
-        rows = slice(self.start_position - self.origin, self.offset - self.origin)
-        if rows == slice(0, self.keys.shape[2]):
-            return self.keys, self.values
-        return self.keys[..., rows, :], None if self.values is None else self.values[..., rows, :]
+        rows = self.visible()
+        if self.format is not None:
+            return self.format.dequantise(rows)
+        return rows["keys"], rows.get("values")
+
+    @property
+    def keys(self) -> mx.array | None:
+        """The buffer of keys: mlx-lm's models know it by this name, and may replace it."""
+        return self.buffers.get("keys")
+
+    @keys.setter
+    def keys(self, keys: mx.array) -> None:
+        self.buffers["keys"] = keys
+
+    @property
+    def values(self) -> mx.array | None:
+        """The buffer of values."""
+        return self.buffers.get("values")
+
+    @values.setter
+    def values(self, values: mx.array) -> None:
+        self.buffers["values"] = values
 
     def reserve(self, total: int) -> None:
         """Make the next growth large enough for `total` positions."""
         self._reserved = total
 
-    def _make_room(self, keys: mx.array, values: mx.array | None) -> None:
+    def _make_room(self, rows: Rows) -> None:
         """Grow or compact the buffers where the new rows do not fit."""
-        num_new = keys.shape[2]
-        if self.keys is not None and self.offset - self.origin + num_new <= self.keys.shape[2]:
+        num_new = rows["keys"].shape[2]
+        held = self.buffers.get("keys")
+        if held is not None and self.offset - self.origin + num_new <= held.shape[2]:
             return
         pinned = self.offset if self._pin is None else min(self._pin, self.offset)
         keep = max(self.origin, self._first_needed(pinned))
         wanted = max(self.offset + num_new, self._reserved) - keep
         capacity = -(-wanted // self.step) * self.step
         live = slice(keep - self.origin, self.offset - self.origin)
-        self.keys = _regrow(self.keys, keys, live, capacity)
-        self.values = None if values is None else _regrow(self.values, values, live, capacity)
+        old, self.buffers = self.buffers, {}
+        for name, new in rows.items():
+            self.buffers[name] = _regrow(old.pop(name, None), new, live, capacity)
         self.origin = keep
 
     @property
@@ -201,7 +243,7 @@ class RowCache:
 
     def arrays(self) -> list[mx.array]:
         """Return the buffers that exist."""
-        return [array for array in (self.keys, self.values) if array is not None]
+        return list(self.buffers.values())
 
     def size(self) -> int:
         """Return the number of positions fed."""
@@ -236,7 +278,7 @@ class RowCache:
         self.offset = pos
         self.start_position = self._first_needed(pos)
         if pos == 0:
-            self.keys = self.values = None
+            self.buffers = {}
             self.origin = 0
             self._pin = None
 
@@ -250,23 +292,23 @@ class RowCache:
 
     def restore(self, pos: int, snapshot: Snapshot) -> None:
         """Replace the rows by those of a snapshot taken at `pos`."""
-        keys, values = snapshot.arrays
-        self._adopt(pos, snapshot.start, keys, values)
+        self._adopt(pos, snapshot.start, rows_of(snapshot))
 
-    def _adopt(self, pos: int, start: int, keys: mx.array | None, values: mx.array | None) -> None:
-        self.keys, self.values = share(keys), share(values)
+    def _adopt(self, pos: int, start: int, rows: Rows) -> None:
+        self.buffers = {name: copy.copy(array) for name, array in rows.items()}
         self.offset = pos
         self.origin = self.start_position = start
 
-    def _rows_for(self, pos: int) -> tuple[int, mx.array | None, mx.array | None]:
-        """Return the first position that a token at `pos` needs, and the rows from there on."""
-        start = self._first_needed(pos)
-        rows = slice(start - self.origin, pos - self.origin)
-        keys, values = (
-            None if array is None else mx.contiguous(array[..., rows, :])
-            for array in (self.keys, self.values)
-        )
-        return start, keys, values
+    def copy_rows(self, first: int, last: int) -> Rows:
+        """Return the rows of positions `first` to `last`, as they are held, lazily copied."""
+        rows = slice(first - self.origin, last - self.origin)
+        return {n: mx.contiguous(buffer[..., rows, :]) for n, buffer in self.buffers.items()}
+
+    def _visible_snapshot(self, evaluate: bool) -> Snapshot:
+        """Copy the rows that the next token sees."""
+        start = self._first_needed(self.offset)
+        rows = self.copy_rows(start, self.offset)
+        return own(Snapshot(tuple(rows.values()), start, tuple(rows)), evaluate)
 
     def export(
         self, pos: int | None = None, mark: Snapshot | None = None, since: int = 0
@@ -274,19 +316,23 @@ class RowCache:
         """Return the rows that a token at `pos` needs, without room for growth or deleted rows."""
         pos = self.offset if pos is None else pos
         if self.can_rewind(pos):
-            start, keys, values = self._rows_for(pos)
+            start = self._first_needed(pos)
+            rows = self.copy_rows(start, pos)
         elif mark is not None:
-            start, (keys, values) = mark.start, mark.arrays
+            start, rows = mark.start, rows_of(mark)
         else:
             return None
-        rows = {"keys": keys, "values": values}
-        arrays = {name: array for name, array in rows.items() if array is not None}
-        return {"kind": self.kind, "offset": pos, "start": start}, arrays
+        return {"kind": self.kind, "offset": pos, "start": start}, rows
 
     def load_export(self, meta: Meta, arrays: dict[str, mx.array]) -> None:
         """Take over exported rows; the first write copies them into a buffer with room."""
-        keys, values = arrays.get("keys"), arrays.get("values")
-        self._adopt(int(meta["offset"]), int(meta["start"]), keys, values)
+        self._adopt(int(meta["offset"]), int(meta["start"]), arrays)
+
+
+def rows_of(snapshot: Snapshot) -> Rows:
+    """Return the rows of a layer's snapshot by their names."""
+    arrays = zip(snapshot.detail, snapshot.arrays, strict=True)
+    return {name: array for name, array in arrays if array is not None}
 
 
 def _regrow(buffer: mx.array | None, like: mx.array, live: slice, capacity: int) -> mx.array:
@@ -314,9 +360,7 @@ class FullKV(RowCache):
         pos = self.offset if pos is None else pos
         if not 0 <= since <= pos <= self.offset:
             return None
-        arrays = {"keys": self.keys, "values": self.values}
-        rows = {n: mx.contiguous(a[..., since:pos, :]) for n, a in arrays.items() if a is not None}
-        return {"kind": self.kind, "offset": pos, "start": since}, rows
+        return {"kind": self.kind, "offset": pos, "start": since}, self.copy_rows(since, pos)
 
     def make_mask(
         self,
@@ -330,205 +374,3 @@ class FullKV(RowCache):
         if N == 1:
             return None
         return make_causal_mask(N, self.offset) if return_array else "causal"
-
-
-class WindowKV(RowCache):
-    """Keys and values that a sliding window still sees, and those back to the pin.
-
-    Returns the rows that a rotating buffer would: up to `window` - 1 old ones and the new ones, but
-    in order of position. Old rows are dropped when the buffer is full, so the rows written since
-    then pay for the copying, and what positions from the pin on need is always kept.
-
-    Args:
-        window: A token sees at most this many rows, its own included.
-        step: As in `RowCache`.
-    """
-
-    kind: Kind = "window"
-
-    def __init__(self, window: int, step: int = GROWTH_STEP) -> None:
-        super().__init__(step)
-        self.window = window
-
-    def _first_needed(self, pos: int) -> int:
-        return max(0, pos - (self.window - 1))
-
-    def make_mask(
-        self,
-        N: int,  # noqa: N803 (mlx-lm's models name it)
-        return_array: bool = False,
-        window_size: int | None = None,
-    ) -> mx.array | str | None:
-        """Return the mask of the next `N` tokens over the rows that the update will return."""
-        held = min(self.window - 1, self.offset)
-        if N > 1:
-            window = window_size or self.window
-            if held + N > window or return_array:
-                return make_causal_mask(N, held, window)
-            return "causal"
-        if window_size is None or window_size >= held + 1:
-            return None
-        return mx.arange(held + 1) >= held + 1 - window_size
-
-    def snapshot(self, evaluate: bool = True) -> Snapshot:
-        """Copy the rows that the next token sees: they will slide out of the window."""
-        start, keys, values = self._rows_for(self.offset)
-        return own(Snapshot((keys, values), start), evaluate)
-
-
-class ChunkedKV(RowCache):
-    """Keys and values of the current chunk of positions, and those back to the pin's chunk.
-
-    For models whose tokens see only their own chunk (Llama 4). `start_position` is the position of
-    the first row that `update_and_fetch` returns; such models build their mask from it.
-
-    Args:
-        chunk_size: Positions per chunk.
-        step: As in `RowCache`.
-    """
-
-    kind: Kind = "chunked"
-
-    def __init__(self, chunk_size: int, step: int = GROWTH_STEP) -> None:
-        super().__init__(step)
-        self.chunk_size = chunk_size
-
-    def _first_needed(self, pos: int) -> int:
-        return pos // self.chunk_size * self.chunk_size
-
-    def maybe_trim_front(self) -> None:
-        """Show the model the current chunk only; rows leave memory when the buffer is full."""
-        self.start_position = self._first_needed(self.offset)
-
-    def snapshot(self, evaluate: bool = True) -> Snapshot:
-        """Copy the rows of the current chunk: they will be dropped after it."""
-        start, keys, values = self._rows_for(self.offset)
-        return own(Snapshot((keys, values), start), evaluate)
-
-
-Marks = tuple[Snapshot | None, ...]
-
-
-class SequenceCache:
-    """The caches of all layers of one sequence.
-
-    The number of layers here is the number of caches, which need not be the model's number of
-    layers; the position is the caller's own count of the ids that it fed.
-
-    Args:
-        raw: What the model takes as its cache.
-        layers: The caches inside it, flat, in order.
-    """
-
-    def __init__(self, raw: Any, layers: Sequence[LayerCache]) -> None:
-        self.raw = raw
-        self.layers = list(layers)
-
-    @property
-    def kinds(self) -> frozenset[Kind]:
-        """The kinds of layers that occur."""
-        return frozenset(layer.kind for layer in self.layers)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes held by all layers."""
-        return sum(layer.nbytes for layer in self.layers)
-
-    def offsets(self) -> frozenset[int]:
-        """Return the offsets of layers with rows: one number unless a forward pass broke off."""
-        return frozenset(layer.offset for layer in self.layers if isinstance(layer, RowCache))
-
-    def arrays(self) -> list[mx.array]:
-        """Return all arrays: evaluate them after a prefill chunk whose logits nobody wants."""
-        return [array for layer in self.layers for array in layer.arrays()]
-
-    def reserve(self, total: int) -> None:
-        """Announce that the sequence will grow to `total` positions, so that buffers grow once."""
-        for layer in self.layers:
-            if isinstance(layer, FullKV):
-                layer.reserve(total)
-
-    def can_rewind(self, pos: int) -> bool:
-        """Say whether every layer can go back to `pos` without a snapshot."""
-        return all(layer.can_rewind(pos) for layer in self.layers)
-
-    def rewind(self, pos: int) -> None:
-        """Forget everything from `pos` on, in every layer or in none.
-
-        Raises:
-            ValueError: Some layer cannot: check `can_rewind` first.
-        """
-        self.restore(pos, (None,) * len(self.layers))
-
-    def pin(self, pos: int) -> None:
-        """Keep what every layer needs to rewind to any position from `pos` on."""
-        for layer in self.layers:
-            layer.pin(pos)
-
-    def snapshot(self, kinds: Collection[Kind] | None = None) -> Marks:
-        """Copy what the current position needs beyond its number.
-
-        Args:
-            kinds: Copy layers of these kinds only; the others must then be reachable by `rewind`.
-
-        Returns:
-            One entry per layer, None where nothing was copied.
-        """
-        marks = tuple(
-            layer.snapshot(evaluate=False) if kinds is None or layer.kind in kinds else None
-            for layer in self.layers
-        )
-        mx.eval([a for mark in marks if mark for a in mark.arrays if a is not None])
-        return marks
-
-    def can_restore(self, pos: int, marks: Marks) -> bool:
-        """Say whether every layer has a snapshot in `marks` or can rewind to `pos`."""
-        pairs = zip(self.layers, marks, strict=True)
-        return all(mark is not None or layer.can_rewind(pos) for layer, mark in pairs)
-
-    def restore(self, pos: int, marks: Marks) -> None:
-        """Go back to `pos`: rewind where a layer can, else put its snapshot back.
-
-        Raises:
-            ValueError: Some layer can do neither; nothing was changed.
-        """
-        if not self.can_restore(pos, marks):
-            raise ValueError(f"no way back to position {pos}; start from a fresh cache")
-        for layer, mark in zip(self.layers, marks, strict=True):
-            if layer.can_rewind(pos):
-                layer.rewind(pos)
-            elif mark is not None:
-                layer.restore(pos, mark)
-
-    def export(self) -> tuple[Meta, dict[str, mx.array]] | None:
-        """Return the live state of all layers, or None where one has no stored form.
-
-        Returns:
-            Meta and arrays with the layer's number before each name: "0.offset", "0.keys".
-        """
-        meta: Meta = {"layers": len(self.layers)}
-        arrays: dict[str, mx.array] = {}
-        for i, layer in enumerate(self.layers):
-            exported = layer.export()
-            if exported is None:
-                return None
-            meta.update({f"{i}.{name}": value for name, value in exported[0].items()})
-            arrays.update({f"{i}.{name}": value for name, value in exported[1].items()})
-        return meta, arrays
-
-    def load_export(self, meta: Meta, arrays: dict[str, mx.array]) -> None:
-        """Take over what `export` returned; meta values may come back as text.
-
-        Raises:
-            ValueError: The stored layers are not the layers of this cache.
-        """
-        kinds = [meta.get(f"{i}.kind") for i in range(int(meta["layers"]))]
-        if kinds != [layer.kind for layer in self.layers]:
-            raise ValueError("the stored cache is of another model")
-        for i, layer in enumerate(self.layers):
-            layer.load_export(_under(f"{i}.", meta), _under(f"{i}.", arrays))
-
-
-def _under(prefix: str, named: dict[str, V]) -> dict[str, V]:
-    """Return the entries whose name begins with `prefix`, without it."""
-    return {n.removeprefix(prefix): v for n, v in named.items() if n.startswith(prefix)}

@@ -5,7 +5,8 @@ from typing import Protocol
 
 import mlx.core as mx
 
-from mlxchat.model.kv_cache import SequenceCache
+from mlxchat.model.sequence_cache import SequenceCache
+from mlxchat.model.taps import Point, Taps
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,7 +14,8 @@ class ModelInfo:
     """What a loaded model tells about itself, native or not.
 
     `bytes_per_token` are the weights read for one decoded token; None where only some are read and
-    it is not known which (mixtures of experts).
+    it is not known which (mixtures of experts). `matmul_params` are the weights that each token
+    of a prefill is multiplied with, under the same condition.
     """
 
     family: str
@@ -24,6 +26,7 @@ class ModelInfo:
     weight_bytes: int
     notices: tuple[str, ...] = ()
     bytes_per_token: int | None = None
+    matmul_params: int | None = None
 
 
 class LanguageModel(Protocol):
@@ -36,8 +39,32 @@ class LanguageModel(Protocol):
     def make_cache(self) -> SequenceCache:
         """Returns an empty cache for one sequence (or a batch in step)."""
 
-    def prefill(self, token_ids: mx.array, cache: SequenceCache) -> None:
+    def prefill(self, token_ids: mx.array, cache: SequenceCache, taps: Taps | None = None) -> None:
         """Feeds ids (B, T) whose logits nobody wants; evaluate `cache.arrays()` afterwards."""
 
-    def forward(self, token_ids: mx.array, cache: SequenceCache) -> mx.array:
+    def forward_all(
+        self, token_ids: mx.array, cache: SequenceCache, taps: Taps | None = None
+    ) -> mx.array:
+        """Feeds ids (B, T), extends the cache, returns the logits of all, (B, T, V), lazily."""
+
+    def forward(
+        self, token_ids: mx.array, cache: SequenceCache, taps: Taps | None = None
+    ) -> mx.array:
         """Feeds ids (B, T), extends the cache, returns last logits (B, V), lazily."""
+
+    # -- for looking inside ------------------------------------------------------------------------
+
+    @property
+    def points(self) -> frozenset[Point]:
+        """Where `taps` can look."""
+
+    def hidden(
+        self, token_ids: mx.array, cache: SequenceCache, taps: Taps | None = None
+    ) -> mx.array:
+        """Feeds ids (B, T) and returns the residual stream after the last block, (B, T, D)."""
+
+    def unembed(self, x: mx.array) -> mx.array:
+        """Final norm and LM head: residual stream (B, T, D) -> logits (B, T, V)."""
+
+    def embed(self, token_ids: mx.array) -> mx.array:
+        """Looks up the embedding rows of ids (B, T), as the first block gets them: (B, T, D)."""

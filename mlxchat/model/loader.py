@@ -6,13 +6,14 @@ the thread that built them.
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import mlx.core as mx
 
 from mlxchat.errors import CheckpointError, UnsupportedModelError
+from mlxchat.model.bert_files import is_encoder
 from mlxchat.model.checkpoint import (
     Checkpoint,
     compute_fingerprint,
@@ -72,6 +73,11 @@ def load_model(folder: Path, on_progress: OnProgress | None = None) -> LoadedMod
         raise CheckpointError(
             f"{folder / 'config.json'} has no model_type; a Hugging Face model config names one"
         )
+    if is_encoder(config):
+        raise UnsupportedModelError(
+            f"{config['model_type']} is an encoder: it gives vectors and writes no text; use"
+            " mlxchat embed, or chat with another model"
+        )
     checkpoint = Checkpoint.open(folder)
     tokenizer = Tokenizer.load(folder)
     quantization = read_quantization(config)
@@ -100,6 +106,8 @@ def load_native(
     quantization: QuantizationPlan,
     report: OnProgress,
     plan: DevicePlan | None = None,
+    *,
+    needs_head: bool = True,
 ) -> Transformer:
     """Builds the native transformer from a checked checkpoint.
 
@@ -109,9 +117,12 @@ def load_native(
         quantization: What the config says of quantisation.
         report: Called with ("load", done, total) in bytes.
         plan: The device's choices; default: this machine's.
+        needs_head: Off loads a checkpoint without head too; its logits mean nothing then.
     """
     plan = plan or make_device_plan()
     shape = make_model_config(config)
+    if not needs_head and "lm_head.weight" not in checkpoint.tensors:
+        shape = replace(shape, tied=True)
     specs = _check_shapes(shape, checkpoint, quantization)
     n_float = sum(_size(s) for s in expected_shapes(shape).values()) * 4
     maker = WeightMaker(

@@ -4,7 +4,8 @@ A block is two compiled functions around the cache update: from the residual str
 and from the attention output to the next residual stream. The update stays outside, since inside
 `mx.compile` it would copy the whole buffer for each token. Offsets go in as arrays: a Python int
 would be a constant and compile anew for every token. Weights go in as arguments, so that layers
-of one shape share one compiled function.
+of one shape share one compiled function. Taps inside a block (`taps.py`) run the same functions
+uncompiled; taps on the residual stream alone leave the compiled ones in place.
 
 Knows token ids and arrays; names, files and text belong to the modules around it.
 """
@@ -12,15 +13,19 @@ Knows token ids and arrays; names, files and text belong to the modules around i
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
 
 from mlxchat.model.device import DevicePlan
 from mlxchat.model.families import ModelConfig
-from mlxchat.model.kv_cache import FullKV, SequenceCache, WindowKV
+from mlxchat.model.kv_cache import FullKV
+from mlxchat.model.kv_quantization import KVFormat, Rows
 from mlxchat.model.language_model import ModelInfo
 from mlxchat.model.rope import Rope
+from mlxchat.model.sequence_cache import SequenceCache
+from mlxchat.model.taps import BLOCK_POINTS, STREAM_POINTS, Point, Taps, Visit, unchanged, visit
 from mlxchat.model.weights import (
     Arrays,
     LayerWeights,
@@ -29,6 +34,7 @@ from mlxchat.model.weights import (
     Params,
     apply_linear,
 )
+from mlxchat.model.window_cache import WindowKV
 
 # Rows of queries that attend at once on the CPU backend: of 512 tokens it takes 20 ms a layer
 # instead of 36 (8 heads), since nearly all of the time goes into exp() of scores.
@@ -55,8 +61,10 @@ class Transformer:
         config: Its shape.
         weights: Its arrays, evaluated.
         plan: The device's choices.
-        compiled: Off runs the same functions uncompiled (tests, the lens).
+        compiled: Off runs the same functions uncompiled (tests).
     """
+
+    points: frozenset[Point] = BLOCK_POINTS
 
     def __init__(
         self, config: ModelConfig, weights: ModelWeights, plan: DevicePlan, *, compiled: bool = True
@@ -71,7 +79,8 @@ class Transformer:
             None if kind.rope is None else mx.array(kind.rope.periods) for kind in self._kinds
         ]
         compile_ = mx.compile if compiled else _identity
-        self._compiled: dict[Any, Callable[..., Any]] = {}
+        self._functions: dict[Any, tuple[Callable[..., Any], Callable[..., Any]]] = {}
+        # For each layer the plain function and the compiled one.
         self._before = [
             self._function(compile_, self._make_before, w, i) for i, w in self._layers()
         ]
@@ -86,6 +95,9 @@ class Transformer:
             n_params=weights.n_params,
             weight_bytes=weights.num_bytes,
             bytes_per_token=weights.num_bytes - (0 if weights.is_tied else weights.embed_bytes),
+            # Chunks of a prefill skip the head; norms are too few to count.
+            matmul_params=weights.n_params
+            - config.vocab_size * config.d_model * (1 if weights.is_tied else 2),
         )
 
     def _layers(self) -> list[tuple[int, LayerWeights]]:
@@ -97,13 +109,14 @@ class Transformer:
         make: Callable[[LayerWeights, Rope | None], Callable[..., Any]],
         weights: LayerWeights,
         kind: int,
-    ) -> Callable[..., Any]:
-        """Returns the compiled function of a layer, shared by layers of equal static shape."""
+    ) -> tuple[Callable[..., Any], Callable[..., Any]]:
+        """Returns a layer's function plain and compiled, shared by layers of equal static shape."""
         rope = self._kinds[kind].rope
         key = (make.__name__, weights.static, None if rope is None else (rope.dims, rope.mscale))
-        if key not in self._compiled:
-            self._compiled[key] = compile_(make(weights, rope))
-        return self._compiled[key]
+        if key not in self._functions:
+            plain = make(weights, rope)
+            self._functions[key] = plain, compile_(plain)
+        return self._functions[key]
 
     # -- the interface of LanguageModel ------------------------------------------------------------
 
@@ -112,20 +125,30 @@ class Transformer:
         layers = [FullKV() if k.window is None else WindowKV(k.window) for k in self.config.layers]
         return SequenceCache(layers, layers)
 
-    def forward(self, token_ids: mx.array, cache: SequenceCache) -> mx.array:
+    def forward(
+        self, token_ids: mx.array, cache: SequenceCache, taps: Taps | None = None
+    ) -> mx.array:
         """Feeds ids (B, T) and returns the logits of the last position, (B, V), lazily."""
-        return self.unembed(self.hidden(token_ids, cache)[:, -1:])[:, 0]
+        return self.unembed(self.hidden(token_ids, cache, taps)[:, -1:])[:, 0]
 
-    def prefill(self, token_ids: mx.array, cache: SequenceCache) -> None:
+    def forward_all(
+        self, token_ids: mx.array, cache: SequenceCache, taps: Taps | None = None
+    ) -> mx.array:
+        """Feeds ids (B, T) and returns the logits of every position, (B, T, V), lazily."""
+        return self.unembed(self.hidden(token_ids, cache, taps))
+
+    def prefill(self, token_ids: mx.array, cache: SequenceCache, taps: Taps | None = None) -> None:
         """Feeds ids (B, T) without logits; evaluate `cache.arrays()` afterwards."""
-        self.hidden(token_ids, cache)
+        self.hidden(token_ids, cache, taps)
 
-    def hidden(self, token_ids: mx.array, cache: SequenceCache) -> mx.array:
+    def hidden(
+        self, token_ids: mx.array, cache: SequenceCache, taps: Taps | None = None
+    ) -> mx.array:
         """Feeds ids (B, T) and returns the residual stream after the last block, (B, T, D)."""
         x = self.embed(token_ids)
         step = self.begin(token_ids.shape[1], cache)
         for layer in range(self.config.n_layers):
-            x = self.block(layer, x, step, cache)
+            x = self.block(layer, x, step, cache, taps)
         return x
 
     # -- its parts ---------------------------------------------------------------------------------
@@ -171,32 +194,62 @@ class Transformer:
         ready = iter(rotations)
         return Step(tuple([] if p is None else next(ready) for p in self._periods), masks)
 
-    def block(self, layer: int, x: mx.array, step: Step, cache: SequenceCache) -> mx.array:
+    def block(
+        self, layer: int, x: mx.array, step: Step, cache: SequenceCache, taps: Taps | None = None
+    ) -> mx.array:
         """Runs one block: residual stream (B, T, D) in, residual stream (B, T, D) out."""
         kind = self._kind_of[layer]
         weights = self.weights.layers[layer]
-        q, k, v = self._before[layer](weights.before, step.positions[kind], x)
-        keys, values = cache.raw[layer].update_and_fetch(k, v)
-        attended = self.attend(q, keys, values, step.masks[kind])
-        out: mx.array = self._after[layer](weights.after, x, attended)
-        return out
+        x = visit(taps, "resid_pre", layer, x)
+        inside, look = False, {}
+        if taps is not None and taps.points - STREAM_POINTS:
+            inside, look = True, {"visit": partial(_visit, taps, layer)}
+        before, after = self._before[layer][not inside], self._after[layer][not inside]
+        q, k, v = before(weights.before, step.positions[kind], x, **look)
+        held, mask = cache.raw[layer], step.masks[kind]
+        held.append(k, v)
+        if held.format is None or inside:
+            keys, values = held.keys_and_values()
+            attended = self.attend(q, keys, values, mask, **look)
+        else:
+            attended = self._attend_quantised(q, held.visible(), held.format, mask)
+        out: mx.array = after(weights.after, x, attended, **look)
+        return visit(taps, "resid_post", layer, out)
 
-    def attend(self, q: mx.array, k: mx.array, v: mx.array, mask: Any) -> mx.array:
+    def attend(
+        self, q: mx.array, k: mx.array, v: mx.array, mask: Any, visit: Visit | None = None
+    ) -> mx.array:
         """Scaled dot-product attention: q (B, H, T, Dh), k and v (B, K, S, Dh) -> (B, H, T, Dh)."""
-        c, num_new = self.config, q.shape[2]
-        if mask is not None and num_new > ATTENTION_BLOCK and not self.plan.fast_kernels:
+        c = self.config
+        if visit is not None:
+            # In float32, so that the pattern's rows sum to 1 in half precision too.
+            wide, keys, values = (a.astype(mx.float32) for a in (q, k, v))
+            z = self._attend_written_out(wide, keys, values, mask, visit)
+            return visit("z", z.astype(q.dtype))
+        if mask is not None and q.shape[2] > ATTENTION_BLOCK and not self.plan.fast_kernels:
             return self._attend_in_blocks(q, k, v, mask)
         if c.attn_softcap is None:
             return mx.fast.scaled_dot_product_attention(q, k, v, scale=c.attn_scale, mask=mask)
-        grouped = (q * c.attn_scale).reshape(q.shape[0], c.n_kv_heads, -1, num_new, c.head_dim)
+        return self._attend_written_out(q, k, v, mask, unchanged)
+
+    def _attend_written_out(
+        self, q: mx.array, k: mx.array, v: mx.array, mask: Any, visit: Visit
+    ) -> mx.array:
+        """Attends step by step, where there is no kernel for it or someone looks at the steps."""
+        c, num_new = self.config, q.shape[2]
+        grouped = (q * c.attn_scale).reshape(q.shape[0], k.shape[1], -1, num_new, c.head_dim)
         scores = grouped @ k[:, :, None].swapaxes(-1, -2)  # (B, K, H/K, T, S)
-        scores = mx.tanh(scores / c.attn_softcap) * c.attn_softcap
+        if c.attn_softcap is not None:
+            scores = mx.tanh(scores / c.attn_softcap) * c.attn_softcap
         if isinstance(mask, str):
             rows = mx.arange(k.shape[2])
             mask = rows[-num_new:, None] >= rows[None]
         if mask is not None:
             scores = mx.where(mask, scores, mx.finfo(scores.dtype).min)
+        by_group, by_head = scores.shape, (*q.shape[:3], k.shape[2])
+        scores = visit("scores", scores.reshape(by_head)).reshape(by_group)
         pattern = mx.softmax(scores, axis=-1, precise=True)
+        pattern = visit("pattern", pattern.reshape(by_head)).reshape(by_group)
         return (pattern @ v[:, :, None]).reshape(q.shape)
 
     def _attend_in_blocks(self, q: mx.array, k: mx.array, v: mx.array, mask: Any) -> mx.array:
@@ -209,6 +262,23 @@ class Transformer:
             part = mask if isinstance(mask, str) else mask[rows, seen]
             parts.append(self.attend(q[:, :, rows], k[:, :, seen], v[:, :, seen], part))
         return mx.concatenate(parts, axis=2)
+
+    def _attend_quantised(self, q: mx.array, rows: Rows, kv: KVFormat, mask: Any) -> mx.array:
+        """Attends over packed rows: q (B, H, T, Dh) -> (B, H, T, Dh).
+
+        One token multiplies with them. More dequantise the rows of one key head at a time, so that
+        never more than those are in memory.
+        """
+        if q.shape[2] == 1 and self.config.attn_softcap is None:
+            return kv.attend_one(q * self.config.attn_scale, rows, mask)
+        heads = kv.dequantise_heads(rows)
+        queries = mx.split(q, rows["keys"].shape[1], axis=1)
+        parts = [self.attend(x, k, v, mask) for x, (k, v) in zip(queries, heads, strict=True)]
+        return mx.concatenate(parts, axis=1)
+
+    def final_norm(self, x: mx.array) -> mx.array:
+        """Norms the residual stream (B, T, D) as the head sees it."""
+        return self._norm(x, self.weights.final_norm)
 
     def unembed(self, x: mx.array) -> mx.array:
         """Final norm and LM head: (B, T, D) -> logits (B, T, V)."""
@@ -261,11 +331,12 @@ class Transformer:
         q_width, qk_width = c.n_heads * c.head_dim, n_qk * c.head_dim
 
         def before(
-            params: Params, position: list[mx.array], x: mx.array
+            params: Params, position: list[mx.array], x: mx.array, visit: Visit = unchanged
         ) -> tuple[mx.array, mx.array, mx.array]:
             batch, num_new, _ = x.shape
             if "norm" in params:
                 x = self._norm(x, params["norm"])
+            x = visit("attn_in", x)
             h = self._project(specs, params["qkv"], x)  # (B, T, (H + 2K) * Dh)
             if c.qk_norm == "full":
                 q = self._norm(h[..., :q_width], params["q_norm"])
@@ -280,7 +351,8 @@ class Transformer:
                 qk = self._norm(qk, None) * params["qk_norm"]
             if rope is not None:
                 qk = self._rotate(qk, rope, position)
-            return qk[:, : c.n_heads], qk[:, c.n_heads :], v
+            q, k = visit("q", qk[:, : c.n_heads]), visit("k", qk[:, c.n_heads :])
+            return q, k, visit("v", v)
 
         return before
 
@@ -290,7 +362,9 @@ class Transformer:
         o_spec, gate_up_specs, down_spec = weights.o, weights.gate_up, weights.down
         activation = _silu if c.activation == "silu" else _gelu
 
-        def after(params: Params, x: mx.array, attended: mx.array) -> mx.array:
+        def after(
+            params: Params, x: mx.array, attended: mx.array, visit: Visit = unchanged
+        ) -> mx.array:
             batch, num_new, _ = x.shape
             if num_new > 1:
                 attended = attended.transpose(0, 2, 1, 3)
@@ -298,21 +372,24 @@ class Transformer:
             y = apply_linear(o_spec, params["o"], attended, column=self._column)
             if "post_attn_norm" in params:
                 y = self._norm(y, params["post_attn_norm"])
-            x = self._add(x, y)
+            x = visit("resid_mid", self._add(x, visit("attn_out", self._scale(y))))
             y = self._norm(x, params["pre_mlp_norm"]) if "pre_mlp_norm" in params else x
+            y = visit("mlp_in", y)
             y = self._project(gate_up_specs, params["gate_up"], y)  # (B, T, 2 * d_mlp)
-            y = activation(y[..., : c.d_mlp]) * y[..., c.d_mlp :]
+            y = visit("mlp_act", activation(y[..., : c.d_mlp]) * y[..., c.d_mlp :])
             y = apply_linear(down_spec, params["down"], y, column=self._column)
             if "post_mlp_norm" in params:
                 y = self._norm(y, params["post_mlp_norm"])
-            return self._add(x, y)
+            return self._add(x, visit("mlp_out", self._scale(y)))
 
         return after
 
+    def _scale(self, y: mx.array) -> mx.array:
+        """Scales what a block adds to the residual stream, as the family does."""
+        return y if self.config.residual_scale == 1.0 else y * self.config.residual_scale
+
     def _add(self, x: mx.array, y: mx.array) -> mx.array:
-        """Adds to the residual stream, as the family scales and clips it."""
-        if self.config.residual_scale != 1.0:
-            y = y * self.config.residual_scale
+        """Adds to the residual stream, clipped where the family clips it."""
         if self.config.clip_residual and x.dtype == mx.float16:  # Gemma 3 overflows float16
             bound = mx.finfo(mx.float16).max
             return mx.clip(x.astype(mx.float32) + y.astype(mx.float32), -bound, bound).astype(
@@ -341,6 +418,10 @@ def _silu(x: mx.array) -> mx.array:
 def _gelu(x: mx.array) -> mx.array:
     """GELU in its tanh form (Hendrycks and Gimpel 2016)."""
     return 0.5 * x * (1 + mx.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
+def _visit(taps: Taps, layer: int, point: Point, value: mx.array) -> mx.array:
+    return visit(taps, point, layer, value)
 
 
 def _identity(function: Callable[..., Any]) -> Callable[..., Any]:

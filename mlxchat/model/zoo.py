@@ -23,9 +23,13 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 from mlxchat.errors import CheckpointError, UnsupportedModelError
 from mlxchat.model.device import DevicePlan, make_device_plan
-from mlxchat.model.kv_cache import ChunkedKV, FullKV, LayerCache, SequenceCache, WindowKV
+from mlxchat.model.kv_cache import FullKV, LayerCache
 from mlxchat.model.language_model import ModelInfo
+from mlxchat.model.sequence_cache import SequenceCache
 from mlxchat.model.state_cache import Opaque, RecurrentState
+from mlxchat.model.taps import STREAM_POINTS, Point, Taps
+from mlxchat.model.window_cache import ChunkedKV, WindowKV
+from mlxchat.model.zoo_taps import LayerWatch
 
 Config = dict[str, Any]
 Progress = Callable[[int, int], None]
@@ -62,6 +66,8 @@ class ZooModel:
         notices: Lines that a person should read once, gathered while loading.
     """
 
+    points: frozenset[Point] = STREAM_POINTS
+
     def __init__(self, model: Module, config: Config, notices: tuple[str, ...] = ()) -> None:
         self.model = model
         self.config = config
@@ -93,16 +99,19 @@ class ZooModel:
         raw = [replace(cache) for cache in make_prompt_cache(self.model)]
         return SequenceCache(raw, replace.layers)
 
-    def prefill(self, token_ids: mx.array, cache: SequenceCache) -> None:
+    def prefill(self, token_ids: mx.array, cache: SequenceCache, taps: Taps | None = None) -> None:
         """Feed ids whose logits nobody wants; evaluate `cache.arrays()` afterwards.
 
         Args:
             token_ids: (B, T).
             cache: Made by `make_cache`; it grows by T positions.
+            taps: See the residual stream between layers.
         """
-        self.model(token_ids, cache=cache.raw)
+        self._call(token_ids, cache, taps)
 
-    def forward(self, token_ids: mx.array, cache: SequenceCache) -> mx.array:
+    def forward(
+        self, token_ids: mx.array, cache: SequenceCache, taps: Taps | None = None
+    ) -> mx.array:
         """Feed ids and return the logits of the last one, lazily.
 
         The ids before the last go first and are evaluated, so that the head runs on one position
@@ -111,15 +120,52 @@ class ZooModel:
         Args:
             token_ids: (B, T), T >= 1.
             cache: Made by `make_cache`; it grows by T positions.
+            taps: See the residual stream between layers.
 
         Returns:
             Logits (B, V).
         """
         if token_ids.shape[1] > 1:
-            self.prefill(token_ids[:, :-1], cache)
+            self.prefill(token_ids[:, :-1], cache, taps)
             mx.eval(cache.arrays())
-        logits: mx.array = self.model(token_ids[:, -1:], cache=cache.raw)
-        return logits[:, -1, :]
+        return self._call(token_ids[:, -1:], cache, taps)[:, -1, :]
+
+    def forward_all(
+        self, token_ids: mx.array, cache: SequenceCache, taps: Taps | None = None
+    ) -> mx.array:
+        """Feed ids (B, T) and return the logits of every position, (B, T, V), lazily."""
+        return self._call(token_ids, cache, taps)
+
+    def _call(self, token_ids: mx.array, cache: SequenceCache, taps: Taps | None) -> mx.array:
+        if taps is None:
+            logits: mx.array = self.model(token_ids, cache=cache.raw)
+            return logits
+        return self._watch.run(lambda: self._call(token_ids, cache, None), taps)[0]
+
+    # -- looking inside ----------------------------------------------------------------------------
+
+    @property
+    def _watch(self) -> LayerWatch:
+        return LayerWatch(self.model, self.layers, self.info.family)
+
+    def hidden(
+        self, token_ids: mx.array, cache: SequenceCache, taps: Taps | None = None
+    ) -> mx.array:
+        """Feed ids and return the residual stream after the last layer, (B, T, D).
+
+        Raises:
+            UnsupportedModelError: The layers are not a chain with one stream.
+        """
+        return self._watch.run(lambda: self._call(token_ids, cache, None), taps)[1]
+
+    def unembed(self, x: mx.array) -> mx.array:
+        """Return the logits (B, T, V) of a residual stream (B, T, D): final norm and head."""
+        ids = mx.zeros(x.shape[:2], mx.int32)
+        return self._watch.unembed(lambda: self._call(ids, self.make_cache(), None), x)
+
+    def embed(self, token_ids: mx.array) -> mx.array:
+        """Return the embedding rows of ids (B, T) as the first layer gets them, (B, T, D)."""
+        return self._watch.embed(lambda: self._call(token_ids, self.make_cache(), None))
 
     def _measure_vocab_size(self) -> int:
         """Read the width of the logits off an unevaluated forward pass: configs differ."""

@@ -1,9 +1,10 @@
 """The slash commands that move in the conversation, or keep it."""
 
+import contextlib
 from typing import TYPE_CHECKING
 
 from mlxchat.cli.history import conversation_names
-from mlxchat.cli.render import format_tree
+from mlxchat.cli.render import format_count, format_tree, one_line
 from mlxchat.cli.slash.registry import (
     Context,
     command,
@@ -12,17 +13,31 @@ from mlxchat.cli.slash.registry import (
     say_cost,
     whole_number,
 )
-from mlxchat.errors import MlxchatError, UsageError
+from mlxchat.errors import MlxchatError, SettingsError, UsageError
+from mlxchat.settings import find_system, load_settings
 
 if TYPE_CHECKING:
     from mlxchat.cli.turn import Start
 
 
-@command("system", "[TEXT]", "Show the system prompt, or set it; `none` removes it.")
+def _complete_system(start: str) -> list[tuple[str, str]]:
+    words = {"none": "no system prompt"}
+    with contextlib.suppress(SettingsError):
+        words |= {f"@{name}": text for name, text in load_settings().systems.items()}
+    return [(word, one_line(text)[:40]) for word, text in words.items() if word.startswith(start)]
+
+
+@command(
+    "system",
+    "[TEXT]",
+    "Show or set the system prompt: a text, `@name` or `none`.",
+    _complete_system,
+)
 def system(context: Context, argument: str) -> None:
     """Shows or sets the system prompt."""
     if argument:
-        context.session.set_system(None if argument == "none" else argument)
+        text = None if argument == "none" else find_system(argument, load_settings())
+        context.session.set_system(text)
     prompt = context.session.system
     context.say("No system prompt." if prompt is None else f"System prompt: {prompt}")
     if argument:
@@ -41,6 +56,34 @@ def retry(context: Context, argument: str) -> "Start":
     """Answers the last message again."""
     need_turns(context.session)
     return context.session.retry
+
+
+@command("continue", "", "Go on with an answer that was cut off.")
+def continue_(context: Context, argument: str) -> "Start":
+    """Goes on with the last answer."""
+    need_turns(context.session)
+    return context.session.go_on
+
+
+NUM_KEPT = 2
+
+
+@command("compact", "[N]", "Have the oldest turns summarised; the newest N, or 2, stay.")
+def compact(context: Context, argument: str) -> None:
+    """Puts a summary in the place of the oldest turns."""
+    from mlxchat.cli.turn import follow
+
+    num_kept = whole_number(argument, "/compact [N]") if argument else NUM_KEPT
+    need_turns(context.session)
+    done = follow(lambda: context.session.compact(num_kept), context.screen)
+    which = "Turn 1 is" if done.num_turns == 1 else f"Turns 1 to {done.num_turns} are"
+    context.say(f"{which} now this summary:")
+    show = context.say if context.screen is None else context.screen.verbatim
+    show(done.summary.strip("\n"))
+    context.say(
+        f"The conversation took {format_count(done.num_before)} tokens and takes"
+        f" {format_count(done.num_after)}; /goto {done.old_head} brings all of it back."
+    )
 
 
 @command("undo", "[N]", "Take back the last turn, or the last N.")
@@ -104,7 +147,7 @@ def title(context: Context, argument: str) -> None:
     context.say(f"Title: {name}" if name else "No title; the first message stands for it.")
 
 
-@command("save", "TITLE", "Keep the conversation under a title, also after --no-history.")
+@command("save", "TITLE", "Keep the chat under a title, also after --no-history.")
 def save(context: Context, argument: str) -> None:
     """Names the conversation, and keeps it where it was not kept so far."""
     if not argument:
