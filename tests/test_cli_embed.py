@@ -182,7 +182,7 @@ def test_what_a_person_sees(encoder, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     narrow = run("-m", encoder, "the cat sat on the mat " * 5, "dog").stdout.splitlines()
     assert all(len(line.rstrip()) <= 80 for line in narrow[1:])
-    assert re.search(r"^1  the cat sat.*…  +32 +1 +[▁-█]{12} +#2 -?0\.\d{3}$", narrow[3])
+    assert re.search(r"^1  the cat sat.*…  +33 +1 +[▁-█]{12} +#2 -?0\.\d{3}$", narrow[3])
 
 
 def test_what_was_found(encoder, tmp_path, monkeypatch):
