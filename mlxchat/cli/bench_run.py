@@ -143,7 +143,10 @@ def open_folder(name: str | None, screen: Screen) -> tuple[str, Path]:
         found = hub.resolve_model(resolve_model(name, load_settings()), on_progress=show)
     finally:
         screen.clear_progress()
-    return ("builtin" if found.is_builtin else found.name), found.path
+    if found.is_builtin:
+        return "builtin", found.path
+    is_local = found.commit is None
+    return (found.path.name if is_local else found.name), found.path
 
 
 def _require_mlx_lm() -> None:
