@@ -56,6 +56,9 @@ class Measurement:
     ) -> None:
         from mlxchat.cli.render import format_bar
 
+        if test < 0:
+            self.screen.progress(f"{system} loading")
+            return
         what = f"repetition {repetition}" if repetition else "warm-up"
         bar = format_bar((test + 0.5) / max(len(tests), 1))
         self.screen.progress(f"{system} {bar} {tests[test].name} · {what}")
