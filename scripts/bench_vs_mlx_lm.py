@@ -2,7 +2,8 @@
 
 Measures as `mlxchat bench --against mlx-lm` does: every measurement is a process of its own, since
 a BLAS cannot be unloaded, and processes alternate (A B A B). Ratios are of the fastest repetition,
-which other programs disturb least, and of the medians, with bootstrap intervals. Prints a Markdown table as it comes and, as the last line, JSON.
+which other programs disturb least, and of the medians, with bootstrap intervals. Prints a Markdown
+table as it comes and, as the last line, JSON.
 """
 
 import argparse

@@ -122,7 +122,12 @@ def make_request(params: dict[str, Any], folder: str) -> Request:
     """Makes what the options ask for."""
     chunks = params["chunks"] or (None,)
     tests = make_tests(
-        params["prompts"], params["answers"], params["depths"], chunks, params["kv_bits"]
+        params["prompts"],
+        params["answers"],
+        params["depths"],
+        chunks,
+        params["kv_bits"],
+        params["speculate"],
     )
     if not tests:
         raise UsageError("-p 0, -n 0 and -d 0 leave nothing to measure; give one of them")
