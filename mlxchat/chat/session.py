@@ -129,6 +129,7 @@ class Session:
                 if self._runner is not None and self.options is not options:  # changed meanwhile
                     self._runner.set_options(self.options)
             assert self.info is not None
+            self._causes = (*self._causes, "/model")
             if self.conversation.head is not None:
                 self._drop_foreign_ids()
                 self._settle_when_idle()
@@ -409,7 +410,7 @@ class Session:
             self._load(context)
             assert self._runner is not None
             self._runner.set_options(options)
-            self.options = options
+            self.options, self._causes = options, (*self._causes, "/steer")
 
         self._worker.run(job)
         if self.conversation.head is not None:

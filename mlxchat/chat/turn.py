@@ -81,7 +81,6 @@ class TurnRunner:
         self.ends_thinking = Event()  # set while an answer comes: its thinking shall end
         self._pin = 0  # where the turn began: sliding windows keep their rows back to it
         self._settle_note = ""
-        self._has_steered = False  # since the last turn
         self._own_cause = TEMPLATE  # why ids are lost where nobody changed anything
         self._notices_told: set[str] = set(self.template_notices())
         if options.steering:
@@ -94,7 +93,6 @@ class TurnRunner:
         kv_bits = self.engine.prefix.cache.kv_bits
         self.keeping.rebind(make_key(loaded.fingerprint, loaded.model, kv_bits, steering=key))
         self.engine.steer(taps)
-        self._has_steered = True
 
     def _make_renderer(self, template: ChatTemplate) -> PromptRenderer:
         """Makes the renderer of a template with the options' switches; its date stays."""
@@ -224,7 +222,7 @@ class TurnRunner:
         ahead = self.ahead.take(plan)
         why = self._settle_note
         if ahead is None:
-            why = self._explain(plan, cause, prompt.message_ends[-2] if len(messages) > 1 else 0)
+            why = self._explain(plan, cause, prompt.message_ends[-2] if len(messages) > 2 else 0)
         num_ahead = ahead or 0
         self.engine.prefix.apply(plan, keep_branch=keep_branch and not num_ahead)
         if not num_ahead:  # mostly the end of the last answer: this question may be edited
@@ -310,7 +308,7 @@ class TurnRunner:
         return prefix.plan(token_ids, marks=marks)
 
     def _explain(self, plan: Plan, cause: str, num_earlier: int) -> str:
-        """Why the turn reads more than its message, `num_earlier` ids being read before it."""
+        """Why the turn reads more than its message, which `num_earlier` ids of turns precede."""
         if not self._reuses:
             return "reuse is off"
         is_behind = plan.start < num_earlier
@@ -318,7 +316,9 @@ class TurnRunner:
             return "no more was stored" if is_behind else ""
         if plan.action == "continue" and (self._settle_note or not is_behind):
             return self._settle_note
-        return f"{cause or self._own_cause}: {plan.reason}" if plan.num_held else plan.reason
+        if not plan.num_held:
+            return f"{cause}: {plan.reason}" if cause and is_behind else plan.reason
+        return f"{cause or self._own_cause}: {plan.reason}"
 
     def _prefill(self, token_ids: tuple[int, ...], plan: Plan, context: JobContext) -> Logits:
         """Reads what the plan leaves, and returns the logits of the prompt's last position."""
@@ -448,7 +448,6 @@ class TurnRunner:
         typed = f" ({num_ahead} read while you typed)" if num_ahead else ""
         reason = f"reused {num_cached}{where}{typed}, read {usage.prefill_tokens}"
         self._is_first, self.num_settled, self._settle_note = False, 0, ""
-        self._has_steered = False
         return TurnResult(
             model=self.name,
             text=answer.text,
@@ -524,9 +523,9 @@ class TurnRunner:
             plan = self.keeping.restore(
                 target, plan, context.check, leave=0, keep_branch=keep_branch
             )
-            if is_empty and not plan.start:  # else a conversation of the history goes on
-                why = "steering changed" if self._has_steered else "no keys and values were stored"
-                self._settle_note = f"{why}, the text was read again"
+            if is_empty and not plan.start:  # a conversation of the history goes on
+                what = "no keys and values were stored, the text was read again"
+                self._settle_note = f"{cause}: {what}" if cause else what
             prefix.apply(plan, keep_branch=keep_branch)
             if lost > 1:
                 note = f"{self._own_cause} dropped or moved {lost} ids of the last turn"

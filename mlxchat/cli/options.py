@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mlxchat.cli.choices import BUILTIN, choose_sampling, choose_system
 from mlxchat.cli.render import one_line
 from mlxchat.cli.theme import DEFAULT, find_theme
 from mlxchat.errors import SettingsError, UsageError
@@ -16,6 +17,7 @@ from mlxchat.settings import (
     OVERFLOW,
     SAMPLING_BOUNDS,
     Settings,
+    find_system,
     load_settings,
     settings_path,
 )
@@ -25,8 +27,6 @@ if TYPE_CHECKING:
     from mlxchat.chat.options import Steer
     from mlxchat.chat.session import Session
     from mlxchat.cli.attachments import Attachments
-
-BUILTIN = "builtin"
 
 
 def _number(flag: str, name: str, text: str) -> Callable[..., Any]:
@@ -76,7 +76,12 @@ MODEL_OPTION = click.option(
 )
 _OPTIONS = (
     MODEL_OPTION,
-    click.option("-s", "--system", metavar="TEXT", help="The system prompt."),
+    click.option(
+        "-s",
+        "--system",
+        metavar="TEXT",
+        help="The system prompt, or `@name` of one in the settings.",
+    ),
     _number("--max-tokens", "max_tokens", "Stop the answer after N tokens."),
     _number("--temp", "temperature", "Temperature; 0 is greedy and reproducible."),
     _number("--top-p", "top_p", "Sample from the likeliest tokens that hold this probability."),
@@ -177,7 +182,13 @@ class Request:
         """Returns the request for a conversation of the history, whose model is the default."""
         has_model = self.given.get("model") is not None
         stored = resolve_model(restored.record.summary.model, Settings())
-        return replace(self, model=self.model if has_model else stored, restored=restored)
+        model = self.model if has_model else stored
+        typed = {n: x for n, x in self.sampling.items() if self.origins.get(n) == "command line"}
+        sampling, chosen = choose_sampling(self.settings, typed, model)
+        kept = {n: who for n, who in self.origins.items() if n not in self.sampling}
+        return replace(
+            self, model=model, sampling=sampling, origins=kept | chosen, restored=restored
+        )
 
     def open(self, *, idle_work: bool = True) -> "Session":
         """Makes the session; nothing is loaded yet.
@@ -197,7 +208,7 @@ class Request:
         if self.restored is not None:
             session.restore(self.restored)
             if self.given.get("system") is not None:
-                session.set_system(self.given["system"])
+                session.set_system(self.options["system"])
             if self.given.get("think") is not None:
                 session.set_thinking(self.given["think"])
         return session
@@ -226,10 +237,15 @@ def read_request(params: dict[str, Any], kind: str = "chat") -> Request:
     """
     settings = load_settings()
     given = {name: value for name, value in params.items() if value is not None}
-    origins = dict.fromkeys(settings.sampling, "config.toml") | dict.fromkeys(given, "command line")
-    sampling = settings.sampling | {n: given.pop(n) for n in SAMPLING_BOUNDS if n in given}
+    origins = dict.fromkeys(given, "command line")
+    typed = {name: given.pop(name) for name in SAMPLING_BOUNDS if name in given}
     model = resolve_model(given.pop("model", None), settings)
-    system = given.pop("system", settings.system) or None  # `--system ""` takes the default away
+    sampling, chosen = choose_sampling(settings, typed, model)
+    origins |= chosen
+    if "system" in given:  # `--system ""` takes the default away
+        system = find_system(given.pop("system"), settings) or None
+    else:
+        system = choose_system(settings, model)
     if settings.overflow is not None and "overflow" not in given:
         given["overflow"], origins["overflow"] = settings.overflow, "config.toml"
     if settings.max_file_kib is not None:

@@ -154,6 +154,7 @@ class Repl:
             self._screen.escape,
             self._pastes.expand,
             screen=self._screen,
+            settings=self._request.settings,
         )
         block = read_block(text)
         if block is None:

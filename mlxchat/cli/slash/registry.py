@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from mlxchat.cli.failures import stoppable
 from mlxchat.errors import MlxchatError, UsageError
+from mlxchat.settings import Settings
 
 if TYPE_CHECKING:
     from mlxchat.chat.session import Session
@@ -40,6 +41,7 @@ class Context:
         expand: Puts what was pasted in the place of the chips that stand for it.
         runs_shell: `!` runs a command; else it is text.
         screen: What shows answers; None where nothing can be set on it.
+        settings: What `config.toml` said at the start.
     """
 
     session: "Session"
@@ -50,6 +52,7 @@ class Context:
     expand: Callable[[str], str] = lambda text: text
     runs_shell: bool = True
     screen: "Screen | None" = None
+    settings: Settings = field(default_factory=Settings)
 
     def message(self, text: str, *, is_literal: bool = False) -> str:
         """Returns a message with what is attached and what its `@` name; pastes have no `@`."""
