@@ -20,8 +20,8 @@ from dataclasses import dataclass, field
 from tiny import CHATML, END_THINK, IM_END, KINDS, REASONING, TinySession, biased, make_tiny_folder
 
 from mlxchat.cli.failures import Stopped
-from mlxchat.cli.repl import chat_signals
 from mlxchat.cli.screen import Screen
+from mlxchat.cli.terminal_modes import chat_signals
 from mlxchat.cli.turn import Answers, follow
 from mlxchat.errors import MlxchatError
 
