@@ -49,6 +49,8 @@ LENGTH_BOUNDS = {
     "think_budget": Bounds(0, is_integer=True),
 }
 
+# Several tokens a step: "auto" takes the draft model where one is named, else earlier text.
+SPECULATE = ("off", "lookup", "auto")
 KV_BITS = (8, 4)  # of quantised keys and values
 # What a context that is full does.
 OVERFLOW = ("error", "drop-oldest")
@@ -73,7 +75,7 @@ class Settings:
 
     Attributes:
         history: Whether conversations are kept on disk.
-        engine: How models run: `kv_bits`.
+        engine: How models run: `kv_bits` and `speculate`.
         overflow: One of `OVERFLOW`.
         systems: System prompts by name.
         models: Sampling and `system` by the name of a model.
@@ -113,6 +115,7 @@ KINDS: dict[str, type] = {
     "display.markdown": bool,
     "display.theme": str,
     "engine.kv_bits": int,
+    "engine.speculate": str,
     "chat.typeahead": bool,
 }
 
@@ -282,10 +285,16 @@ def _read_models(table: dict[str, Any], path: Path) -> dict[str, dict[str, Any]]
 
 
 def _read_engine(table: dict[str, Any], path: Path) -> dict[str, Any]:
-    engine = _read_table(table, "engine", ("kv_bits",), path)
+    engine = _read_table(table, "engine", ("kv_bits", "speculate"), path)
     bits = engine.get("kv_bits", KV_BITS[0])
     if isinstance(bits, bool) or bits not in KV_BITS:
         raise SettingsError(f"{path}: engine.kv_bits = {bits!r} is not allowed; give 8 or 4")
+    speculate = engine.get("speculate", SPECULATE[0])
+    if speculate not in SPECULATE:
+        raise SettingsError(
+            f"{path}: engine.speculate = {speculate!r} is not allowed; give"
+            f" {' or '.join(map(repr, SPECULATE))}"
+        )
     return engine
 
 

@@ -4,6 +4,7 @@ Knows how text becomes final and what a person has seen of it; what is sampled a
 engine's business, what is kept of an answer the turn's. Runs on the worker thread.
 """
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from threading import Event
@@ -123,18 +124,21 @@ class AnswerDecoder:
     ) -> StopReason | None:
         """Takes tokens to the end; returns None where the thinking must be closed first."""
         eos_ids = self._tokenizer.eos_ids
-        for token in self._engine.decode(
+        decoding = self._engine.decode(
             logits, sampler, max_tokens=max_tokens, check=self._context.check
-        ):
-            self._watch.token()
-            if token in eos_ids:
-                return "eos_token"
-            self._tokens.append(token)
-            self._take(token)
-            if self._stops.is_hit:
-                return "stop_string"
-            if self._must_close():
-                return None
+        )
+        # Closed at once: what speculation fed beyond the end must leave the cache.
+        with contextlib.closing(decoding) as tokens:
+            for token in tokens:
+                self._watch.token()
+                if token in eos_ids:
+                    return "eos_token"
+                self._tokens.append(token)
+                self._take(token)
+                if self._stops.is_hit:
+                    return "stop_string"
+                if self._must_close():
+                    return None
         return limit
 
     def _take(self, token_id: int) -> None:

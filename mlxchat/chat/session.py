@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from mlxchat.chat.recorder import Recorder
     from mlxchat.chat.results import Compaction
     from mlxchat.chat.turn import TurnRunner
+    from mlxchat.chat.views import ContextView, TokenPiece
     from mlxchat.chat.warming import Warmed
     from mlxchat.engine.prefix_cache import CacheReport
 
@@ -615,6 +616,28 @@ class Session:
                 self._settle_when_idle()
 
         return self._worker.submit(job)
+
+    def view_context(self) -> "ContextView":
+        """Returns what fills the context; loads the model first."""
+
+        def job(context: JobContext) -> "ContextView":
+            self._load(context)
+            assert self._runner is not None
+            return self._runner.view_context(self.conversation)
+
+        return self._worker.run(job)
+
+    def list_tokens(self, text: str | None) -> "list[TokenPiece]":
+        """Returns the ids of a text, or of the last message (None); loads the model first."""
+
+        def job(context: JobContext) -> "list[TokenPiece]":
+            self._load(context)
+            from mlxchat.chat.views import list_pieces
+
+            assert self._runner is not None
+            return list_pieces(self._runner.renderer, self.conversation.messages(), text)
+
+        return self._worker.run(job)
 
     def wait_until_idle(self, timeout_s: float = 60.0) -> None:
         """Waits for background work; for tests and measurements."""

@@ -21,6 +21,7 @@ from mlxchat.chat.results import (
     CacheUse,
     Notice,
     PrefillProgress,
+    Speculation,
     StopReason,
     TurnResult,
     Usage,
@@ -28,10 +29,13 @@ from mlxchat.chat.results import (
 )
 from mlxchat.chat.steering import make_taps
 from mlxchat.chat.template import ChatTemplate, Message
+from mlxchat.chat.views import ContextView, measure_parts
 from mlxchat.engine.engine import Engine, Logits, peak_memory_bytes, reset_peak_memory
+from mlxchat.engine.lookup import PromptLookup
 from mlxchat.engine.options import SamplingSettings
 from mlxchat.engine.prefix_cache import Plan
 from mlxchat.engine.sampling import Sampler, resolve_sampling
+from mlxchat.engine.speculation import Speculator, explain_unfit
 from mlxchat.engine.stored_prefix import make_key
 from mlxchat.engine.timing import Stopwatch
 from mlxchat.engine.worker import JobCancelledError, JobContext
@@ -60,6 +64,8 @@ class TurnRunner:
         self.loaded = loaded
         self.options = options
         self.engine = Engine(loaded.model, kv_bits=options.kv_bits)
+        self._speculator = Speculator(PromptLookup())
+        self._unfit = explain_unfit(loaded.model, self.engine.prefix.cache)
         self.keeping: PromptKeeping = open_keeping(
             name,
             loaded,
@@ -153,6 +159,14 @@ class TurnRunner:
         plan = self.engine.prefix.plan(target, leave=0)
         return len(target) - plan.start, len(target)
 
+    def view_context(self, conversation: Conversation) -> ContextView:
+        """Returns what fills the context."""
+        messages = self.messages(conversation)
+        num_shown = sum(message.role == "user" for message in messages)
+        num_left_out = len(conversation.questions()) - num_shown
+        parts = measure_parts(self.renderer, messages, num_left_out + 1)
+        return ContextView(parts, self.context_limit, num_left_out)
+
     def template_notices(self) -> list[str]:
         """Returns what the template and its renderer had to say so far."""
         return [*self.renderer.template.notices, *self.renderer.notices]
@@ -234,6 +248,8 @@ class TurnRunner:
         watch.add("prefill", now)
         self.keeping.note(messages, token_ids, prompt.message_ends[0])
         sampler = self.make_sampler(conversation, token_ids)
+        speculates = self.options.speculate != "off" and not self._unfit
+        self.engine.speculator = self._speculator if speculates else None
         answer = self._decode(prompt, begun, logits, sampler, watch, context)
         if answer.stop_reason in ("token_limit", "context_full"):
             self.engine.prefix.mark()  # the answer may go on from here
@@ -457,8 +473,22 @@ class TurnRunner:
             timing=timing,
             cache=CacheUse(source, f"{reason} ({why})" if why else reason),
             verify=None,
+            speculation=self._report_speculation(),
             tokens=tuple(answer.tokens),
         )
+
+    def _report_speculation(self) -> Speculation | None:
+        """Tells what was foreseen of the last answer."""
+        if self.engine.speculator is None:
+            return None
+        stats = self.engine.speculator.stats
+        return Speculation(stats.kind, stats.drafted, stats.accepted, stats.saved_s)
+
+    @property
+    def speculation_notice(self) -> str:
+        """Why the speculation that was asked for is off; nothing where it is not."""
+        is_wanted = self.options.speculate in ("lookup",)
+        return f"speculation is off: {self._unfit}" if is_wanted and self._unfit else ""
 
     def _verify(
         self,

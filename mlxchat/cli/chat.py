@@ -102,6 +102,7 @@ def run_lines(answers: "Answers", request: Request, *, runs_shell: bool) -> int:
         runs_shell=runs_shell,
         screen=screen,
         settings=request.settings,
+        answers=answers,
     )
     has_failed = False
     for line in _read_lines():

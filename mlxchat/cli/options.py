@@ -16,6 +16,7 @@ from mlxchat.settings import (
     LENGTH_BOUNDS,
     OVERFLOW,
     SAMPLING_BOUNDS,
+    SPECULATE,
     Settings,
     find_system,
     load_settings,
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from mlxchat.chat.options import Steer
     from mlxchat.chat.session import Session
     from mlxchat.cli.attachments import Attachments
+
+DEFAULT_SPECULATE = "auto"  # it stops where nothing is gained: scripts/bench_speculation
 
 
 def _number(flag: str, name: str, text: str) -> Callable[..., Any]:
@@ -109,6 +112,12 @@ _OPTIONS = (
         metavar="8|4",
         callback=lambda ctx, param, value: None if value is None else int(value),
         help="Hold keys and values in 8 or 4 bits: less memory for long contexts.",
+    ),
+    click.option(
+        "--speculate",
+        type=click.Choice(SPECULATE),
+        metavar="MODE",
+        help="Several tokens a step where text repeats: 'off', 'lookup', or 'auto'.",
     ),
     click.option(
         "--think/--no-think",
@@ -253,7 +262,11 @@ def read_request(params: dict[str, Any], kind: str = "chat") -> Request:
     if given.pop("no_history", False) or not settings.history:
         given["keeps_history"] = False
     origins |= dict.fromkeys(settings.engine.keys() - given.keys(), "config.toml")
-    options = {"system": system, "cache_max_gib": settings.cache_max_gib}
+    options = {
+        "system": system,
+        "cache_max_gib": settings.cache_max_gib,
+        "speculate": DEFAULT_SPECULATE,
+    }
     options |= settings.engine | given
     return Request(
         model, sampling, options, settings, origins, kind, given=_from_command_line(params)

@@ -157,6 +157,7 @@ class Repl:
             self._pastes.expand,
             screen=self._screen,
             settings=self._request.settings,
+            answers=answers,
         )
         block = read_block(text)
         if block is None:
