@@ -38,6 +38,7 @@ def main() -> None:
             tally = test.tally
             total.update(presses=tally.num_presses, stopped=tally.num_stopped)
             total.update(kept=tally.num_kept, refused=tally.num_refused)
+            total.update(ties=tally.num_ties)
             phases.update(tally.phases)
             most = max(most, tally.most_passes_after)
             print(f"seed {seed}: {dict(total)}", flush=True)
