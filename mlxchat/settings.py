@@ -75,9 +75,10 @@ class Settings:
 
     Attributes:
         history: Whether conversations are kept on disk.
-        engine: How models run: `kv_bits` and `speculate`.
+        engine: How models run: `kv_bits`, `speculate` and `draft_model`.
         overflow: One of `OVERFLOW`.
         systems: System prompts by name.
+        memory_check: Whether a turn that would not fit into memory is refused.
         models: Sampling and `system` by the name of a model.
         typeahead: Whether a message is read while it is typed.
     """
@@ -95,6 +96,7 @@ class Settings:
     typeahead: bool = True
     systems: dict[str, str] = field(default_factory=dict)
     models: dict[str, dict[str, Any]] = field(default_factory=dict)
+    memory_check: bool = True
 
 
 def settings_path() -> Path:
@@ -111,11 +113,13 @@ KINDS: dict[str, type] = {
     "keys.mode": str,
     "files.max_kib": int,
     "context.overflow": str,
+    "context.memory_check": bool,
     "cache.max_gib": float,
     "display.markdown": bool,
     "display.theme": str,
     "engine.kv_bits": int,
     "engine.speculate": str,
+    "engine.draft_model": str,
     "chat.typeahead": bool,
 }
 
@@ -224,7 +228,12 @@ def check_settings(table: dict[str, Any], path: Path) -> Settings:
     keys = _read_table(table, "keys", ("mode",), path).get("mode", "emacs")
     if keys not in ("emacs", "vi"):
         raise SettingsError(f"{path}: keys.mode = {keys!r} is not allowed; give 'emacs' or 'vi'")
-    overflow = _read_table(table, "context", ("overflow",), path).get("overflow")
+    context = _read_table(table, "context", ("overflow", "memory_check"), path)
+    overflow, memory_check = context.get("overflow"), context.get("memory_check", True)
+    if not isinstance(memory_check, bool):
+        raise SettingsError(
+            f"{path}: context.memory_check = {memory_check!r} is not allowed; give true or false"
+        )
     if overflow not in (None, *OVERFLOW):
         raise SettingsError(
             f"{path}: context.overflow = {overflow!r} is not allowed; give"
@@ -254,6 +263,7 @@ def check_settings(table: dict[str, Any], path: Path) -> Settings:
         typeahead,
         _read_systems(table, path),
         _read_models(table, path),
+        memory_check,
     )
 
 
@@ -285,11 +295,13 @@ def _read_models(table: dict[str, Any], path: Path) -> dict[str, dict[str, Any]]
 
 
 def _read_engine(table: dict[str, Any], path: Path) -> dict[str, Any]:
-    engine = _read_table(table, "engine", ("kv_bits", "speculate"), path)
+    engine = _read_table(table, "engine", ("kv_bits", "speculate", "draft_model"), path)
     bits = engine.get("kv_bits", KV_BITS[0])
     if isinstance(bits, bool) or bits not in KV_BITS:
         raise SettingsError(f"{path}: engine.kv_bits = {bits!r} is not allowed; give 8 or 4")
     speculate = engine.get("speculate", SPECULATE[0])
+    if not isinstance(draft := engine.get("draft_model", ""), str):
+        raise SettingsError(f"{path}: engine.draft_model = {draft!r} is not allowed; give a string")
     if speculate not in SPECULATE:
         raise SettingsError(
             f"{path}: engine.speculate = {speculate!r} is not allowed; give"

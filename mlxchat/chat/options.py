@@ -27,12 +27,14 @@ class ChatOptions:
         think_budget: Tokens of thinking after which the answer must come; None is no limit.
         keep_thinking: Earlier thinking stays in the prompt, where the template can.
         overflow: At the context limit, refuse the message or drop the oldest turns.
+        checks_memory: Refuse a turn that would not fit into memory.
         verify: Compare every turn with a from-scratch prefill.
         idle_work: After an answer, bring the cache to what the next turn will render, and store it.
         keeps_history: The conversation may be on disk, its keys and values too.
         kv_bits: Hold keys and values in 8 or 4 bits; None as they are. Decided with the load.
         cache_max_gib: What all stored prompt caches may take of the disk; None is the default.
         speculate: One of `SPECULATE`: where several tokens may come from one step.
+        draft_model: Foresees tokens for this model; decided with the load.
         now: The date that the template shows for the whole conversation; None is now.
         steering: What is added to the residual stream.
     """
@@ -46,11 +48,13 @@ class ChatOptions:
     think_budget: int | None = None
     keep_thinking: bool = False
     overflow: Literal["error", "drop-oldest"] = "error"
+    checks_memory: bool = True
     verify: bool = False
     idle_work: bool = True
     keeps_history: bool = True
     kv_bits: int | None = None
     speculate: str = "off"
+    draft_model: str | None = None
     cache_max_gib: float | None = None
     now: datetime | None = None
     steering: tuple[Steer, ...] = ()

@@ -12,6 +12,7 @@ from threading import Event
 from mlxchat.chat.answering import Answer, AnswerDecoder
 from mlxchat.chat.continuation import CUT_OFF, Begun, begin_again
 from mlxchat.chat.conversation import Conversation, Node, Origin
+from mlxchat.chat.memory import MemoryGuard
 from mlxchat.chat.options import ChatOptions, pick_seed
 from mlxchat.chat.overflow import choose_messages, drop_oldest, format_dropped
 from mlxchat.chat.prompt import PromptRenderer, RenderedPrompt
@@ -35,7 +36,7 @@ from mlxchat.engine.lookup import PromptLookup
 from mlxchat.engine.options import SamplingSettings
 from mlxchat.engine.prefix_cache import Plan
 from mlxchat.engine.sampling import Sampler, resolve_sampling
-from mlxchat.engine.speculation import Speculator, explain_unfit
+from mlxchat.engine.speculation import Drafter, Speculator, explain_unfit
 from mlxchat.engine.stored_prefix import make_key
 from mlxchat.engine.timing import Stopwatch
 from mlxchat.engine.worker import JobCancelledError, JobContext
@@ -65,6 +66,7 @@ class TurnRunner:
         self.options = options
         self.engine = Engine(loaded.model, kv_bits=options.kv_bits)
         self._speculator = Speculator(PromptLookup())
+        self._drafting: Speculator | None = None
         self._unfit = explain_unfit(loaded.model, self.engine.prefix.cache)
         self.keeping: PromptKeeping = open_keeping(
             name,
@@ -84,6 +86,7 @@ class TurnRunner:
         self.num_settled = 0  # ids read in idle time since the last turn
         self.ahead = ReadAhead(self)
         self._bandwidth: float | None = None
+        self.memory = MemoryGuard(loaded.model.info.weight_bytes)
         self.ends_thinking = Event()  # set while an answer comes: its thinking shall end
         self._pin = 0  # where the turn began: sliding windows keep their rows back to it
         self._settle_note = ""
@@ -227,6 +230,9 @@ class TurnRunner:
         messages, prompt, begun = self._render(conversation, question, cut_off)
         token_ids = (*prompt.token_ids, *begun.token_ids)
         self._check_room(len(token_ids))
+        if self.options.checks_memory:
+            room = self.context_limit - len(token_ids)
+            self.memory.check(self.engine, len(token_ids), room, self.options.max_tokens)
         plan = self._plan(messages, prompt, token_ids)
         now = watch.add("template", now)
         if self._reuses:
@@ -248,8 +254,7 @@ class TurnRunner:
         watch.add("prefill", now)
         self.keeping.note(messages, token_ids, prompt.message_ends[0])
         sampler = self.make_sampler(conversation, token_ids)
-        speculates = self.options.speculate != "off" and not self._unfit
-        self.engine.speculator = self._speculator if speculates else None
+        self._choose_speculator()
         answer = self._decode(prompt, begun, logits, sampler, watch, context)
         if answer.stop_reason in ("token_limit", "context_full"):
             self.engine.prefix.mark()  # the answer may go on from here
@@ -447,6 +452,7 @@ class TurnRunner:
             completion_tokens=len(answer.tokens),
         )
         kv_bytes = self.engine.prefix.cache.nbytes
+        self.memory.note(peak_memory_bytes(), kv_bytes)
         timing = watch.finish(
             usage.prefill_tokens,
             load_s=self.loaded.load_s if self._is_first else 0.0,
@@ -477,6 +483,17 @@ class TurnRunner:
             tokens=tuple(answer.tokens),
         )
 
+    def set_drafter(self, drafter: Drafter) -> None:
+        """Takes a draft model, which goes before looking up earlier text."""
+        self._drafting = Speculator(drafter)
+
+    def _choose_speculator(self) -> None:
+        chosen = self._speculator
+        if self._drafting is not None and self.options.speculate == "auto":
+            chosen = self._drafting
+        is_off = self.options.speculate == "off" or self._unfit
+        self.engine.speculator = None if is_off else chosen
+
     def _report_speculation(self) -> Speculation | None:
         """Tells what was foreseen of the last answer."""
         if self.engine.speculator is None:
@@ -487,7 +504,7 @@ class TurnRunner:
     @property
     def speculation_notice(self) -> str:
         """Why the speculation that was asked for is off; nothing where it is not."""
-        is_wanted = self.options.speculate in ("lookup",)
+        is_wanted = self.options.speculate == "lookup" or self.options.draft_model is not None
         return f"speculation is off: {self._unfit}" if is_wanted and self._unfit else ""
 
     def _verify(

@@ -120,6 +120,11 @@ _OPTIONS = (
         help="Several tokens a step where text repeats: 'off', 'lookup', or 'auto'.",
     ),
     click.option(
+        "--draft-model",
+        metavar="NAME",
+        help="A smaller model with the same tokenizer, which foresees tokens for this one.",
+    ),
+    click.option(
         "--think/--no-think",
         default=None,
         help="Reason before the answer or not, where the model knows a switch.",
@@ -257,6 +262,8 @@ def read_request(params: dict[str, Any], kind: str = "chat") -> Request:
         system = choose_system(settings, model)
     if settings.overflow is not None and "overflow" not in given:
         given["overflow"], origins["overflow"] = settings.overflow, "config.toml"
+    if not settings.memory_check:
+        given["checks_memory"], origins["checks_memory"] = False, "config.toml"
     if settings.max_file_kib is not None:
         origins["max-file-kib"] = "config.toml"
     if given.pop("no_history", False) or not settings.history:

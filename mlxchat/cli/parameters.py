@@ -82,12 +82,14 @@ PARAMETERS = {
     "think-budget": Parameter("think_budget", LENGTH_BOUNDS["think_budget"]),
     "keep-thinking": Parameter("keep_thinking", has_default=False),
     "verify": Parameter("verify", has_default=False),
+    "memory-check": Parameter("checks_memory", has_default=False),
     "speculate": Parameter("speculate", has_default=False, choices=SPECULATE),
     "overflow": Parameter("overflow", has_default=False, choices=OVERFLOW),
 }
 FILE_LIMIT = "max-file-kib"  # of what can be attached: the chat's business, not the session's
 KV_BITS = "kv-bits"  # decided when the chat starts: what is cached cannot be read in another form
-NAMES = (*PARAMETERS, FILE_LIMIT, KV_BITS)
+DRAFT = "draft-model"  # loaded when the chat starts
+NAMES = (*PARAMETERS, FILE_LIMIT, KV_BITS, DRAFT)
 ALIASES = {"temperature": "temp", "top_p": "top-p", "top_k": "top-k", "min_p": "min-p"}
 
 
@@ -126,6 +128,10 @@ def set_parameter(context: "Context", name: str, text: str) -> list[str]:
         return [_set_file_limit(context, text)]
     if name.lower() in (KV_BITS, "kv_bits"):
         raise UsageError("kv-bits holds for a whole chat; start another with --kv-bits 8 or 4")
+    if name.lower() in (DRAFT, "draft_model"):
+        raise UsageError(
+            "the draft model is loaded at the start; leave, and use --draft-model NAME"
+        )
     name, parameter = find_parameter(name)
     value = parameter.parse(name, text)
     session = context.session
@@ -163,8 +169,8 @@ def list_parameters(context: "Context") -> list[tuple[str, str, str]]:
         is_sampling = hasattr(session.options.sampling, field)
         value = getattr(session.options.sampling if is_sampling else session.options, field)
         is_chosen = value is not None and (value is not False or field == "think")
-        if parameter.choices:
-            rows.append((name, value, origins.get(field, BY_DEFAULT)))
+        if parameter.choices or field == "checks_memory":
+            rows.append((name, format_value(value), origins.get(field, BY_DEFAULT)))
         elif is_chosen:
             rows.append((name, format_value(value), origins.get(field, BY_CONVERSATION)))
         elif is_sampling:
@@ -184,6 +190,7 @@ def list_parameters(context: "Context") -> list[tuple[str, str, str]]:
         *rows,
         (FILE_LIMIT, kib, origins.get(FILE_LIMIT, BY_DEFAULT)),
         (KV_BITS, "off" if bits is None else str(bits), origins.get("kv_bits", BY_DEFAULT)),
+        (DRAFT, session.options.draft_model or "none", origins.get("draft_model", BY_DEFAULT)),
     ]
 
 

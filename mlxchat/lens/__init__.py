@@ -12,11 +12,13 @@ Reading, `trace.py`:
     seen.stack("resid_post")  # (L, T, D)
     seen.logits             # (T, V)
     unembed(model, rows)    # the logits of any residual rows (N, D): the logit lens
+    trace(model, ids, start=900)  # of a long text record the end only
 
 Changing, `edits.py`, each also a `taps` argument of `model.forward/prefill/hidden`:
 
     Replace(layer, position, row)       # resid_post of one position of the pass (patching)
     Add({layer: row, ...})              # resid_post + row at every position (steering)
+    Checked(check)                      # ends a long pass when check raises
     Both(taps, more_taps)               # one after the other: changes first, then the recorder
     trace(model, ids, points, edits=Replace(3, 5, row))
 
