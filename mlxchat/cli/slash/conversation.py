@@ -3,8 +3,8 @@
 import contextlib
 from typing import TYPE_CHECKING
 
-from mlxchat.cli.history import conversation_names
 from mlxchat.cli.render import format_count, format_tree, one_line
+from mlxchat.cli.resume import conversation_names
 from mlxchat.cli.slash.registry import (
     Context,
     command,
