@@ -66,6 +66,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--tokens", type=int, default=200)
     args = parser.parse_args()
+    load_mlx()  # before anything else imports MLX, as the program does
     results = {}
     print("| model | tok/s without history | with | ratio | processor time | one write |")
     print("|---|---|---|---|---|---|")

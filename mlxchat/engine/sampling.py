@@ -6,7 +6,7 @@ penalties keep one count per vocabulary entry. Sources: top-k (Fan et al. 2018),
 et al. 2020), min-p (Nguyen et al. 2024), repetition penalty (Keskar et al. 2019).
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -42,6 +42,11 @@ class Sampling:
             or self.presence_penalty != 0.0
             or self.frequency_penalty != 0.0
         )
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the likeliest token is always taken."""
+        return self.temperature < _GREEDY_BELOW or self.top_k == 1
 
 
 def resolve_sampling(
@@ -101,9 +106,13 @@ class Sampler:
     def sample(self, logits: mx.array) -> mx.array:
         """Draws one token from logits (1, V) and counts it; returns its id, shape (1,), lazily."""
         token = self._draw(self.process(logits))
+        self.count(token)
+        return token
+
+    def count(self, token: mx.array) -> None:
+        """Notes a token, shape (1,), for the penalties."""
         if self._counts is not None:
             self._counts = self._counts.at[token].add(1)
-        return token
 
     def process(self, logits: mx.array) -> mx.array:
         """Applies penalties and bias to logits (1, V)."""
@@ -121,22 +130,62 @@ class Sampler:
 
     def _draw(self, logits: mx.array) -> mx.array:
         s = self.sampling
-        if s.temperature < _GREEDY_BELOW or s.top_k == 1:
+        if s.is_greedy:
             return mx.argmax(logits, axis=-1)
         return draw(
             logits,
-            self._next_key(),
+            self.next_key(),
             temperature=s.temperature,
             top_k=s.top_k,
             top_p=s.top_p,
             min_p=s.min_p,
         )
 
-    def _next_key(self) -> mx.array:
+    def next_key(self) -> mx.array:
+        """Returns the random key of the next token."""
         if not self._keys:
             self._key, *self._keys = list(mx.random.split(self._key, _KEYS_AT_ONCE + 1))
             self._keys.reverse()
         return self._keys.pop()
+
+
+def sample_rows(samplers: Sequence[Sampler], logits: mx.array) -> mx.array:
+    """Draws a token for each row of a batch; all that rows have in common is done at once.
+
+    Each row draws what its sampler alone would draw.
+
+    Args:
+        samplers: One for each row; their settings differ in nothing but the seed.
+        logits: (B, V).
+
+    Returns:
+        Token ids (B,), lazily.
+    """
+    first = samplers[0].sampling
+    if first.has_penalties or first.logit_bias:
+        pairs = enumerate(samplers)
+        logits = mx.concatenate([s.process(logits[row : row + 1]) for row, s in pairs])
+    if first.is_greedy:
+        tokens = mx.argmax(logits, axis=-1)
+    else:
+        logprobs, ids = truncated_logprobs(
+            logits,
+            temperature=first.temperature,
+            top_k=first.top_k,
+            top_p=first.top_p,
+            min_p=first.min_p,
+        )
+        tokens = mx.concatenate(
+            [
+                mx.random.categorical(logprobs[row : row + 1], axis=-1, key=sampler.next_key())
+                for row, sampler in enumerate(samplers)
+            ]
+        )
+        if ids is not None:
+            tokens = mx.take_along_axis(ids, tokens[:, None], axis=-1)[:, 0]
+    for row, sampler in enumerate(samplers):
+        sampler.count(tokens[row : row + 1])
+    return tokens
 
 
 def draw(

@@ -136,7 +136,7 @@ class RowCache:
         self._pin: int | None = None
         self._reserved = 0
 
-    def _first_needed(self, pos: int) -> int:
+    def first_needed(self, pos: int) -> int:
         """Return the oldest position that a token at `pos` or later looks at."""
         raise NotImplementedError
 
@@ -159,7 +159,7 @@ class RowCache:
         self.keys[..., first:last, :] = keys
         if values is not None and self.values is not None:
             self.values[..., first:last, :] = values
-        self.start_position = self._first_needed(first + self.origin)
+        self.start_position = self.first_needed(first + self.origin)
         return self.keys_and_values()
 
     def keys_and_values(self) -> tuple[mx.array, mx.array | None]:
@@ -180,7 +180,7 @@ class RowCache:
         if self.keys is not None and self.offset - self.origin + num_new <= self.keys.shape[2]:
             return
         pinned = self.offset if self._pin is None else min(self._pin, self.offset)
-        keep = max(self.origin, self._first_needed(pinned))
+        keep = max(self.origin, self.first_needed(pinned))
         wanted = max(self.offset + num_new, self._reserved) - keep
         capacity = -(-wanted // self.step) * self.step
         live = slice(keep - self.origin, self.offset - self.origin)
@@ -222,7 +222,7 @@ class RowCache:
 
     def can_rewind(self, pos: int) -> bool:
         """Say whether every row that a token at `pos` needs is still held; at 0 none is."""
-        return pos == 0 or (0 < pos <= self.offset and self._first_needed(pos) >= self.origin)
+        return pos == 0 or (0 < pos <= self.offset and self.first_needed(pos) >= self.origin)
 
     def rewind(self, pos: int) -> None:
         """Forget positions from `pos` on; at 0 the memory is given back.
@@ -233,7 +233,7 @@ class RowCache:
         if not self.can_rewind(pos):
             raise ValueError(f"rows for position {pos} are gone; the first held is {self.origin}")
         self.offset = pos
-        self.start_position = self._first_needed(pos)
+        self.start_position = self.first_needed(pos)
         if pos == 0:
             self.keys = self.values = None
             self.origin = 0
@@ -250,16 +250,17 @@ class RowCache:
     def restore(self, pos: int, snapshot: Snapshot) -> None:
         """Replace the rows by those of a snapshot taken at `pos`."""
         keys, values = snapshot.arrays
-        self._adopt(pos, snapshot.start, keys, values)
+        self.adopt(pos, snapshot.start, keys, values)
 
-    def _adopt(self, pos: int, start: int, keys: mx.array | None, values: mx.array | None) -> None:
+    def adopt(self, pos: int, start: int, keys: mx.array | None, values: mx.array | None) -> None:
+        """Take over rows of positions `start` to `pos`; the first write copies them."""
         self.keys, self.values = share(keys), share(values)
         self.offset = pos
         self.origin = self.start_position = start
 
-    def _rows_for(self, pos: int) -> tuple[int, mx.array | None, mx.array | None]:
+    def rows_for(self, pos: int) -> tuple[int, mx.array | None, mx.array | None]:
         """Return the first position that a token at `pos` needs, and the rows from there on."""
-        start = self._first_needed(pos)
+        start = self.first_needed(pos)
         rows = slice(start - self.origin, pos - self.origin)
         keys, values = (
             None if array is None else mx.contiguous(array[..., rows, :])
@@ -273,7 +274,7 @@ class RowCache:
         """Return the rows that a token at `pos` needs, without room for growth or deleted rows."""
         pos = self.offset if pos is None else pos
         if self.can_rewind(pos):
-            start, keys, values = self._rows_for(pos)
+            start, keys, values = self.rows_for(pos)
         elif mark is not None:
             start, (keys, values) = mark.start, mark.arrays
         else:
@@ -285,7 +286,7 @@ class RowCache:
     def load_export(self, meta: Meta, arrays: dict[str, mx.array]) -> None:
         """Take over exported rows; the first write copies them into a buffer with room."""
         keys, values = arrays.get("keys"), arrays.get("values")
-        self._adopt(int(meta["offset"]), int(meta["start"]), keys, values)
+        self.adopt(int(meta["offset"]), int(meta["start"]), keys, values)
 
 
 def _regrow(buffer: mx.array | None, like: mx.array, live: slice, capacity: int) -> mx.array:
@@ -303,7 +304,7 @@ class FullKV(RowCache):
 
     kind: Kind = "full"
 
-    def _first_needed(self, pos: int) -> int:
+    def first_needed(self, pos: int) -> int:
         return 0
 
     def export(

@@ -36,7 +36,7 @@ class WindowKV(RowCache):
         super().__init__(step)
         self.window = window
 
-    def _first_needed(self, pos: int) -> int:
+    def first_needed(self, pos: int) -> int:
         return max(0, pos - (self.window - 1))
 
     def make_mask(
@@ -58,7 +58,7 @@ class WindowKV(RowCache):
 
     def snapshot(self, evaluate: bool = True) -> Snapshot:
         """Copy the rows that the next token sees: they will slide out of the window."""
-        start, keys, values = self._rows_for(self.offset)
+        start, keys, values = self.rows_for(self.offset)
         return own(Snapshot((keys, values), start), evaluate)
 
 
@@ -79,14 +79,14 @@ class ChunkedKV(RowCache):
         super().__init__(step)
         self.chunk_size = chunk_size
 
-    def _first_needed(self, pos: int) -> int:
+    def first_needed(self, pos: int) -> int:
         return pos // self.chunk_size * self.chunk_size
 
     def maybe_trim_front(self) -> None:
         """Show the model the current chunk only; rows leave memory when the buffer is full."""
-        self.start_position = self._first_needed(self.offset)
+        self.start_position = self.first_needed(self.offset)
 
     def snapshot(self, evaluate: bool = True) -> Snapshot:
         """Copy the rows of the current chunk: they will be dropped after it."""
-        start, keys, values = self._rows_for(self.offset)
+        start, keys, values = self.rows_for(self.offset)
         return own(Snapshot((keys, values), start), evaluate)
