@@ -45,7 +45,12 @@ SAMPLING_BOUNDS = {
 LENGTH_BOUNDS = {
     "max_tokens": Bounds(1, is_integer=True),
     "max_context": Bounds(1, is_integer=True),
+    "think_budget": Bounds(0, is_integer=True),
 }
+
+KV_BITS = (8, 4)  # of quantised keys and values
+# What a context that is full does.
+OVERFLOW = ("error", "drop-oldest")
 
 # The largest file that can be put into a message; more than the last would fill any context.
 FILE_BOUNDS = {"max_kib": Bounds(1, 1024 * 1024, is_integer=True)}
@@ -67,6 +72,9 @@ class Settings:
 
     Attributes:
         history: Whether conversations are kept on disk.
+        engine: How models run: `kv_bits`.
+        overflow: One of `OVERFLOW`.
+        typeahead: Whether a message is read while it is typed.
     """
 
     model: str | None = None
@@ -75,8 +83,11 @@ class Settings:
     history: bool = True
     keys: Literal["emacs", "vi"] = "emacs"
     max_file_kib: int | None = None
+    overflow: str | None = None
     display: Display = field(default_factory=Display)
+    engine: dict[str, Any] = field(default_factory=dict)
     cache_max_gib: float | None = None
+    typeahead: bool = True
 
 
 def settings_path() -> Path:
@@ -92,9 +103,12 @@ KINDS: dict[str, type] = {
     **{f"sampling.{name}": int if b.is_integer else float for name, b in SAMPLING_BOUNDS.items()},
     "keys.mode": str,
     "files.max_kib": int,
+    "context.overflow": str,
     "cache.max_gib": float,
     "display.markdown": bool,
     "display.theme": str,
+    "engine.kv_bits": int,
+    "chat.typeahead": bool,
 }
 
 
@@ -143,8 +157,8 @@ def check_settings(table: dict[str, Any], path: Path) -> Settings:
     Raises:
         SettingsError: A name is unknown or a value not allowed.
     """
-    known = ("model", "system", "history", "sampling", "keys", "files", "display", "cache")
-    _refuse_unknown(table, known, path, "")
+    tables = ("sampling", "keys", "files", "context", "display", "engine", "cache", "chat")
+    _refuse_unknown(table, ("model", "system", "history", *tables), path, "")
     for name in ("model", "system"):
         if name in table and not isinstance(table[name], str):
             raise SettingsError(f"{path}: {name} = {table[name]!r} is not allowed; give a string")
@@ -157,11 +171,22 @@ def check_settings(table: dict[str, Any], path: Path) -> Settings:
     keys = _read_table(table, "keys", ("mode",), path).get("mode", "emacs")
     if keys not in ("emacs", "vi"):
         raise SettingsError(f"{path}: keys.mode = {keys!r} is not allowed; give 'emacs' or 'vi'")
+    overflow = _read_table(table, "context", ("overflow",), path).get("overflow")
+    if overflow not in (None, *OVERFLOW):
+        raise SettingsError(
+            f"{path}: context.overflow = {overflow!r} is not allowed; give"
+            f" {' or '.join(map(repr, OVERFLOW))}"
+        )
     display = _read_table(table, "display", ("markdown", "theme"), path)
     for name, kind, wanted in (("markdown", bool, "true or false"), ("theme", str, "a string")):
         if name in display and not isinstance(display[name], kind):
             value = display[name]
             raise SettingsError(f"{path}: display.{name} = {value!r} is not allowed; give {wanted}")
+    typeahead = _read_table(table, "chat", ("typeahead",), path).get("typeahead", True)
+    if not isinstance(typeahead, bool):
+        raise SettingsError(
+            f"{path}: chat.typeahead = {typeahead!r} is not allowed; give true or false"
+        )
     return Settings(
         table.get("model"),
         table.get("system"),
@@ -169,9 +194,20 @@ def check_settings(table: dict[str, Any], path: Path) -> Settings:
         history,
         keys,
         files.get("max_kib"),
+        overflow,
         Display(**display),
+        _read_engine(table, path),
         cache.get("max_gib"),
+        typeahead,
     )
+
+
+def _read_engine(table: dict[str, Any], path: Path) -> dict[str, Any]:
+    engine = _read_table(table, "engine", ("kv_bits",), path)
+    bits = engine.get("kv_bits", KV_BITS[0])
+    if isinstance(bits, bool) or bits not in KV_BITS:
+        raise SettingsError(f"{path}: engine.kv_bits = {bits!r} is not allowed; give 8 or 4")
+    return engine
 
 
 def _read_table(

@@ -18,6 +18,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench_store import make_checkpoint  # found by the line above
 
+from mlxchat.model.device import load_mlx
+
 SHAPES = {"4 layers, width 256": (4, 256, 4), "12 layers, width 512": (12, 512, 8)}
 
 

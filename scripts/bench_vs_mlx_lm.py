@@ -1,13 +1,12 @@
 """mlxchat against mlx-lm: the same checkpoints, one machine, one run, ratios.
 
-Every measurement is a process of its own, since a BLAS cannot be unloaded; peers alternate (ABAB)
-and the median of the rounds counts. Prints a Markdown table and, as the last line, JSON.
+Measures as `mlxchat bench --against mlx-lm` does: every measurement is a process of its own, since
+a BLAS cannot be unloaded, processes alternate (A B A B), medians count and intervals are of the
+bootstrap. Prints a Markdown table as it comes and, as the last line, JSON.
 """
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -16,9 +15,16 @@ import time
 from pathlib import Path
 from typing import Any
 
+from mlxchat.bench.compare import compare_systems
+from mlxchat.bench.machine import describe_machine
+from mlxchat.bench.report import format_machine
+from mlxchat.bench.runs import Run
+from mlxchat.bench.workload import Case, Request
+
 ROOT = Path(__file__).resolve().parent.parent
 BUILTIN = ROOT / "mlxchat" / "model" / "builtin"
-PREFILL_TOKENS, DECODE_TOKENS, DEPTH = 512, 64, 128
+TESTS = (Case("pp", 512), Case("tg", 64, depth=128))
+REPETITIONS = 3
 SHAPE = {
     "model_type": "qwen3",
     "hidden_size": 256,
@@ -64,85 +70,34 @@ def preload() -> None:
     ctypes.CDLL("libopenblas.so.0", mode=ctypes.RTLD_GLOBAL)
 
 
-def measure_ours(folder: Path) -> dict[str, float]:
-    """Prefill and decode rates of mlxchat's engine."""
-    from mlxchat.model.device import load_mlx
+def compare(folder: Path, rounds: int, ours: bool, peer: bool) -> dict[str, float]:
+    """Ratios ours / peer of the medians over alternating processes.
 
-    load_mlx()
-    import mlx.core as mx
-
-    from mlxchat.engine.engine import Engine
-    from mlxchat.engine.sampling import Sampler, Sampling
-    from mlxchat.model.loader import load_model
-
-    model = load_model(folder).model
-    ids = mx.random.randint(0, 2000, (PREFILL_TOKENS,), key=mx.random.key(1)).tolist()
-    prefill, decode = [], []
-    for _ in range(3):
-        engine = Engine(model)
-        engine.chunker.size = engine.chunker.largest = PREFILL_TOKENS
-        start = time.perf_counter()
-        engine.prefill(ids, engine.prefix.plan(ids))
-        prefill.append(PREFILL_TOKENS / (time.perf_counter() - start))
-        engine = Engine(model)
-        logits = engine.prefill(ids[:DEPTH], engine.prefix.plan(ids[:DEPTH]))
-        assert logits is not None
-        times = []
-        sampler = Sampler(Sampling(temperature=0.0), SHAPE["vocab_size"])  # type: ignore[arg-type]
-        for _token in engine.decode(logits, sampler, max_tokens=DECODE_TOKENS + 1):
-            times.append(time.perf_counter())
-        decode.append((len(times) - 1) / (times[-1] - times[0]))
-    return {"prefill": max(prefill), "decode": max(decode)}
-
-
-def measure_peer(folder: Path) -> dict[str, float]:
-    """The same through mlx_lm.stream_generate, its own clock replaced by ours."""
-    import mlx.core as mx
-    import mlx_lm
-    from mlx_lm.generate import generate_step
-    from mlx_lm.models.cache import make_prompt_cache
-
-    model, tokenizer = mlx_lm.load(str(folder))
-    ids = mx.random.randint(0, 2000, (PREFILL_TOKENS,), key=mx.random.key(1))
-    tokenizer.eos_token_ids = set()
-    prefill, decode = [], []
-    for _ in range(3):
-        cache = make_prompt_cache(model)
-        start = time.perf_counter()
-        next(generate_step(ids, model, max_tokens=1, prompt_cache=cache))
-        prefill.append(PREFILL_TOKENS / (time.perf_counter() - start))
-        times = []
-        for _response in mlx_lm.stream_generate(
-            model, tokenizer, ids[:DEPTH].tolist(), max_tokens=DECODE_TOKENS + 1
-        ):
-            times.append(time.perf_counter())
-        times = times[: DECODE_TOKENS + 1]
-        decode.append((len(times) - 1) / (times[-1] - times[0]))
-    return {"prefill": max(prefill), "decode": max(decode)}
-
-
-def run_child(kind: str, folder: Path, blas: str) -> dict[str, float]:
-    """Measures in a process of its own."""
-    env = {**os.environ, "MLXCHAT_NO_OPENBLAS": "1" if blas == "without" else ""}
-    command = [sys.executable, __file__, "--child", kind, "--folder", str(folder), "--blas", blas]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"{kind} failed:\n{done.stderr}")
-    result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return result
-
-
-def compare(folder: Path, rounds: int, ours_blas: str, peer_blas: str) -> dict[str, float]:
-    """Ratios ours / peer of the medians over alternating rounds."""
-    ours, peer = [], []
+    Args:
+        folder: The checkpoint.
+        rounds: Processes of each.
+        ours: Ours may use OpenBLAS.
+        peer: mlx-lm may.
+    """
+    runs = {
+        "mlxchat": Run(make_request(folder, ours), ("mlxchat",)),
+        "mlx-lm": Run(make_request(folder, peer), ("mlx-lm",)),
+    }
     for _ in range(rounds):
-        ours.append(run_child("ours", folder, ours_blas))
-        peer.append(run_child("peer", folder, peer_blas))
-    ratio = {}
-    for name in ("prefill", "decode"):
-        a, b = (statistics.median(r[name] for r in runs) for runs in (ours, peer))
-        ratio |= {name: a / b, f"{name}_ours": a, f"{name}_peer": b}
+        for run in runs.values():
+            run.measure()
+    samples = [run.measured[name].samples for name, run in runs.items()]  # type: ignore[index]
+    ratio: dict[str, float] = {}
+    for found in compare_systems(TESTS, *samples):
+        name = {"pp": "prefill", "tg": "decode"}[found.name[:2]]
+        name += "_host" if "host" in found.name else ""
+        ratio |= {name: found.ratio, f"{name}_ours": found.ours, f"{name}_peer": found.peer}
+        ratio |= {f"{name}_low": found.low, f"{name}_high": found.high}
     return ratio
+
+
+def make_request(folder: Path, has_openblas: bool) -> Request:
+    return Request(str(folder), TESTS, REPETITIONS, 0.0, has_openblas=has_openblas)
 
 
 def time_command(command: list[str]) -> float:
@@ -165,25 +120,28 @@ def compare_start(rounds: int) -> dict[str, float]:
     return {"ratio": ours / theirs, "ours_s": ours, "peer_s": theirs}
 
 
+def show(ratio: dict[str, float], name: str) -> str:
+    """A ratio with its interval."""
+    return f"{ratio[name]:.2f}x ({ratio[name + '_low']:.2f} to {ratio[name + '_high']:.2f})"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--child", choices=["ours", "peer", "make"])
+    parser.add_argument("--child", choices=["make"])
     parser.add_argument("--folder", type=Path)
-    parser.add_argument("--blas", choices=["with", "without"], default="with")
     parser.add_argument("--bits", type=int)
     args = parser.parse_args()
     if args.child == "make":
         make_checkpoint(args.folder, args.bits)
         return
-    if args.child:
-        if args.child == "peer" and args.blas == "with":
-            preload()
-        measure = measure_ours if args.child == "ours" else measure_peer
-        print(json.dumps(measure(args.folder)))
-        return
-    results: dict[str, Any] = {"machine": platform.machine(), "cores": os.cpu_count()}
-    rows = []
+    results: dict[str, Any] = {"machine": describe_machine()}
+    names = ("prefill", "decode", "decode_host")
+    print(
+        "| checkpoint (8 layers, d = 256) | OpenBLAS | prefill of 512 | decode of 64 at depth 128"
+        " | host time per token |"
+    )
+    print("|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as name:
         for label, bits in (("float32", None), ("4-bit bfloat16", 4)):
             folder = Path(name) / label.replace(" ", "-")
@@ -192,21 +150,20 @@ def main() -> None:
             make = [sys.executable, __file__, "--child", "make", "--folder", str(folder), *extra]
             subprocess.run(make, check=True)
             for title, ours, peer in (
-                ("as installed, OpenBLAS present", "with", "without"),
-                ("both with OpenBLAS", "with", "with"),
-                ("both without", "without", "without"),
+                ("as installed: mlxchat finds it, mlx-lm does not", True, False),
+                ("both with", True, True),
+                ("both without", False, False),
             ):
-                ratio = compare(folder, args.rounds, ours, peer)
-                results[f"{label}, {title}"] = ratio
-                rows.append(
-                    f"| {label} | {title} | {ratio['prefill']:.2f}x | {ratio['decode']:.2f}x |"
-                )
-                print(rows[-1], file=sys.stderr, flush=True)
+                ratio = results[f"{label}, {title}"] = compare(folder, args.rounds, ours, peer)
+                cells = [label, title, *(show(ratio, name) for name in names)]
+                print("|", " | ".join(cells), "|", flush=True)
     results["start"] = compare_start(args.rounds)
-    print("| checkpoint (8 layers, d = 256) | BLAS | prefill of 512 | decode at depth 128 |")
-    print("|---|---|---|---|")
-    print("\n".join(rows))
-    print(f"\nOne token, whole process: {results['start']['ratio']:.2f}x of mlx_lm.generate's time")
+    start = results["start"]
+    print(
+        f"\nOne token, whole process: {start['ratio']:.2f} of mlx_lm.generate's time"
+        f" ({start['ours_s']:.2f} s to {start['peer_s']:.2f} s)\n"
+    )
+    print("\n".join(format_machine(results["machine"])))
     print(json.dumps(results))
 
 

@@ -1,5 +1,7 @@
 """The whole matrix of exact reuse: every architecture, chunks of 1, 7 and 64, sampled and greedy.
 
+Models with each kind of cache play with keys and values in 8 and in 4 bits too.
+
 Each play is the script of `tests/matrix.py`, which checks every step. Results are lines of JSON in
 the file given by --out; what stands there for the same versions of MLX and mlx-lm is not played
 again, failures excepted. Prints a table by kind of cache; exits with 1 where something failed.
@@ -22,11 +24,17 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import mlx.core as mx  # noqa: E402
 from matrix import play_model  # noqa: E402
-from matrix_models import build, names  # noqa: E402
+from matrix_models import QUANTISED, build, names  # noqa: E402
 
 CHUNKS = (1, 7, 64)
-# How answers are chosen, and the template that goes with it: each has to meet each kind of cache.
-WAYS = {"sampled": ("stripped", False), "greedy": ("exact", True)}
+# How answers are chosen, the template that goes with it, and bits of keys and values: each has to
+# meet each kind of cache.
+WAYS: dict[str, tuple[str, bool, int | None]] = {
+    "sampled": ("stripped", False, None),
+    "greedy": ("exact", True, None),
+    "8 bits": ("stripped", False, 8),
+    "4 bits": ("exact", False, 4),
+}
 
 Result = dict[str, Any]
 Key = tuple[str, int, str]
@@ -55,8 +63,10 @@ def play_all(todo: list[Key]) -> Iterator[Result]:
             model = None
             mx.clear_cache()
             built, model = name, build(name)
+        if WAYS[way][2] is not None:
+            built, model = "", build(name, **QUANTISED[name])
         assert model is not None
-        template, is_greedy = WAYS[way]
+        template, is_greedy, kv_bits = WAYS[way]
         start = time.perf_counter()
         result: Result = {
             "model": name,
@@ -67,7 +77,10 @@ def play_all(todo: list[Key]) -> Iterator[Result]:
             "error": None,
         }
         try:
-            result |= asdict(play_model(model, chunk, template=template, is_greedy=is_greedy))
+            played = play_model(
+                model, chunk, template=template, is_greedy=is_greedy, kv_bits=kv_bits
+            )
+            result |= asdict(played)
         except Exception as error:  # whatever goes wrong is a result
             said = str(error).splitlines() or [""]
             result["error"] = f"{type(error).__name__}: {said[0]}"
@@ -103,7 +116,7 @@ def main() -> int:
         for name in names()
         for chunk in args.chunks
         for way in WAYS
-        if args.only in name
+        if args.only in name and (WAYS[way][2] is None or name in QUANTISED)
     ]
     results = read_results(args.out)
     todo = [key for key in wanted if key not in results or results[key]["error"]]

@@ -13,12 +13,15 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 from mlxchat.chat.conversation import Branch, Node
+from mlxchat.chat.read_ahead import DraftCost
 from mlxchat.chat.results import (
     CacheUse,
+    Compaction,
     LoadProgress,
     Notice,
     PrefillProgress,
     SessionInfo,
+    SummaryProgress,
     TextDelta,
     TurnResult,
     Usage,
@@ -106,6 +109,7 @@ class FakeSession:
     made: "ClassVar[list[FakeSession]]" = []  # noqa: RUF012  # the annotation is a string
 
     title: str | None = None
+    ends_thinking = False
 
     def __init__(self, model: str | None, options: ChatOptions, recorder: object = None) -> None:
         self.model, self.options, self.recorder = model, options, recorder
@@ -113,6 +117,7 @@ class FakeSession:
         self.last: TurnResult | None = None
         self.system = options.system
         self.sent: list[str] = []
+        self.drafts: list[str | None] = []  # None where one was dropped
         self.load_calls = self.send_calls = 0
         self.is_closed = False
         self._worker = Worker()
@@ -200,6 +205,18 @@ class FakeSession:
     def restore(self, restored: Any) -> None:
         self.sent = [node.message.content for node in restored.conversation.questions()]
 
+    def compact(self, num_kept: int) -> Job[Compaction]:
+        def job(context: JobContext) -> Compaction:
+            for done in range(20):
+                context.check()
+                context.emit(SummaryProgress(10 * done))
+                time.sleep(0.02)
+            old, self.sent = self.sent, ["summary", *self.sent[-num_kept:]]
+            num_turns = max(len(old) - num_kept, 1)
+            return Compaction("A **short** one.", num_turns, 4000, 300, len(old))
+
+        return self._worker.submit(job)
+
     def set_system(self, text: str | None) -> None:
         self.system = text
 
@@ -223,6 +240,9 @@ class FakeSession:
         self.options = replace(self.options, think=think)
         return ["this template has no switch"] if think is False else []
 
+    def end_thinking(self) -> None:
+        self.ends_thinking = True
+
     def set_options(self, options: ChatOptions) -> list[str]:
         self.options = options
         return []
@@ -236,6 +256,17 @@ class FakeSession:
 
     def count_tokens(self, text: str) -> int | None:
         return None if self.info is None else len(text.split())
+
+    def read_ahead(self, draft: str) -> None:
+        self.drafts.append(draft)
+
+    def drop_draft(self) -> None:
+        self.drafts.append(None)
+
+    def estimate_cost(self, num_tokens: int) -> DraftCost | None:
+        if self.info is None:
+            return None
+        return DraftCost(num_tokens, num_tokens / 100, (self.context_used + num_tokens) / 512)
 
     def last_answer(self) -> str | None:
         return self.last.text if self.last is not None and self.sent else None
@@ -263,8 +294,13 @@ class FakeSession:
             raise ValueError("a bug\nwith two lines")
         self.sent.append(text)
         if first == "think":
-            for piece in ("\nI ", "wonder", ".\n"):
+            self.ends_thinking = False
+            rounds = 200 if "long" in text else 1
+            for piece in ("\nI ", *["wonder "] * (rounds - 1), "wonder", ".\n"):
                 context.emit(TextDelta(piece, "reasoning"))
+                if self.ends_thinking:
+                    break
+                time.sleep(0.05 * (rounds > 1))
             say("\n\n")
         if first == "read":
             for done in range(0, 1000, 20):

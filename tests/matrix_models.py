@@ -40,6 +40,17 @@ NATIVE = (
     "granite",
     "olmo2",
 )
+# Models whose keys and values are quantised here: heads of 32, which the others are too small for.
+QUANTISED: dict[str, dict[str, Any]] = {
+    "native:qwen3": {},  # full, our own transformer
+    "native:mistral-window": {},  # window and full, our own transformer
+    "native:gemma2": {},  # full, with capped scores
+    "zoo:phi": {"num_attention_heads": 2, "num_key_value_heads": 2},  # crashes with mlx-lm's own
+    "zoo:deepseek_v3": {"kv_lora_rank": 32, "qk_rope_head_dim": 32},  # latents
+    "zoo:gpt_oss": {"head_dim": 32},  # window and full
+    "zoo:llama4": {"text_config": {**make_config("llama4")["text_config"], "head_dim": 32}},
+    "zoo:qwen3_next": {"head_dim": 32},  # full, beside recurrent layers that stay
+}
 TEMPLATES = {"exact": EXACT, "stripped": THINK_OPENED}
 
 # What cannot play, each with the reason; `test_matrix.py` shows that it is refused or handled.

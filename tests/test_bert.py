@@ -5,8 +5,10 @@ import math
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from tiny_bert import CONFIG, bert_shapes, random_weights, write_encoder
 
+from mlxchat.cli.main import cli
 from mlxchat.errors import CheckpointError, UnsupportedModelError
 from mlxchat.model.bert import is_encoder, make_bert_config
 from mlxchat.model.device import load_mlx
@@ -213,3 +215,27 @@ def test_equals_transformers(tmp_path):
     ours = fast_states(folder, IDS)
     expected = theirs.last_hidden_state.numpy()
     np.testing.assert_allclose(ours[is_token], expected[is_token], atol=1e-5, rtol=0)
+
+
+def test_inspect_attention_looks_both_ways(tmp_path, monkeypatch):
+    """`inspect attention` shows an encoder's maps: rows sum to 1, later tokens are seen."""
+    folder = str(write_encoder(tmp_path))
+    page = tmp_path / "page.html"
+    arguments = ["inspect", "attention", "the cat sat on the mat", "-m", folder]
+    done = CliRunner().invoke(cli, [*arguments, "--json", "--html", str(page)])
+    assert done.exit_code == 0, done.output
+    facts = json.loads(done.stdout)
+    assert facts["tokens"] == ["[CLS]", *["the", "cat", "sat", "on", "the", "mat"], "[SEP]"]
+    assert len(facts["maps"]) == CONFIG["num_hidden_layers"] * CONFIG["num_attention_heads"]
+    patterns = np.array([one["pattern"] for one in facts["maps"]])
+    np.testing.assert_allclose(patterns.sum(-1), 1, atol=1e-5)
+    assert np.triu(patterns[0], 1).sum() > 0.5
+    assert "LayerNorm" in page.read_text()
+    monkeypatch.setenv("COLUMNS", "100")
+    shown = CliRunner().invoke(cli, [*arguments, "--word", "cat"]).stdout
+    assert "all tokens, before and after it" in shown
+    assert "who looks at cat" in shown
+    refused = CliRunner().invoke(cli, [*arguments, "--chat"])
+    assert "an encoder has no chat template" in refused.stderr
+    long = CliRunner().invoke(cli, [*arguments[:2], "cat " * 60, "-m", folder])
+    assert "this model reads 1 to 48" in long.stderr

@@ -122,3 +122,17 @@ def test_measure_takes_the_time_of_its_block(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(ZeroDivisionError), chunker.measure(64):
         now[0] += 9.0 / 0
     assert chunker.size == 64
+
+
+def test_an_estimate_takes_the_rate_of_the_nearest_shorter_chunk():
+    """How long tokens will take follows from the longest chunk that is not longer than they are."""
+    chunker = PrefillChunker()
+    assert chunker.estimate_s(10) is None
+    chunker.observe(3, 0.1)  # too short to say anything
+    assert chunker.estimate_s(10) is None
+    chunker.observe(12, 0.12)
+    assert chunker.estimate_s(400) == pytest.approx(4.0)
+    chunker.observe(chunker.size, chunker.size / 1000)
+    assert chunker.estimate_s(400) == pytest.approx(0.4)
+    assert chunker.estimate_s(10) == pytest.approx(0.1)
+    assert chunker.estimate_s(1) == pytest.approx(0.01)

@@ -35,7 +35,7 @@ def test_texts(encoder):
     done = run_json("-m", encoder, "the cat sat", "the dog runs")
     assert (done["dims"], done["pooling"], len(done["vectors"])) == (24, "first", 2)
     np.testing.assert_allclose(np.linalg.norm(done["vectors"], axis=1), 1, atol=1e-5)
-    assert "similarity" not in done
+    assert set(done) == {"vectors", "dims", "pooling"}
 
 
 def test_prefixes(encoder):
@@ -48,7 +48,7 @@ def test_prefixes(encoder):
 def test_builtin_model_and_stdin():
     """Without arguments each line of stdin is a text; the built-in chat model gives vectors too."""
     done = run_json(input="Paris\n\nMadrid\n")
-    assert (len(done["vectors"]), done["model"], done["pooling"]) == (2, "builtin", "mean")
+    assert (len(done["vectors"]), done["pooling"]) == (2, "mean")
 
 
 @pytest.mark.parametrize("metric", ["cosine", "l2", "dot"])
@@ -76,7 +76,7 @@ def test_poolings_layers_and_lengths(encoder):
     both = run_json("-m", encoder, "--pooling", "mean+max", "the cat")
     assert (both["dims"], both["pooling"]) == (48, "mean+max")
     first = run_json("-m", encoder, "--layer", "0", "the cat")
-    assert (first["layer"], first["vectors"] != [unit.tolist()]) == (0, True)
+    assert not np.allclose(first["vectors"][0], unit, atol=1e-3)
 
 
 def test_shorter_vectors(encoder):

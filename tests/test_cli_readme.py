@@ -53,15 +53,33 @@ def test_config_commands():
     assert table("### Settings") == rows
 
 
-@pytest.mark.parametrize("name", ["chat", "generate"])
-def test_options(name):
-    """Every option of `chat` and `generate` is in the tables with its help."""
+def options_of(name):
+    """Returns the options of a command as its table shows them."""
     rows = {}
     for option in cli.commands[name].params:
         if isinstance(option, click.Option):
             metavar = "" if option.is_flag else f" {option.metavar}"
             names = [f"`{text}`" for text in (*option.opts, *option.secondary_opts)]
             rows[", ".join(names)[:-1] + f"{metavar}`"] = option.help
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("name", "header"),
+    [
+        ("bench", "## Measure it: `mlxchat bench`"),
+        ("timings", "## Where the time went: `mlxchat timings`"),
+    ],
+)
+def test_options_of_reports(name, header):
+    """Every option of `bench` and `timings` is in its table with its help."""
+    assert table(header) == options_of(name)
+
+
+@pytest.mark.parametrize("name", ["chat", "generate"])
+def test_options(name):
+    """Every option of `chat` and `generate` is in the tables with its help."""
+    rows = options_of(name)
     shared = table("### Options of `chat` and `generate`")
     own = table("### Options of `chat` alone") if name == "chat" else {}
     assert shared | own == rows
@@ -72,6 +90,21 @@ def test_cache_commands():
     commands = cli.commands["cache"].commands
     rows = {f"`mlxchat cache {n}`": c.get_short_help_str(200) for n, c in commands.items()}
     assert table("## Stored prompts") == rows
+
+
+def test_inspect_commands():
+    """Every command of `inspect` is in its table with its summary, in the order of --help."""
+    rows = {}
+    group = cli.commands["inspect"]
+    for name in group.list_commands(click.Context(group)):
+        command = group.get_command(click.Context(group), name)
+        context = click.Context(command)
+        arguments = [
+            p.make_metavar(context) for p in command.params if p.param_type_name == "argument"
+        ]
+        usage = " ".join(["mlxchat inspect", name, *arguments])
+        rows[f"`{usage}`"] = command.get_short_help_str(200)
+    assert list(table("## Look inside").items()) == list(rows.items())
 
 
 def test_slash_commands():

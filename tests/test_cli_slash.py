@@ -1,7 +1,7 @@
 """Slash commands: what is a command, what each does, what is refused."""
 
 import pytest
-from fakes import FakeSession
+from fakes import FakeSession, make_result
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -213,3 +213,26 @@ def test_cache(talk):
     shown = talk.said[-1]
     for part in ("120 tokens, 2.0 KiB", "full, recurrent", "at 100", "tokens 80 to 110", "768 B"):
         assert part in shown
+
+
+def test_compact(talk):
+    """/compact says what is summarised, shows the summary and where the old branch is."""
+    for text in ("one", "two", "three", "four"):
+        talk.do(text)
+    talk.do("/compact")
+    assert talk.said == [
+        "Turns 1 to 2 are now this summary:",
+        "A **short** one.",
+        "The conversation took 4 000 tokens and takes 300; /goto 4 brings all of it back.",
+    ]
+    with pytest.raises(UsageError, match=r"write /compact \[N\]"):
+        talk.do("/compact all")
+
+
+def test_continue(talk):
+    """/continue goes on with a cut answer; one that ended is refused."""
+    talk.do("hello")
+    with pytest.raises(UsageError, match="ended by itself"):
+        talk.do("/continue")
+    talk.session.last = make_result(stop_reason="token_limit")
+    assert talk.do("/continue") == "you said: hello on"

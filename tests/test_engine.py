@@ -168,16 +168,16 @@ def test_a_forward_pass_that_breaks_off_resets(
     engine = make_engine(models["window"])
     if start:
         feed(engine, IDS[:start])
-    update, left = RowCache.update_and_fetch, [failing_update]
+    append, left = RowCache.append, [failing_update]
 
     def fail(self: RowCache, *rows: Any) -> Any:
         left[0] -= 1
         if left[0] == 0:
             raise StopError
-        return update(self, *rows)
+        return append(self, *rows)
 
     with monkeypatch.context() as patch:
-        patch.setattr(RowCache, "update_and_fetch", fail)
+        patch.setattr(RowCache, "append", fail)
         with pytest.raises(StopError):
             feed(engine, IDS[:50])
     assert engine.prefix.token_ids == []

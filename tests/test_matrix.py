@@ -12,7 +12,14 @@ import mlx.core as mx
 import pytest
 from architectures import LEFT_OUT, NEEDS_METAL
 from matrix import TOLERANCE, Player, Tally, make_options, play_model, replaced
-from matrix_models import EXCEPTIONS, build, make_loaded, measure_sensitivity, names
+from matrix_models import (
+    EXCEPTIONS,
+    QUANTISED,
+    build,
+    make_loaded,
+    measure_sensitivity,
+    names,
+)
 
 from mlxchat.engine.prefix_cache import Plan, PrefixCache
 from mlxchat.errors import ContextFullError, UnsupportedModelError
@@ -21,6 +28,7 @@ from mlxchat.model.kv_cache import FullKV, RowCache
 from mlxchat.model.state_cache import Opaque, RecurrentState
 from mlxchat.model.window_cache import ChunkedKV, WindowKV
 from mlxchat.model.zoo import validate_architecture
+from mlxchat.settings import KV_BITS
 
 ONE_PER_KIND = [
     "native:qwen3",  # full, our own transformer
@@ -60,6 +68,13 @@ def test_every_model_plays_the_script(name: str) -> None:
 def test_each_kind_plays_at_other_chunk_sizes(name: str, chunk: int, is_greedy: bool) -> None:
     """The same holds one by one, and in chunks longer than the window with greedy answers."""
     check_tally(play_model(build(name), chunk, template="exact", is_greedy=is_greedy))
+
+
+@pytest.mark.parametrize("bits", KV_BITS)
+@pytest.mark.parametrize("name", QUANTISED)
+def test_each_kind_plays_quantised(name: str, bits: int) -> None:
+    """Quantised rows are trimmed, stashed, restored and stored like plain ones."""
+    check_tally(play_model(build(name, **QUANTISED[name]), 7, kv_bits=bits))
 
 
 # -- the checks themselves -------------------------------------------------------------------------

@@ -90,11 +90,13 @@ def test_who_chose():
     settings_path().parent.mkdir(parents=True)
     settings_path().write_text(
         "[sampling]\ntemperature = 0.5\ntop_k = 9\n[files]\nmax_kib = 7\n[keys]\nmode = 'vi'\n"
+        "[engine]\nkv_bits = 4\n"
     )
     request = read_request({"top_k": 3, "think": False, "min_p": None, "verify": False})
     assert request.settings.keys == "vi"
     sampling = SamplingSettings(**request.sampling)
-    session = Session(None, ChatOptions(sampling=sampling, think=False))
+    assert request.options["kv_bits"] == 4
+    session = Session(None, ChatOptions(sampling=sampling, think=False, kv_bits=4))
     try:
         context = slash.Context(session, print, origins=request.origins)
         rows = {name: rest for name, *rest in list_parameters(context)}
@@ -107,6 +109,7 @@ def test_who_chose():
     assert rows["min-p"] == ["not known yet", "the model is loading"]
     assert rows["max-tokens"] == ["what the context holds", "default"]
     assert rows["max-file-kib"] == ["256", "config.toml"]
+    assert rows["kv-bits"] == ["4", "config.toml"]
 
 
 def test_a_session(session):
@@ -121,6 +124,8 @@ def test_a_session(session):
         assert slash.interpret(context, line) is None
     in_force = session.resolve_sampling()[0]
     assert (in_force["temperature"], in_force["seed"], in_force["top_k"]) == (0, 5, 3)
+    with pytest.raises(UsageError, match="start another with --kv-bits"):
+        slash.interpret(context, "/set kv-bits 8")
     slash.interpret(context, "/set max-file-kib 9")
     assert context.attached.max_bytes == 9 * 1024
     text = slash.interpret(context, "hello")().result().text

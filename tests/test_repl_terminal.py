@@ -1,6 +1,7 @@
 """The chat in a real pseudo-terminal: screens, Ctrl-C, signals, the speed of the first prompt."""
 
 import os
+import re
 import signal
 import statistics
 import termios
@@ -306,6 +307,23 @@ def test_a_real_conversation():
         assert "Traceback" not in terminal.text
 
 
+def test_a_draft_is_read_while_it_is_typed():
+    """The toolbar says what sending costs; the turn finds the draft read, but not by setting."""
+    settings_path().parent.mkdir(parents=True)
+    for setting, is_read in (("", True), ("[chat]\ntypeahead = false\n", False)):
+        settings_path().write_text(setting)
+        with Terminal("-m", "mlxchat", "--max-tokens", "4", columns=120) as terminal:
+            terminal.wait_for("builtin · 0 of ", timeout_s=60)
+            terminal.send("what is a KV cache and why does it make the chat fast")
+            terminal.wait_for("builtin · +")
+            assert re.search(r"\+1\d tokens.*, \d % of context · 0 of 2 048", terminal.text)
+            time.sleep(1)
+            terminal.send("\r")
+            terminal.wait_for("reused ", timeout_s=60)
+            terminal.wait_for(" cached", timeout_s=60)
+            assert ("read while you typed" in terminal.text) == is_read
+
+
 STACKS_80 = """\
 > markdown
 Stacks
@@ -440,3 +458,25 @@ def test_another_model(terminal):
     terminal.wait_for("Error: there is no model 'missing'; give a folder")
     terminal.send("hello\r")
     terminal.wait_for("you said: hello")
+
+
+def test_compaction_can_be_stopped(terminal):
+    """/compact shows how the summary grows; Ctrl-C stops it; else the summary is shown."""
+    terminal.send("one\rtwo\rthree\r/compact\r")
+    terminal.wait_for("summarising · ")
+    terminal.send(CTRL_C)
+    terminal.wait_for("Stopped.")
+    terminal.send("/compact\r")
+    terminal.wait_for("Turn 1 is now this summary:")
+    terminal.wait_for("A **short** one.")
+    terminal.wait_for("/goto 3 brings all of it back")
+
+
+def test_ctrl_t_ends_the_thinking(terminal):
+    """While the model thinks, Ctrl-T asks for the answer, which comes at once."""
+    terminal.send("think long\r")
+    terminal.wait_for("wonder wonder")
+    terminal.send("\x14")
+    terminal.wait_for("you said: think long", 5.0)
+    terminal.wait_for("> ")
+    assert "thought for" in terminal.text

@@ -183,6 +183,17 @@ def test_a_template_that_writes_without_end_is_stopped(monkeypatch):
     assert time.monotonic() - start < 5
 
 
+def test_a_template_that_computes_without_end_is_stopped(monkeypatch):
+    """Where next to nothing is written, the time that the template itself took ends it."""
+    monkeypatch.setattr(jinja_env, "MAX_RENDER_S", 0.01)
+    nothing = "{{ messages[0].no_such_field or '' }}"
+    endless = f"{{% for a in range(99999) %}}{{% for b in range(99999) %}}{nothing}" + (
+        "{% endfor %}{% endfor %}"
+    )
+    with pytest.raises(TemplateError, match="without end"):
+        ChatTemplate(endless).render([USER])
+
+
 def test_the_date_is_frozen_for_the_conversation():
     """A chat over midnight keeps the date of its first turn."""
     template = ChatTemplate(DATED, special_tokens={"eos_token": "</s>"}, now=NOW)

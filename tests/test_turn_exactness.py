@@ -1,7 +1,8 @@
 """Random conversations against plain lists: whatever is done, the cache holds what is rendered.
 
 A state machine does what people do (send, interrupt, edit, retry, undo, fork, go to, change the
-system prompt) and what happens behind them (idle work, eviction, a model that breaks). Beside it
+system prompt, switch thinking on and off) and what happens behind them (idle work, eviction, a
+model that breaks, midnight). Beside it
 runs a plain tree of texts. After every turn the prompt must be the rendering of that tree, the
 cache must hold exactly its ids, and its logits must be those of a fresh prefill.
 """
@@ -9,6 +10,8 @@ cache must hold exactly its ids, and its logits must be those of a fresh prefill
 import os
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -24,6 +27,7 @@ from tiny import (
     CHATML,
     END_THINK,
     IM_END,
+    KEEPS_REASONING,
     KINDS,
     REASONING,
     TinySession,
@@ -33,6 +37,7 @@ from tiny import (
     make_tiny_folder,
 )
 
+from mlxchat.chat.conversation import Node
 from mlxchat.chat.results import TurnResult
 from mlxchat.engine.prefix_cache import count_common
 from mlxchat.engine.worker import Job, JobCancelledError
@@ -49,6 +54,27 @@ TEXTS = st.sampled_from(
     ]
 )
 BUDGET = 1 << 30
+# Shows the date, says whether it thinks, and keeps earlier thinking when asked to.
+SWITCHED = (
+    "Today: {{ strftime_now('%d.%m.%Y') }}{{ ' /no_think' if enable_thinking is false }}\n"
+    + KEEPS_REASONING.replace(
+        "<think>\n{% endif %}",
+        "<think>\n{% if enable_thinking is false %}</think>\n\n{% endif %}{% endif %}",
+    )
+)
+TEMPLATES = {"plain": CHATML, "reasoning": REASONING, "switched": SWITCHED}
+
+
+class Clock(datetime):
+    """A clock that a test sets forward."""
+
+    days = 0
+
+    @classmethod
+    def now(cls, tz: object = None) -> "Clock":  # type: ignore[override]
+        return cls(2026, 11, 21) + timedelta(days=cls.days)
+
+
 Start = Callable[[], Job[TurnResult]]
 
 
@@ -57,13 +83,16 @@ class Conversations(RuleBasedStateMachine):
 
     def __init__(self, folder: Path, kind: str, template: str) -> None:
         super().__init__()
+        Clock.days = 0
         # A home of its own: a system prompt that an earlier example stored would be loaded here.
         self.home = tempfile.TemporaryDirectory(dir=folder.parent)
         os.environ["MLXCHAT_HOME"] = self.home.name
-        sampling = biased((IM_END, 3.0), (END_THINK, 5.5 if template is REASONING else -9.0))
+        sampling = biased((IM_END, 3.0), (END_THINK, -9.0 if template is CHATML else 5.5))
         self.session = TinySession(folder, kind, sampling=sampling, max_tokens=10)
         self.kind = kind
-        self.opening = "<|im_start|>assistant\n" + ("<think>\n" if template is REASONING else "")
+        self.template = template
+        self.date = Clock.now().strftime("%d.%m.%Y")
+        self.thoughts: dict[int, str | None] = {}
         self.tree: list[tuple[int | None, str, str]] = []  # parent, role, text; ids count from 1
         self.head: int | None = None
         self.system: str | None = None
@@ -90,13 +119,37 @@ class Conversations(RuleBasedStateMachine):
 
     def rendered(self, head: int | None) -> str:
         lines = [("system", self.system)] if self.system else []
-        lines += [self.tree[i - 1][1:] for i in self.path(head)]
-        return "".join(f"<|im_start|>{role}\n{text}<|im_end|>\n" for role, text in lines)
+        lines += [(self.tree[i - 1][1], self.shown(i)) for i in self.path(head)]
+        text = "".join(f"<|im_start|>{role}\n{text}<|im_end|>\n" for role, text in lines)
+        opening = "<|im_start|>assistant\n" + ("" if self.template is CHATML else "<think>\n")
+        if self.template is not SWITCHED:
+            return text + opening
+        is_off = self.session.options.think is False
+        today = f"Today: {self.date}{' /no_think' if is_off else ''}\n"
+        return today + text + opening + ("</think>\n\n" if is_off else "")
+
+    def shown(self, node: int) -> str:
+        text, thought = self.tree[node - 1][2], self.thoughts.get(node)
+        is_kept = self.template is SWITCHED and self.session.options.keep_thinking
+        return f"<think>\n{thought}\n</think>\n\n{text}" if thought and is_kept else text
 
     # -- a turn on both sides ----------------------------------------------------------------------
 
-    def turn(self, start: Start, head: int | None, question: str | None) -> None:
-        """Runs a turn that goes where `head` is; it may be interrupted, and then may be kept."""
+    def turn(
+        self,
+        start: Start,
+        head: int | None,
+        question: str | None,
+        begun: tuple[int, ...] = (),
+    ) -> None:
+        """Runs a turn that goes where `head` is; it may be interrupted, and then may be kept.
+
+        Args:
+            start: Starts it.
+            head: Where it goes.
+            question: What is asked, or None where the head is a question.
+            begun: The ids of an answer that goes on.
+        """
         held = list(self.session.prefix.token_ids)
         try:
             result = start().result(60)
@@ -106,17 +159,24 @@ class Conversations(RuleBasedStateMachine):
         self.head = head
         if question is not None:
             self.add("user", question)
-        self.check_prompt(result, held)
+        self.check_prompt(result, held, begun)
         self.add("assistant", result.text)
+        self.thoughts[self.head or 0] = result.reasoning
 
-    def check_prompt(self, result: TurnResult, held: list[int]) -> None:
+    def check_prompt(
+        self, result: TurnResult, held: list[int], begun: tuple[int, ...] = ()
+    ) -> None:
         """The prompt is the rendering of the tree; what the cache had of it was not read again."""
         assert result.verify is not None
         tokenizer = self.session.runner.tokenizer
-        text = self.rendered(self.head) + self.opening
-        shown = tokenizer.decode(result.verify.prompt_ids, skip_special_tokens=False)
+        prompt_ids = result.verify.prompt_ids
+        text = self.rendered(self.head)
+        shown = tokenizer.decode(
+            prompt_ids[: len(prompt_ids) - len(begun)], skip_special_tokens=False
+        )
         assert shown == tokenizer.decode(tokenizer.encode(text), skip_special_tokens=False)
-        common = min(count_common(held, result.verify.prompt_ids), result.usage.prompt_tokens - 1)
+        assert prompt_ids[len(prompt_ids) - len(begun) :] == begun
+        common = min(count_common(held, prompt_ids), result.usage.prompt_tokens - 1)
         if self.kind == "full":
             assert result.usage.cached_tokens >= common
 
@@ -143,6 +203,26 @@ class Conversations(RuleBasedStateMachine):
     def retry_and_interrupt(self, num_calls: int) -> None:
         session = self.session
         self.turn(lambda: session.interrupted(session.retry, num_calls), self.questions()[-1], None)
+
+    @precondition(lambda self: self.cut_off() is not None)
+    @rule(num_calls=st.integers(0, 12), is_interrupted=st.booleans())
+    def go_on(self, num_calls: int, is_interrupted: bool) -> None:
+        session, node = self.session, self.cut_off()
+        assert node is not None
+        assert node.origin is not None
+        ids = node.origin.token_ids
+
+        def start() -> Job[TurnResult]:
+            return (
+                session.interrupted(session.go_on, num_calls) if is_interrupted else session.go_on()
+            )
+
+        self.turn(start, node.parent, None, ids)
+
+    def cut_off(self) -> Node | None:
+        node = self.session.conversation.nodes.get(self.head or 0)
+        is_cut = node is not None and node.origin is not None and node.origin.token_ids
+        return node if is_cut else None
 
     @precondition(lambda self: self.questions())
     @rule(turn=st.integers(0, 9), text=TEXTS)
@@ -177,7 +257,17 @@ class Conversations(RuleBasedStateMachine):
         self.session.set_system(system)
         self.system = system
 
+    @precondition(lambda self: self.template is SWITCHED)
+    @rule(think=st.sampled_from([None, True, False]), keep=st.booleans())
+    def switch_thinking(self, think: bool | None, keep: bool) -> None:
+        options = replace(self.session.options, think=think, keep_thinking=keep)
+        assert not self.session.set_options(options)  # no notices: the template can do it all
+
     # -- what happens behind them ------------------------------------------------------------------
+
+    @rule()
+    def midnight(self) -> None:
+        Clock.days += 1
 
     @rule()
     def settle(self) -> None:
@@ -249,7 +339,15 @@ class Conversations(RuleBasedStateMachine):
         assert all(0 < position <= len(prefix.token_ids) for position in prefix.marks)
 
 
-@pytest.mark.parametrize("template", [CHATML, REASONING], ids=["plain", "reasoning"])
+@pytest.fixture(autouse=True)
+def clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets the session and the template read our clock."""
+    Clock.days = 0
+    monkeypatch.setattr("mlxchat.chat.session.datetime", Clock)
+    monkeypatch.setattr("mlxchat.chat.template.datetime", Clock)
+
+
+@pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_any_conversation_is_exact(kind: str, template: str, tmp_path: Path) -> None:
     """Any sequence of moves leaves an exact cache, on every kind of cache."""
@@ -260,3 +358,25 @@ def test_any_conversation_is_exact(kind: str, template: str, tmp_path: Path) -> 
         lambda: Conversations(folder, kind, template),
         settings=bounded(max_examples=6, stateful_step_count=14),
     )
+
+
+def test_a_conversation_keeps_its_date_and_the_next_one_has_its_own(tmp_path: Path) -> None:
+    """Midnight changes nothing that was read, whatever is switched; /reset begins a new day."""
+    folder = make_tiny_folder(tmp_path / "model", template=SWITCHED)
+    session = TinySession(folder, sampling=biased((IM_END, 3.0), (END_THINK, 5.5)))
+
+    def dates(result: TurnResult) -> tuple[str, bool]:
+        assert result.verify is not None
+        text = session.runner.tokenizer.decode(result.verify.prompt_ids)
+        return text[:17], "/no_think" in text
+
+    assert dates(session.say("hi")) == ("Today: 21.11.2026", False)
+    Clock.days = 1
+    follow = session.say("and now")
+    assert dates(follow) == ("Today: 21.11.2026", False)
+    assert follow.usage.cached_tokens > 20
+    session.set_options(replace(session.options, think=False, keep_thinking=True))
+    assert dates(session.say("and then")) == ("Today: 21.11.2026", True)
+    session.reset()
+    assert dates(session.say("hi")) == ("Today: 22.11.2026", True)
+    session.close()

@@ -234,13 +234,16 @@ class CountingModel:
                 layer.step = 8
         return cache
 
-    def forward(self, token_ids: Any, cache: SequenceCache) -> Any:
+    def forward(self, token_ids: Any, cache: SequenceCache, *taps: Any) -> Any:
         self._count(token_ids, cache)
-        return self.model.forward(token_ids, cache)
+        return self.model.forward(token_ids, cache, *taps)
 
-    def prefill(self, token_ids: Any, cache: SequenceCache) -> None:
+    def prefill(self, token_ids: Any, cache: SequenceCache, *taps: Any) -> None:
         self._count(token_ids, cache)
-        self.model.prefill(token_ids, cache)
+        self.model.prefill(token_ids, cache, *taps)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.model, name)  # what the lens asks for
 
     def _count(self, token_ids: Any, cache: SequenceCache) -> None:
         if not self.is_live(cache):

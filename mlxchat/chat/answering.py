@@ -6,6 +6,7 @@ engine's business, what is kept of an answer the turn's. Runs on the worker thre
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from threading import Event
 
 from mlxchat.chat.continuation import Begun
 from mlxchat.chat.reasoning import Delta, Kind, ReasoningSplitter, Split
@@ -47,6 +48,8 @@ class AnswerDecoder:
         stop: Strings that end the answer.
         watch: Takes the time of each token.
         context: The job's.
+        think_budget: Tokens after which the thinking is closed; None lets it end by itself.
+        ends_thinking: Set when the thinking shall end now.
     """
 
     def __init__(
@@ -57,10 +60,16 @@ class AnswerDecoder:
         stop: Sequence[str],
         watch: Stopwatch,
         context: JobContext,
+        *,
+        think_budget: int | None = None,
+        ends_thinking: Event | None = None,
     ) -> None:
         self._engine, self._tokenizer, self._splitter = engine, tokenizer, splitter
         self._stop, self._stops = stop, StopStrings(stop)
         self._watch, self._context = watch, context
+        self._think_budget, self._ends_thinking = think_budget, ends_thinking
+        self._was_closed = False  # by us
+        self._num_thought = 0  # ids since the thinking began, held back ones included
         self._tokens: list[int] = []
         self._texts: list[str] = []
         self._seen: dict[Kind, str] = {"reasoning": "", "answer": ""}  # and will come again
@@ -70,7 +79,7 @@ class AnswerDecoder:
         self._stops = StopStrings(())
         self._seen = {"reasoning": begun.reasoning, "answer": begun.answer}
         for token_id in begun.token_ids:
-            self._give(self._splitter.push(token_id))
+            self._take(token_id)
         # A stop string may lie across the border, but one that was passed does not end it again.
         self._stops = StopStrings(self._stop)
         whole = "".join(self._texts)
@@ -89,8 +98,18 @@ class AnswerDecoder:
             max_tokens: Longest answer.
             limit: Why it ends there.
         """
+        reason: StopReason | None = None
         try:
-            reason = self._decode(logits, sampler, max_tokens) or limit
+            while reason is None:
+                left = max_tokens - len(self._tokens)
+                if self._must_close():
+                    closing = self._closing_ids()
+                    if len(closing) > left:
+                        reason = limit
+                        break
+                    logits = self._feed(closing, sampler)
+                    left -= len(closing)
+                reason = self._decode(logits, sampler, left, limit)
         except JobCancelledError:
             reason = "user_cancelled"
         was_thinking = self._splitter.is_thinking
@@ -99,8 +118,10 @@ class AnswerDecoder:
         self._show(self._stops.finish(), "answer")
         return Answer(split, "".join(self._texts), self._tokens, reason, was_thinking)
 
-    def _decode(self, logits: Logits, sampler: Sampler, max_tokens: int) -> StopReason | None:
-        """Takes tokens to the end; None is the limit."""
+    def _decode(
+        self, logits: Logits, sampler: Sampler, max_tokens: int, limit: StopReason
+    ) -> StopReason | None:
+        """Takes tokens to the end; returns None where the thinking must be closed first."""
         eos_ids = self._tokenizer.eos_ids
         for token in self._engine.decode(
             logits, sampler, max_tokens=max_tokens, check=self._context.check
@@ -109,10 +130,41 @@ class AnswerDecoder:
             if token in eos_ids:
                 return "eos_token"
             self._tokens.append(token)
-            self._give(self._splitter.push(token))
+            self._take(token)
             if self._stops.is_hit:
                 return "stop_string"
-        return None
+            if self._must_close():
+                return None
+        return limit
+
+    def _take(self, token_id: int) -> None:
+        was_thinking = self._splitter.is_thinking
+        self._give(self._splitter.push(token_id))
+        self._num_thought += was_thinking and self._splitter.is_thinking
+
+    def _must_close(self) -> bool:
+        """Whether the thinking has taken its budget, or the person has had enough of it."""
+        if not self._splitter.is_thinking or self._was_closed:
+            return False
+        is_over = self._think_budget is not None and self._num_thought >= self._think_budget
+        return is_over or (self._ends_thinking is not None and self._ends_thinking.is_set())
+
+    def _closing_ids(self) -> list[int]:
+        self._was_closed = True
+        text = self._splitter.closing_text()
+        return list(self._tokenizer.encode(text, is_continuation=True))
+
+    def _feed(self, token_ids: list[int], sampler: Sampler) -> Logits:
+        """Feeds ids that nobody sampled as a part of the answer."""
+        prefix = self._engine.prefix
+        whole = [*prefix.token_ids, *token_ids]
+        logits = self._engine.prefill(whole, prefix.plan(whole), check=self._context.check)
+        assert logits is not None
+        sampler.count(token_ids)
+        for token_id in token_ids:
+            self._tokens.append(token_id)
+            self._take(token_id)
+        return logits
 
     def _give(self, deltas: list[Delta]) -> None:
         """Shows what has become final; the answer's text passes the stop strings first."""

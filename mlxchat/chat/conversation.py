@@ -62,11 +62,13 @@ class Conversation:
         system: Text of the system prompt, or None.
         nodes: All messages by id.
         head: The last message of the branch the person is on, or None before the first.
+        dropped: The last message that no longer stands in the prompt, for want of room.
     """
 
     system: str | None = None
     nodes: dict[int, Node] = field(default_factory=dict)
     head: int | None = None
+    dropped: int | None = None
 
     def path(self, head: int | None = None) -> list[Node]:
         """Returns the messages from the start to the head (or to another node)."""
@@ -153,7 +155,7 @@ class Conversation:
     def reset(self) -> None:
         """Forgets all messages; the system prompt stays."""
         self.nodes.clear()
-        self.head = None
+        self.head = self.dropped = None
 
     def branches(self) -> Iterator[Branch]:
         """Yields all messages, each branch indented one deeper than where it leaves its sibling."""

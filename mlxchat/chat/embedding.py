@@ -42,6 +42,7 @@ class EmbedOptions:
         query: A question to rank the passages for.
         query_prefix: Text before the question.
         top: How many passages are shown for the question.
+        num_rows: How many vectors are wanted as numbers; None is all.
     """
 
     pooling: "Pooling | None" = None
@@ -55,6 +56,7 @@ class EmbedOptions:
     query: str | None = None
     query_prefix: str | None = None
     top: int = 5
+    num_rows: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +76,7 @@ class Embedded:
         passages: What the vectors are of, in order.
         num_tokens: Tokens that were read of each.
         vectors: (N, dims); the engine's.
-        rows: The same as numbers; only the question's where there is one.
+        rows: The same as numbers, as many as were wanted; the question's alone where there is one.
         likeness: How like each is to each, (N, N); empty where there is a question or one text.
         dims: Numbers in a vector.
         whole_dims: Numbers before it was cut.
@@ -180,7 +182,7 @@ def embed(
         passages=tuple(pieces),
         num_tokens=tuple(len(one) for one, _ in ids),
         vectors=made,
-        rows=v.to_lists(made if options.query is None else asked),
+        rows=v.to_lists(made[: options.num_rows] if options.query is None else asked),
         likeness=likeness,
         dims=dims,
         whole_dims=width,

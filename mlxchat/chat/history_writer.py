@@ -7,11 +7,14 @@ a step that failed is made good by the next.
 
 import copy
 import json
+import os
+import sys
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from mlxchat import __version__
 from mlxchat.chat.conversation import Conversation, Origin
 from mlxchat.chat.history_file import clean, pack_ids
 from mlxchat.chat.results import SessionInfo, TextDelta, TurnResult
@@ -242,12 +245,21 @@ def _write_start(db: "sqlite3.Connection", place: Place, turn: LiveTurn) -> None
 
 def _settings(options: "ChatOptions") -> dict[str, Any]:
     """Returns what was set of the sampling and the rest; what is not set follows the model."""
-    names = ("max_tokens", "stop", "max_context", "think", "keep_thinking")
+    names = ("max_tokens", "stop", "max_context", "think", "think_budget", "keep_thinking")
     given = {name: getattr(options, name) for name in names}
     sampling = {
         name: value for name, value in asdict(options.sampling).items() if value is not None
     }
+    given["steering"] = [[steer.name, steer.coeff] for steer in options.steering]
     return {"sampling": sampling} | {name: value for name, value in given.items() if value}
+
+
+def _describe_place(info: SessionInfo | None) -> dict[str, str]:
+    """Returns what a turn's figures were measured on: versions, system, backend."""
+    system = os.uname()
+    mlx = getattr(sys.modules.get("mlx.core"), "__version__", "")
+    place = {"mlxchat": __version__, "mlx": mlx, "system": f"{system.sysname} {system.machine}"}
+    return place | {"backend": info.backend if info else ""}
 
 
 def _set_head(db: "sqlite3.Connection", place: Place, row: int | None) -> None:
@@ -328,12 +340,13 @@ def _update_turn(db: "sqlite3.Connection", turn: LiveTurn, state: str, now: floa
     info = turn.info
     db.execute(
         "UPDATE turns SET state = ?, model = coalesce(?, model), model_commit = ?, fingerprint = ?,"
-        " result = ?, tokens = ?, error = ?, ended_at = ? WHERE id = ?",
+        " settings = ?, result = ?, tokens = ?, error = ?, ended_at = ? WHERE id = ?",
         (
             state,
             info.source if info else None,
             info.commit if info else None,
             info.fingerprint if info else None,
+            json.dumps(_settings(turn.options) | {"on": _describe_place(info)}),
             result,
             tokens,
             turn.error and clean(turn.error),

@@ -74,7 +74,12 @@ def load_folder(
         backend=format_backend(make_device_plan()),
         is_builtin=folder.is_builtin,
         load_s=loaded.load_s,
-        notices=(*info.notices, *_context_notices(options, info), *runner.template_notices()),
+        notices=(
+            *info.notices,
+            *_context_notices(options, info),
+            *filter(None, [runner.engine.kv_notice]),
+            *runner.template_notices(),
+        ),
         source=name_to_reopen(folder),
         commit=folder.commit,
         fingerprint=loaded.fingerprint,

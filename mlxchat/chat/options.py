@@ -3,8 +3,17 @@
 import os
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Literal
 
 from mlxchat.engine.options import SamplingSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Steer:
+    """A steering vector by its name, and how strongly it is added."""
+
+    name: str
+    coeff: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,12 +24,16 @@ class ChatOptions:
         max_tokens: Longest answer; None lets it fill the context.
         max_context: Tokens that prompt and answer may take together.
         think: Thinking on or off, where the template has a switch.
+        think_budget: Tokens of thinking after which the answer must come; None is no limit.
         keep_thinking: Earlier thinking stays in the prompt, where the template can.
+        overflow: At the context limit, refuse the message or drop the oldest turns.
         verify: Compare every turn with a from-scratch prefill.
         idle_work: After an answer, bring the cache to what the next turn will render, and store it.
         keeps_history: The conversation may be on disk, its keys and values too.
+        kv_bits: Hold keys and values in 8 or 4 bits; None as they are. Decided with the load.
         cache_max_gib: What all stored prompt caches may take of the disk; None is the default.
         now: The date that the template shows for the whole conversation; None is now.
+        steering: What is added to the residual stream.
     """
 
     system: str | None = None
@@ -29,12 +42,16 @@ class ChatOptions:
     stop: tuple[str, ...] = ()
     max_context: int | None = None
     think: bool | None = None
+    think_budget: int | None = None
     keep_thinking: bool = False
+    overflow: Literal["error", "drop-oldest"] = "error"
     verify: bool = False
     idle_work: bool = True
     keeps_history: bool = True
+    kv_bits: int | None = None
     cache_max_gib: float | None = None
     now: datetime | None = None
+    steering: tuple[Steer, ...] = ()
 
     @property
     def stores_conversation(self) -> bool:

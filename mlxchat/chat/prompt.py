@@ -215,6 +215,32 @@ class PromptRenderer:
             common = token_ids if common is None else common[: common_length(common, token_ids)]
         return self._without_blank(common or ())
 
+    def draft_target(
+        self, messages: Sequence[Message], draft: str, stable: str
+    ) -> tuple[tuple[int, ...], int]:
+        """The ids with which the next prompt will begin, however its message goes on.
+
+        Args:
+            messages: The conversation so far.
+            draft: The next message as far as it is written.
+            stable: The beginning of it that shall count.
+
+        Returns:
+            The common prefix of the prompts with two continuations, empty if the template refuses
+            them; and how many of its ids the system prompt alone decides.
+        """
+        try:
+            prompts = [
+                self.render_ids([*messages, Message("user", text)])
+                for text in (f"{draft}{NEXT_QUESTIONS[0]}", f"{stable}{NEXT_QUESTIONS[2]}")
+            ]
+        except TemplateError:
+            return (), 0
+        first, other = prompts
+        common = first.token_ids[: common_length(first.token_ids, other.token_ids)]
+        is_system = bool(messages) and messages[0].role == "system"
+        return self._without_blank(common), first.message_ends[0] if is_system else 0
+
     def _without_blank(self, token_ids: tuple[int, ...]) -> tuple[int, ...]:
         """Leave out spaces at the end: most words take them into their own first token."""
         text = self.tokenizer.token_text

@@ -43,7 +43,7 @@ def open_keeping(
         keeps_conversation: Whether more than the system prompt is read and written.
         max_gib: What the store may take of the disk; None is the default.
     """
-    key = make_key(loaded.fingerprint, loaded.model)
+    key = make_key(loaded.fingerprint, loaded.model, prefix.cache.kv_bits)
     prefixes = StoredPrefixes(PromptStore(budget=Budget.of(max_gib)), key, name, prefix)
     return PromptKeeping(prefixes, keeps_conversation=keeps_conversation)
 
@@ -154,6 +154,11 @@ class PromptKeeping:
         for _ in saving.steps:
             check()
         self._saving = None
+
+    def rebind(self, key: str) -> None:
+        """From now on keys and values are computed otherwise: others are stored and loaded."""
+        self.drop()
+        self.prefixes.key = key
 
     def drop(self) -> None:
         """Leaves what is half stored."""

@@ -210,6 +210,15 @@ class ReasoningSplitter:
         """Whether the next text belongs to the thinking, as far as is known."""
         return self._state in (_State.THOUGHT_HEAD, _State.THOUGHT)
 
+    def closing_text(self) -> str:
+        """What would end the thinking here: the first closer, with the white space around it."""
+        markers = self._markers
+        texts = self._parts["reasoning"].texts
+        said = (texts[-1] if texts else "") + "".join(piece.raw for piece in self._held)
+        space = markers.before_closer
+        there = next((n for n in range(len(space), 0, -1) if said.endswith(space[:n])), 0)
+        return space[there:] + markers.closers[0] + markers.after_closer
+
     @property
     def num_reasoning_tokens(self) -> int:
         """Ids that are known to belong to the thinking, markers left out."""

@@ -133,6 +133,17 @@ class Recorder:
             sql = "UPDATE conversations SET head = ? WHERE id = ?"
             self._try(lambda db: db.execute(sql, values), durable=False)
 
+    def note_tree(self, options: "ChatOptions", model: str) -> None:
+        """Stores messages that came without a turn; where that fails the next turn does it."""
+        nodes = self._conversation.nodes
+        if self.conversation_id is not None:
+            self._try(
+                lambda db: history_writer.write_tree(
+                    db, self._place, self._conversation, options, model, len(nodes)
+                ),
+                durable=True,
+            )
+
     # -- turns -------------------------------------------------------------------------------------
 
     def start(self, turn: LiveTurn, job: Job[TurnResult]) -> "RecordedJob":

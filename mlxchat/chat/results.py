@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from mlxchat.engine.timing import Timing
 
+Way = Literal["cold", "warm", "disk"]
 StopReason = Literal["eos_token", "stop_string", "token_limit", "user_cancelled", "context_full"]
 
 
@@ -24,6 +25,13 @@ class PrefillProgress:
 
     done: int
     total: int
+
+
+@dataclass(frozen=True, slots=True)
+class SummaryProgress:
+    """A summary is being written: characters so far."""
+
+    done: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +54,25 @@ class Notice:
     """One line that the person should see."""
 
     text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Compaction:
+    """What came of summarising the oldest turns.
+
+    Attributes:
+        summary: The text that stands for them.
+        num_turns: How many they were.
+        num_before: Tokens of the conversation before.
+        num_after: Tokens of the conversation now.
+        old_head: The message under which the old branch is found.
+    """
+
+    summary: str
+    num_turns: int
+    num_before: int
+    num_after: int
+    old_head: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,18 +125,22 @@ class Verify:
     """What `--verify` found: a from-scratch prefill of the same ids beside the cached one.
 
     `holds` says whether the difference is rounding; it is no part of the JSON contract.
+    `kv_logit_diff` is the difference to a cache that is not quantised, where this one is.
     """
 
     tokens_equal: bool
     max_abs_logit_diff: float
     prompt_ids: tuple[int, ...]
     holds: bool = True
+    kv_logit_diff: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Returns the `verify` object of the JSON contract."""
+        cost = {} if self.kv_logit_diff is None else {"kv_logit_diff": self.kv_logit_diff}
         return {
             "tokens_equal": self.tokens_equal,
             "max_abs_logit_diff": self.max_abs_logit_diff,
+            **cost,
             "prompt_ids": list(self.prompt_ids),
         }
 
@@ -142,3 +173,33 @@ class TurnResult:
             "verify": None if self.verify is None else self.verify.to_json(),
             "tokens": list(self.tokens),
         }
+
+
+@dataclass(frozen=True, slots=True)
+class FirstToken:
+    """One way to the first token of a turn.
+
+    Attributes:
+        seconds: From the message to the token, the median of the repetitions.
+        samples: Each of them.
+        num_read: Ids that were read; the others of the prompt were cached.
+    """
+
+    seconds: float
+    samples: tuple[float, ...]
+    num_read: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayedTurn:
+    """One turn of the conversation.
+
+    Attributes:
+        number: Counted from 1.
+        num_prompt: Ids of the whole prompt.
+        ways: The ways that there are: before the first turn nothing can be warm.
+    """
+
+    number: int
+    num_prompt: int
+    ways: dict[Way, FirstToken]

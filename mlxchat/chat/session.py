@@ -10,23 +10,28 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from mlxchat.chat.continuation import find_cut_off
 from mlxchat.chat.conversation import Branch, Conversation, Node
 from mlxchat.chat.history_writer import LiveTurn
-from mlxchat.chat.options import ChatOptions
+from mlxchat.chat.options import ChatOptions, Steer
 from mlxchat.chat.pause import AfterPause
-from mlxchat.chat.results import LoadProgress, SessionInfo, TurnResult
+from mlxchat.chat.read_ahead import Draft, DraftCost
+from mlxchat.chat.results import LoadProgress, ReplayedTurn, SessionInfo, TurnResult
 from mlxchat.engine.worker import Job, JobCancelledError, JobContext, Worker
 from mlxchat.errors import UsageError
 
 if TYPE_CHECKING:
     from mlxchat.chat.history import Record, Restored
+    from mlxchat.chat.live_text import LiveText
     from mlxchat.chat.recorder import Recorder
+    from mlxchat.chat.results import Compaction
     from mlxchat.chat.turn import TurnRunner
     from mlxchat.chat.warming import Warmed
     from mlxchat.engine.prefix_cache import CacheReport
+
+T = TypeVar("T")
 
 
 # The conversation is stored when nothing was said for so long: seldom enough for the disk.
@@ -61,6 +66,7 @@ class Session:
         self._worker = Worker()
         self._runner: TurnRunner | None = None
         self._keep_branch = self._is_closed = False
+        self._draft = Draft()
         self._causes: tuple[str, ...] = ()  # what may make the next turn read ids again
         self._turn_job: Job[TurnResult] | None = None
         self._pause = AfterPause(STORE_AFTER_S, lambda: self._keep_prompts(whole=True, idle=True))
@@ -174,6 +180,7 @@ class Session:
     ) -> Job[TurnResult]:
         """Queues a turn; where it goes is asked when it runs, after the turns before it."""
         start = time.perf_counter()
+        self._draft.drop()
         branch = self._keep_branch or keep_branch
         causes = (*self._causes, cause)
         self._keep_branch, self._causes = False, ()
@@ -264,6 +271,46 @@ class Session:
 
         return self._worker.submit(job)
 
+    # -- the draft ---------------------------------------------------------------------------------
+
+    def read_ahead(self, draft: str) -> None:
+        """Has the stable part of the next message read in idle time; any thread may call this."""
+        if self.options.idle_work:
+            with contextlib.suppress(RuntimeError):  # the worker has just been closed
+                self._draft.put(draft, lambda: self._worker.submit(self._follow_draft, idle=True))
+
+    def _follow_draft(self, context: JobContext) -> None:
+        runner = self._runner
+        if runner is not None and runner.reuses:
+            runner.ahead.follow(
+                self._draft, self.conversation, context, keep_branch=self._keep_branch
+            )
+
+    def drop_draft(self) -> None:
+        """Nothing is being written any more; what was read stays as long as it serves."""
+        self._draft.drop()
+
+    def estimate_cost(self, num_tokens: int) -> DraftCost | None:
+        """Tells what a message of so many tokens would cost now; None before the model is loaded.
+
+        Any thread may ask.
+        """
+        if self._runner is None:
+            return None
+        return self._runner.ahead.estimate(num_tokens, self.conversation)
+
+    def replay(self, repetitions: int) -> "Job[list[ReplayedTurn]]":
+        """Asks each turn of the conversation again, for its first token; the tree stays."""
+
+        def job(context: JobContext) -> "list[ReplayedTurn]":
+            self._load(context)
+            from mlxchat.chat.replay import Replay
+
+            assert self._runner is not None
+            return Replay(self._runner, self.conversation, context).run(repetitions)
+
+        return self._worker.submit(job)
+
     # -- moves in the tree -------------------------------------------------------------------------
 
     def undo(self, count: int = 1) -> int:
@@ -306,6 +353,30 @@ class Session:
         if self.recorder is not None:
             self.recorder.note_move()
 
+    def compact(self, num_kept: int) -> "Job[Compaction]":
+        """Has the model summarise all but the newest turns; the old branch stays in the tree.
+
+        Args:
+            num_kept: Turns that stay as they are.
+        """
+        conversation = self.conversation
+
+        def job(context: JobContext) -> "Compaction":
+            self._load(context)
+            from mlxchat.chat.compaction import Compactor
+
+            assert self._runner is not None
+            self._keep_branch, self._causes = True, (*self._causes, "/compact")
+            try:
+                result = Compactor(self._runner, conversation, context).run(num_kept)
+            finally:
+                self._settle_when_idle()
+            if self.recorder is not None:
+                self.recorder.note_tree(self.options, self._model_name())
+            return result
+
+        return self._worker.submit(job)
+
     def set_system(self, text: str | None) -> None:
         """Sets the system prompt; it takes effect with the next turn."""
         self.conversation.system = text or None
@@ -318,6 +389,31 @@ class Session:
             What the template had to say, such as that it has no switch.
         """
         return self._set_switches(replace(self.options, think=think))
+
+    def end_thinking(self) -> None:
+        """Ends the thinking of the answer that is being given, and asks for the answer proper."""
+        if self._runner is not None:
+            self._runner.ends_thinking.set()
+
+    def set_steering(self, steers: tuple[Steer, ...]) -> None:
+        """Adds steering vectors to the residual stream from the next turn on; none is plain.
+
+        Loads the model first, since a vector must be of this very model.
+
+        Raises:
+            UsageError: A vector is not there, or was made on another model.
+        """
+        options = replace(self.options, steering=steers)
+
+        def job(context: JobContext) -> None:
+            self._load(context)
+            assert self._runner is not None
+            self._runner.set_options(options)
+            self.options = options
+
+        self._worker.run(job)
+        if self.conversation.head is not None:
+            self._settle_when_idle()
 
     def set_options(self, options: ChatOptions) -> list[str]:
         """Takes other options from the next turn on; system prompt and context limit stay.
@@ -417,10 +513,8 @@ class Session:
         recorder.set_title(title)
         if recorder.conversation_id is None:
             recorder.save(self.options, self._model_name())
-        self.recorder, self.options = recorder, replace(self.options, keeps_history=True)
-        if self._runner is not None:
-            runner, options = self._runner, self.options
-            self._worker.run(lambda _: runner.set_options(options))
+        self.recorder = recorder
+        self._use(replace(self.options, keeps_history=True))
         assert recorder.conversation_id is not None
         return recorder.conversation_id
 
@@ -435,8 +529,9 @@ class Session:
             return history.record(number)
 
     def reset(self) -> None:
-        """Begins another conversation with the same system prompt; the old one is history."""
+        """Begins another conversation, today, with the same system prompt; the old is history."""
         self._take(Conversation(self.system), "/reset")
+        self._use(replace(self.options, now=datetime.now()))
 
     def restore(self, restored: "Restored") -> None:
         """Goes on with a conversation of the history.
@@ -445,7 +540,7 @@ class Session:
         ids it had; generated ids are dropped where another model made them.
         """
         record = restored.record
-        self.options = replace(
+        options = replace(
             self.options,
             think=record.think,
             keep_thinking=record.keep_thinking,
@@ -454,11 +549,17 @@ class Session:
         self._take(restored.conversation, "/resume")
         if self.recorder is not None:
             self.recorder.adopt(restored)
+        self._use(options)
         if self._runner is not None:
-            runner, options = self._runner, self.options
             self._drop_foreign_ids()
-            self._worker.run(lambda _: runner.set_options(options))
             self._settle_when_idle()
+
+    def _use(self, options: ChatOptions) -> None:
+        """Takes other options, on the worker where there is a model."""
+        self.options = options
+        if self._runner is not None:
+            runner = self._runner
+            self._worker.run(lambda _: runner.set_options(options))
 
     def _take(self, conversation: Conversation, cause: str) -> None:
         self._worker.cancel_idle()
@@ -485,7 +586,7 @@ class Session:
         """Tokens of the conversation that the cache holds."""
         if self._runner is None or self.conversation.head is None:
             return 0
-        return self._runner.num_cached
+        return self._runner.num_cached - self._runner.ahead.num_ids
 
     def cache_report(self) -> "CacheReport | None":
         """Describes what the cache holds; None before the model is loaded."""
@@ -493,6 +594,26 @@ class Session:
             return None
         runner = self._runner
         return self._worker.run(lambda _: runner.engine.prefix.report())
+
+    def look(self, work: "Callable[[LiveText], T]") -> "Job[T]":
+        """Looks inside while the conversation goes on; the next turn stays as it is.
+
+        Args:
+            work: Runs on the worker; returns plain data.
+        """
+        conversation = self.conversation
+
+        def job(context: JobContext) -> T:
+            self._load(context)
+            from mlxchat.chat.live_text import read_live
+
+            assert self._runner is not None
+            try:
+                return work(read_live(self._runner, conversation))
+            finally:
+                self._settle_when_idle()
+
+        return self._worker.submit(job)
 
     def wait_until_idle(self, timeout_s: float = 60.0) -> None:
         """Waits for background work; for tests and measurements."""

@@ -7,13 +7,16 @@ Ctrl-C leaves it as it was.
 import contextlib
 import time
 from dataclasses import asdict, replace
+from threading import Event
 
 from mlxchat.chat.answering import Answer, AnswerDecoder
 from mlxchat.chat.continuation import CUT_OFF, Begun, begin_again
 from mlxchat.chat.conversation import Conversation, Node, Origin
 from mlxchat.chat.options import ChatOptions, pick_seed
+from mlxchat.chat.overflow import choose_messages, drop_oldest, format_dropped
 from mlxchat.chat.prompt import PromptRenderer, RenderedPrompt
 from mlxchat.chat.prompt_keeping import PromptKeeping, open_keeping
+from mlxchat.chat.read_ahead import ReadAhead
 from mlxchat.chat.results import (
     CacheUse,
     Notice,
@@ -23,11 +26,13 @@ from mlxchat.chat.results import (
     Usage,
     Verify,
 )
+from mlxchat.chat.steering import make_taps
 from mlxchat.chat.template import ChatTemplate, Message
 from mlxchat.engine.engine import Engine, Logits, peak_memory_bytes, reset_peak_memory
 from mlxchat.engine.options import SamplingSettings
 from mlxchat.engine.prefix_cache import Plan
 from mlxchat.engine.sampling import Sampler, resolve_sampling
+from mlxchat.engine.stored_prefix import make_key
 from mlxchat.engine.timing import Stopwatch
 from mlxchat.engine.worker import JobCancelledError, JobContext
 from mlxchat.errors import ContextFullError, TemplateError
@@ -54,7 +59,7 @@ class TurnRunner:
         self.name = name
         self.loaded = loaded
         self.options = options
-        self.engine = Engine(loaded.model)
+        self.engine = Engine(loaded.model, kv_bits=options.kv_bits)
         self.keeping: PromptKeeping = open_keeping(
             name,
             loaded,
@@ -70,12 +75,26 @@ class TurnRunner:
         self._seed = pick_seed() if options.sampling.seed is None else options.sampling.seed
         self._reuses = True
         self._is_first = True
-        self._num_settled = 0
+        self.num_settled = 0  # ids read in idle time since the last turn
+        self.ahead = ReadAhead(self)
         self._bandwidth: float | None = None
+        self.ends_thinking = Event()  # set while an answer comes: its thinking shall end
         self._pin = 0  # where the turn began: sliding windows keep their rows back to it
         self._settle_note = ""
+        self._has_steered = False  # since the last turn
         self._own_cause = TEMPLATE  # why ids are lost where nobody changed anything
         self._notices_told: set[str] = set(self.template_notices())
+        if options.steering:
+            self._steer(options)
+
+    def _steer(self, options: ChatOptions) -> None:
+        """Changes what is added to the residual stream; what was cached without it goes."""
+        loaded = self.loaded
+        taps, key = make_taps(options.steering, loaded.fingerprint, self.name)
+        kv_bits = self.engine.prefix.cache.kv_bits
+        self.keeping.rebind(make_key(loaded.fingerprint, loaded.model, kv_bits, steering=key))
+        self.engine.steer(taps)
+        self._has_steered = True
 
     def _make_renderer(self, template: ChatTemplate) -> PromptRenderer:
         """Makes the renderer of a template with the options' switches; its date stays."""
@@ -84,8 +103,27 @@ class TurnRunner:
             template = template.with_thinking(think, keep)
         return PromptRenderer(template, self.tokenizer, keep_thinking=keep)
 
+    def make_quiet_renderer(self) -> PromptRenderer:
+        """Makes a renderer whose answers come without thinking, where the template has a switch."""
+        keep = self.options.keep_thinking
+        template = self._template.with_thinking(False, keep)
+        return PromptRenderer(template, self.tokenizer, keep_thinking=keep)
+
+    def make_sampler(self, conversation: Conversation, token_ids: tuple[int, ...]) -> Sampler:
+        """Makes the sampler of the next answer, which follows these ids."""
+        # Each answer has its own seed, so that a retry differs; the same moves give the same seeds.
+        seed = self._seed + len(conversation.nodes)
+        sampling = resolve_sampling(self.options.sampling, self.loaded.generation_config, seed)
+        return Sampler(sampling, self.loaded.model.info.vocab_size, token_ids)
+
     def set_options(self, options: ChatOptions) -> list[str]:
-        """Takes other options from the next turn on; returns what the template cannot do."""
+        """Takes other options from the next turn on; returns what the template cannot do.
+
+        Raises:
+            UsageError: A steering vector does not suit the model; nothing is changed then.
+        """
+        if options.steering != self.options.steering:
+            self._steer(options)
         if options.now != self.options.now:  # another conversation
             self._template = ChatTemplate.for_tokenizer(self.tokenizer, now=options.now)
         self.set_sampling(options)
@@ -113,7 +151,7 @@ class TurnRunner:
 
     def count_rereads(self, conversation: Conversation) -> tuple[int, int]:
         """Counts the ids that are held in the conversation but would be read again, and all."""
-        target = self.renderer.settle_target(conversation.messages())
+        target = self.renderer.settle_target(self.messages(conversation))
         plan = self.engine.prefix.plan(target, leave=0)
         return len(target) - plan.start, len(target)
 
@@ -125,6 +163,15 @@ class TurnRunner:
     def num_cached(self) -> int:
         """Ids that the cache holds."""
         return len(self.engine.prefix.token_ids)
+
+    @property
+    def reuses(self) -> bool:
+        """Whether cached ids are reused: not after they have proved wrong."""
+        return self._reuses
+
+    def pin(self, position: int) -> None:
+        """Keeps what a return to a position needs, or to the beginning of the last turn."""
+        self.engine.prefix.cache.pin(min(position, self._pin))
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -159,15 +206,13 @@ class TurnRunner:
             JobCancelledError: Stopped before there was anything to keep.
         """
         reset_peak_memory()
+        self.ends_thinking.clear()
         watch = Stopwatch(start)
-        messages = conversation.messages()
-        if question is not None:
-            messages = [*messages, Message("user", question)]
         now = time.perf_counter()
-        prompt = self.renderer.render_ids(messages)
-        if not prompt.token_ids:
-            raise TemplateError("the chat template renders an empty prompt; fix or replace it")
-        begun = Begun() if cut_off is None else begin_again(cut_off, self.renderer, prompt)
+        for text in self._make_room(conversation, question, cut_off):
+            context.emit(Notice(text))
+            cause = f"{cause}, --overflow" if cause else "--overflow"
+        messages, prompt, begun = self._render(conversation, question, cut_off)
         token_ids = (*prompt.token_ids, *begun.token_ids)
         self._check_room(len(token_ids))
         plan = self._plan(messages, prompt, token_ids)
@@ -176,23 +221,27 @@ class TurnRunner:
             plan = self.keeping.restore(token_ids, plan, context.check, keep_branch=keep_branch)
         for text in self.keeping.take_notices():
             context.emit(Notice(text))
-        why = self._explain(plan, cause, prompt.message_ends[-2] if len(messages) > 1 else 0)
-        self.engine.prefix.apply(plan, keep_branch=keep_branch)
-        self.engine.prefix.mark()  # mostly the end of the last answer: this question may be edited
-        self._pin = min([plan.start, *plan.marks])
+        ahead = self.ahead.take(plan)
+        why = self._settle_note
+        if ahead is None:
+            why = self._explain(plan, cause, prompt.message_ends[-2] if len(messages) > 1 else 0)
+        num_ahead = ahead or 0
+        self.engine.prefix.apply(plan, keep_branch=keep_branch and not num_ahead)
+        if not num_ahead:  # mostly the end of the last answer: this question may be edited
+            self.engine.prefix.mark()
+        self._pin = min([plan.start - num_ahead, *plan.marks])
         self.engine.prefix.cache.pin(self._pin)
         now = watch.add("restore", now)
         logits = self._prefill(token_ids, plan, context)
         watch.add("prefill", now)
         self.keeping.note(messages, token_ids, prompt.message_ends[0])
-        # Each answer has its own seed, so that a retry differs; the same moves give the same seeds.
-        seed = self._seed + len(conversation.nodes)
-        answer = self._decode(prompt, begun, logits, watch, context, seed)
+        sampler = self.make_sampler(conversation, token_ids)
+        answer = self._decode(prompt, begun, logits, sampler, watch, context)
         if answer.stop_reason in ("token_limit", "context_full"):
             self.engine.prefix.mark()  # the answer may go on from here
         for text in self._record(conversation, question, messages, prompt, answer):
             context.emit(Notice(text))
-        result = self._result(len(token_ids), plan, answer, watch, why)
+        result = self._result(len(token_ids), plan, answer, watch, why, num_ahead)
         if self.options.verify:
             with contextlib.suppress(JobCancelledError):  # the answer stands, unverified
                 result = replace(result, verify=self._verify(prompt, token_ids, logits, context))
@@ -200,12 +249,47 @@ class TurnRunner:
 
     # -- before the answer -------------------------------------------------------------------------
 
+    def messages(self, conversation: Conversation, question: str | None = None) -> list[Message]:
+        """Returns what stands in the prompt, with the question that follows."""
+        if self.options.overflow == "error":
+            messages = conversation.messages()
+        else:
+            messages = choose_messages(conversation, is_asked=question is not None)
+        return messages if question is None else [*messages, Message("user", question)]
+
+    def _render(
+        self, conversation: Conversation, question: str | None, cut_off: Node | None
+    ) -> tuple[list[Message], RenderedPrompt, Begun]:
+        messages = self.messages(conversation, question)
+        prompt = self.renderer.render_ids(messages)
+        if not prompt.token_ids:
+            raise TemplateError("the chat template renders an empty prompt; fix or replace it")
+        begun = Begun() if cut_off is None else begin_again(cut_off, self.renderer, prompt)
+        return messages, prompt, begun
+
+    def _make_room(
+        self, conversation: Conversation, question: str | None, cut_off: Node | None
+    ) -> list[str]:
+        """Drops the oldest turns where that was asked for and is needed; returns notices."""
+        if self.options.overflow == "error":
+            return []
+
+        def count() -> int:
+            _, prompt, begun = self._render(conversation, question, cut_off)
+            return len(prompt.token_ids) + len(begun.token_ids)
+
+        limit, max_tokens = self.context_limit, self.options.max_tokens
+        is_asked = question is not None
+        dropped = drop_oldest(conversation, count, limit, max_tokens, is_asked=is_asked)
+        return [format_dropped(conversation, dropped)] if dropped else []
+
     def _check_room(self, num_prompt: int) -> None:
         if num_prompt >= self.context_limit:
             could_be_more = self.context_limit < self.loaded.model.info.max_context
             raise ContextFullError(
                 f"the prompt has {num_prompt} tokens, but the context holds {self.context_limit};"
-                " shorten the message, take turns back with /undo"
+                " shorten the message, have the oldest turns summarised with /compact or dropped"
+                " with --overflow drop-oldest, take turns back with /undo"
                 + (", or raise --max-context" if could_be_more else ", or start over with /reset")
             )
 
@@ -254,14 +338,11 @@ class TurnRunner:
         prompt: RenderedPrompt,
         begun: Begun,
         logits: Logits,
+        sampler: Sampler,
         watch: Stopwatch,
         context: JobContext,
-        seed: int,
     ) -> Answer:
-        sampling = resolve_sampling(self.options.sampling, self.loaded.generation_config, seed)
-        token_ids = (*prompt.token_ids, *begun.token_ids)
-        sampler = Sampler(sampling, self.loaded.model.info.vocab_size, token_ids)
-        room = self.context_limit - len(token_ids)
+        room = self.context_limit - len(prompt.token_ids) - len(begun.token_ids)
         max_tokens = min(self.options.max_tokens or room, room)
         is_room = max_tokens == room and self.options.max_tokens != room
         decoder = AnswerDecoder(
@@ -271,6 +352,8 @@ class TurnRunner:
             self.options.stop,
             watch,
             context,
+            think_budget=self.options.think_budget,
+            ends_thinking=self.ends_thinking,
         )
         decoder.replay(begun)
         limit: StopReason = "context_full" if is_room else "token_limit"
@@ -336,14 +419,15 @@ class TurnRunner:
         answer: Answer,
         watch: Stopwatch,
         why: str,
+        num_ahead: int,
     ) -> TurnResult:
         num_cached = plan.start
         usage = Usage(
             prompt_tokens=num_prompt,
             cached_tokens=num_cached,
             prefill_tokens=num_prompt - num_cached,
-            typeahead_tokens=0,
-            settle_tokens=self._num_settled,
+            typeahead_tokens=num_ahead,
+            settle_tokens=self.num_settled,
             completion_tokens=len(answer.tokens),
         )
         kv_bytes = self.engine.prefix.cache.nbytes
@@ -361,8 +445,10 @@ class TurnRunner:
         was_loaded = self.keeping.take_was_loaded() and plan.source == "live"  # in idle time
         source = "disk" if was_loaded else plan.source
         where = " from disk" if source == "disk" else ""
-        reason = f"reused {num_cached}{where}, read {usage.prefill_tokens}"
-        self._is_first, self._num_settled, self._settle_note = False, 0, ""
+        typed = f" ({num_ahead} read while you typed)" if num_ahead else ""
+        reason = f"reused {num_cached}{where}{typed}, read {usage.prefill_tokens}"
+        self._is_first, self.num_settled, self._settle_note = False, 0, ""
+        self._has_steered = False
         return TurnResult(
             model=self.name,
             text=answer.text,
@@ -389,7 +475,13 @@ class TurnRunner:
         shown = decode(prompt.token_ids, skip_special_tokens=False)
         wanted = decode(self.tokenizer.encode(prompt.text), skip_special_tokens=False)
         is_equal = found.ids_equal and shown == wanted
-        verify = Verify(is_equal, found.max_abs_logit_diff, token_ids, found.holds and is_equal)
+        verify = Verify(
+            is_equal,
+            found.max_abs_logit_diff,
+            token_ids,
+            found.holds and is_equal,
+            found.kv_logit_diff,
+        )
         if not verify.holds and self._reuses:
             self._reuses = False
             self.keeping.distrust()
@@ -419,9 +511,10 @@ class TurnRunner:
             self._bandwidth = measure_bandwidth()
         if not self._reuses or conversation.head is None:
             return
-        target = self.renderer.settle_target(conversation.messages())
+        target = self.renderer.settle_target(self.messages(conversation))
         if not target or len(target) >= self.context_limit:
             return
+        self.ahead.forget()
         prefix = self.engine.prefix
         plan = prefix.plan(target, marks=(len(target),), leave=0)
         lost = plan.num_held - plan.start
@@ -431,18 +524,19 @@ class TurnRunner:
             plan = self.keeping.restore(
                 target, plan, context.check, leave=0, keep_branch=keep_branch
             )
-            if is_empty and not plan.start:  # a conversation of the history goes on
-                self._settle_note = "no keys and values were stored, the text was read again"
+            if is_empty and not plan.start:  # else a conversation of the history goes on
+                why = "steering changed" if self._has_steered else "no keys and values were stored"
+                self._settle_note = f"{why}, the text was read again"
             prefix.apply(plan, keep_branch=keep_branch)
             if lost > 1:
                 note = f"{self._own_cause} dropped or moved {lost} ids of the last turn"
                 self._settle_note = "" if cause else note
-            prefix.cache.pin(min(plan.start, self._pin))
+            self.pin(plan.start)
             before = len(prefix.token_ids)
             try:
                 self.engine.prefill(target, plan, check=context.check)
             finally:
-                self._num_settled += max(len(prefix.token_ids) - before, 0)
+                self.num_settled += max(len(prefix.token_ids) - before, 0)
         except JobCancelledError:
             return
 
@@ -462,7 +556,7 @@ class TurnRunner:
         try:
             self.keeping.keep_system(context.check)
             if whole and conversation.head is not None:
-                target = self.renderer.settle_target(conversation.messages())
+                target = self.renderer.settle_target(self.messages(conversation))
                 self.keeping.keep_conversation(target, owner, context.check)
         except JobCancelledError:
             return

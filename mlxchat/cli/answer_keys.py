@@ -1,4 +1,4 @@
-"""The keys while an answer is given: Esc stops it, all others wait for the next prompt.
+"""The keys while an answer is given: Esc stops it, Ctrl-T ends its thinking, all others wait.
 
 A terminal can only be read, not looked at, so whoever listens for Esc takes every key. Two things
 make that safe. The keys are read through prompt-toolkit's own input, whose decoder and parser keep

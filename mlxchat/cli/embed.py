@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from mlxchat.chat.passages import Passage
 
 MAX_BYTES = 64 << 20  # far more than a person waits for
+MOST_SHOWN = 40
 _POOLINGS = ("mean", "last", "first", "max", "mean+max")
 _METRICS = ("cosine", "l2", "dot")
 _SPLITS = ("file", "paragraph", "line")
@@ -73,7 +74,9 @@ def embed(
     passages = _read_texts(text)
     if not passages:
         raise UsageError("there is no text; give a text, a file, or lines on stdin")
-    done = _run(resolve_model(model, load_settings()), passages, EmbedOptions(**given), out)
+    # Of a large corpus only the file has room for all numbers.
+    options = EmbedOptions(**given, num_rows=None if as_json else MOST_SHOWN)
+    done = _run(resolve_model(model, load_settings()), passages, options, out)
     for notice in done.notices:
         click.echo(notice, err=True)
     if html is not None:
@@ -168,10 +171,6 @@ def to_json(done: "Embedded", *, with_likeness: bool) -> dict[str, Any]:
         "vectors": done.rows,
         "dims": done.dims,
         "pooling": done.pooling,
-        "model": done.model,
-        "layer": done.layer,
-        "normalized": done.normalized,
-        "metric": done.metric,
     }
     if done.loss is not None:
         facts["truncation"] = {
@@ -182,7 +181,7 @@ def to_json(done: "Embedded", *, with_likeness: bool) -> dict[str, Any]:
             "neighbours_kept": done.loss.neighbours_kept,
         }
     if done.query is not None:
-        facts["query"] = done.query
+        facts |= {"query": done.query, "metric": done.metric}
         facts["results"] = [
             {
                 "score": hit.score,
@@ -194,5 +193,5 @@ def to_json(done: "Embedded", *, with_likeness: bool) -> dict[str, Any]:
             for hit in done.hits
         ]
     elif with_likeness:
-        facts["similarity"] = done.likeness
+        facts |= {"metric": done.metric, "similarity": done.likeness}
     return facts

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from mlxchat import __version__
+from mlxchat.cli.bench import bench
 from mlxchat.cli.cache import cache
 from mlxchat.cli.chat import chat
 from mlxchat.cli.config import config
@@ -17,6 +18,8 @@ from mlxchat.cli.embed import embed
 from mlxchat.cli.failures import report
 from mlxchat.cli.generate import generate
 from mlxchat.cli.history import history
+from mlxchat.cli.inspect import inspect
+from mlxchat.cli.timings import timings
 
 
 class Program(click.Group):
@@ -55,7 +58,11 @@ def cli() -> None:
     """
 
 
-for _command in (chat, generate, embed, history, cache, config, doctor):
+_COMMANDS = (
+    *(chat, generate, embed, history, inspect, cache),
+    *(bench, timings, config, doctor),
+)
+for _command in _COMMANDS:
     cli.add_command(_command)
 
 

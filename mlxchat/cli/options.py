@@ -13,6 +13,7 @@ from mlxchat.cli.theme import DEFAULT, find_theme
 from mlxchat.errors import SettingsError, UsageError
 from mlxchat.settings import (
     LENGTH_BOUNDS,
+    OVERFLOW,
     SAMPLING_BOUNDS,
     Settings,
     load_settings,
@@ -21,6 +22,7 @@ from mlxchat.settings import (
 
 if TYPE_CHECKING:
     from mlxchat.chat.history import Restored
+    from mlxchat.chat.options import Steer
     from mlxchat.chat.session import Session
     from mlxchat.cli.attachments import Attachments
 
@@ -52,6 +54,18 @@ def _refuse_empty(
     return value
 
 
+def _read_steers(
+    ctx: click.Context, param: click.Parameter, value: tuple[str, ...]
+) -> "tuple[Steer, ...] | None":
+    if not value:
+        return None
+    from mlxchat.chat.steering import check_steers, parse_steer
+
+    steers = tuple(map(parse_steer, value))
+    check_steers(steers)
+    return steers
+
+
 MODEL_OPTION = click.option(
     "-m",
     "--model",
@@ -79,11 +93,33 @@ _OPTIONS = (
     ),
     _number("--max-context", "max_context", "Hold at most N tokens of conversation."),
     click.option(
+        "--overflow",
+        type=click.Choice(OVERFLOW),
+        metavar="MODE",
+        help="What a full context does: 'error' refuses the message, 'drop-oldest' drops turns.",
+    ),
+    click.option(
+        "--kv-bits",
+        type=click.Choice(("8", "4")),
+        metavar="8|4",
+        callback=lambda ctx, param, value: None if value is None else int(value),
+        help="Hold keys and values in 8 or 4 bits: less memory for long contexts.",
+    ),
+    click.option(
         "--think/--no-think",
         default=None,
         help="Reason before the answer or not, where the model knows a switch.",
     ),
+    _number("--think-budget", "think_budget", "Close the thinking after N tokens."),
     click.option("--keep-thinking", is_flag=True, help="Keep reasoning in the conversation."),
+    click.option(
+        "--steer",
+        "steering",
+        multiple=True,
+        metavar="NAME:X",
+        callback=_read_steers,
+        help="Add a steering vector, X times; may be given more than once.",
+    ),
     click.option("--verify", is_flag=True, help="Compare each turn with a from-scratch prefill."),
     click.option("--no-history", is_flag=True, help="Keep this conversation off the disk."),
     click.option("--timing", is_flag=True, help="Report where the time went, on stderr."),
@@ -194,11 +230,15 @@ def read_request(params: dict[str, Any], kind: str = "chat") -> Request:
     sampling = settings.sampling | {n: given.pop(n) for n in SAMPLING_BOUNDS if n in given}
     model = resolve_model(given.pop("model", None), settings)
     system = given.pop("system", settings.system) or None  # `--system ""` takes the default away
+    if settings.overflow is not None and "overflow" not in given:
+        given["overflow"], origins["overflow"] = settings.overflow, "config.toml"
     if settings.max_file_kib is not None:
         origins["max-file-kib"] = "config.toml"
     if given.pop("no_history", False) or not settings.history:
         given["keeps_history"] = False
-    options = {"system": system, "cache_max_gib": settings.cache_max_gib, **given}
+    origins |= dict.fromkeys(settings.engine.keys() - given.keys(), "config.toml")
+    options = {"system": system, "cache_max_gib": settings.cache_max_gib}
+    options |= settings.engine | given
     return Request(
         model, sampling, options, settings, origins, kind, given=_from_command_line(params)
     )

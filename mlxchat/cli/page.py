@@ -131,7 +131,7 @@ def draw_heat_map(
                 f"{value:.{digits}f}</text></g>"
             )
     width = left + len(columns) * _CELL + 80
-    return _svg(width, top + len(rows) * height + 4, parts)
+    return make_svg(width, top + len(rows) * height + 4, parts)
 
 
 def draw_scatter(
@@ -169,10 +169,11 @@ def draw_scatter(
             f' cy="{at_y:.1f}" r="4" fill="{colour}"/><text x="{at_x + 7:.1f}"'
             f' y="{at_y + 4:.1f}">{escape(name)}</text></g>'
         )
-    return _svg(width, height, parts)
+    return make_svg(width, height, parts)
 
 
-def _svg(width: float, height: float, parts: Sequence[str]) -> str:
+def make_svg(width: float, height: float, parts: Sequence[str]) -> str:
+    """Returns a picture of parts that are SVG already; a wide one scrolls."""
     return (
         f'<div class="scroll"><svg xmlns="http://www.w3.org/2000/svg" width="{width:.0f}"'
         f' height="{height:.0f}" viewBox="0 0 {width:.0f} {height:.0f}" role="img">\n'

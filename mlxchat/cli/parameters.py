@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlxchat.cli.render import one_line
 from mlxchat.errors import UsageError
-from mlxchat.settings import FILE_BOUNDS, LENGTH_BOUNDS, SAMPLING_BOUNDS, Bounds
+from mlxchat.settings import FILE_BOUNDS, LENGTH_BOUNDS, OVERFLOW, SAMPLING_BOUNDS, Bounds
 
 if TYPE_CHECKING:
     from mlxchat.chat.options import ChatOptions
@@ -26,16 +26,18 @@ class Parameter:
         field: Of `SamplingSettings` or `ChatOptions`.
         bounds: Of numbers; None for on and off.
         has_default: Whether it can be given back to the model or the default.
+        choices: The words that it can be; without any and without bounds on and off.
     """
 
     field: str
     bounds: Bounds | None = None
     has_default: bool = True
+    choices: tuple[str, ...] = ()
 
     @property
     def values(self) -> tuple[str, ...]:
         """The words that are allowed."""
-        words = () if self.bounds else tuple(_SWITCHES)
+        words = () if self.bounds else self.choices or tuple(_SWITCHES)
         return (*words, "default") if self.has_default else words
 
     def parse(self, name: str, text: str) -> Any:
@@ -45,7 +47,7 @@ class Parameter:
             UsageError: It is not allowed.
         """
         if text in self.values:
-            return _SWITCHES.get(text)
+            return text if text in self.choices else _SWITCHES.get(text)
         if self.bounds is not None:
             try:
                 value = int(text) if self.bounds.is_integer else float(text)
@@ -70,11 +72,14 @@ PARAMETERS = {
     "seed": Parameter("seed", SAMPLING_BOUNDS["seed"]),
     "max-tokens": Parameter("max_tokens", LENGTH_BOUNDS["max_tokens"]),
     "think": Parameter("think"),
+    "think-budget": Parameter("think_budget", LENGTH_BOUNDS["think_budget"]),
     "keep-thinking": Parameter("keep_thinking", has_default=False),
     "verify": Parameter("verify", has_default=False),
+    "overflow": Parameter("overflow", has_default=False, choices=OVERFLOW),
 }
 FILE_LIMIT = "max-file-kib"  # of what can be attached: the chat's business, not the session's
-NAMES = (*PARAMETERS, FILE_LIMIT)
+KV_BITS = "kv-bits"  # decided when the chat starts: what is cached cannot be read in another form
+NAMES = (*PARAMETERS, FILE_LIMIT, KV_BITS)
 ALIASES = {"temperature": "temp", "top_p": "top-p", "top_k": "top-k", "min_p": "min-p"}
 
 
@@ -111,6 +116,8 @@ def set_parameter(context: "Context", name: str, text: str) -> list[str]:
     """
     if name == FILE_LIMIT:
         return [_set_file_limit(context, text)]
+    if name.lower() in (KV_BITS, "kv_bits"):
+        raise UsageError("kv-bits holds for a whole chat; start another with --kv-bits 8 or 4")
     name, parameter = find_parameter(name)
     value = parameter.parse(name, text)
     session = context.session
@@ -147,17 +154,29 @@ def list_parameters(context: "Context") -> list[tuple[str, str, str]]:
         field = parameter.field
         is_sampling = hasattr(session.options.sampling, field)
         value = getattr(session.options.sampling if is_sampling else session.options, field)
-        if value is not None and (value is not False or field == "think"):
+        is_chosen = value is not None and (value is not False or field == "think")
+        if parameter.choices:
+            rows.append((name, value, origins.get(field, BY_DEFAULT)))
+        elif is_chosen:
             rows.append((name, format_value(value), origins.get(field, BY_CONVERSATION)))
         elif is_sampling:
             source = BY_MODEL if field in by_model else BY_DEFAULT
             known = format_value(in_force[field]) if resolved is not None else "not known yet"
             rows.append((name, known, "the model is loading" if resolved is None else source))
         else:
-            text = {"max_tokens": "what the context holds", "think": "as the template does"}
+            text = {
+                "max_tokens": "what the context holds",
+                "think": "as the template does",
+                "think_budget": "as long as it takes",
+            }
             rows.append((name, text.get(field, "off"), BY_DEFAULT))
     kib = str(context.attached.max_bytes // 1024)
-    return [*rows, (FILE_LIMIT, kib, origins.get(FILE_LIMIT, BY_DEFAULT))]
+    bits = session.options.kv_bits
+    return [
+        *rows,
+        (FILE_LIMIT, kib, origins.get(FILE_LIMIT, BY_DEFAULT)),
+        (KV_BITS, "off" if bits is None else str(bits), origins.get("kv_bits", BY_DEFAULT)),
+    ]
 
 
 def format_value(value: object) -> str:

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mlxchat.chat.conversation import Branch
+    from mlxchat.chat.read_ahead import DraftCost
     from mlxchat.chat.results import (
         LoadProgress,
         PrefillProgress,
         SessionInfo,
+        SummaryProgress,
         TurnResult,
         Verify,
     )
@@ -131,13 +133,17 @@ def wrap_parts(line: str, width: int) -> str:
     return "\n".join(rows)
 
 
-def format_progress(event: "LoadProgress | PrefillProgress", elapsed_s: float) -> str:
+def format_progress(
+    event: "LoadProgress | PrefillProgress | SummaryProgress", elapsed_s: float
+) -> str:
     """Returns one line on how far a load or a prefill has come.
 
     Args:
         event: What came last.
         elapsed_s: Seconds since this phase began.
     """
+    if not hasattr(event, "total"):
+        return f"summarising · {format_count(event.done)} characters"
     phase = getattr(event, "phase", "prefill")
     name = {"download": "downloading", "load": "loading", "warm-up": "warming up"}.get(
         phase, "reading"
@@ -188,7 +194,7 @@ def format_context_notice(used: int, limit: int) -> str:
     return (
         f"{100 * used / limit:.0f} % of the context is used:"
         f" {format_count(used)} of {format_count(limit)} tokens;"
-        " /undo takes turns back, /reset starts over"
+        " /compact summarises the oldest turns, /undo takes turns back, /reset starts over"
     )
 
 
@@ -253,10 +259,12 @@ def format_verify(verify: "Verify") -> str:
     """Returns what `--verify` found."""
     outcome = "equal a" if verify.tokens_equal else "DIFFER from a"
     rounding = "" if verify.holds else ", more than rounding explains"
+    cost = verify.kv_logit_diff
+    quantised = "" if cost is None else f"; quantised KV moves them by at most {cost:.2g}"
     return (
         f"verify: tokens {outcome} from-scratch prefill of"
         f" {format_count(len(verify.prompt_ids))} tokens"
-        f", logits differ by at most {verify.max_abs_logit_diff:.2g}{rounding}"
+        f", logits differ by at most {verify.max_abs_logit_diff:.2g}{rounding}{quantised}"
     )
 
 
@@ -276,8 +284,21 @@ def format_banner(version: str, model: str | None) -> str:
     )
 
 
+def format_cost(cost: "DraftCost") -> str:
+    """Returns what it would cost to send a draft: `+412 tokens ≈ 0.9 s, 23 % of context`."""
+    seconds = "" if cost.seconds is None else f" ≈ {cost.seconds:.1f} s"
+    share = f"{100 * cost.context_share:.0f} % of context"
+    if cost.context_share >= 1:
+        share = "more than the context holds"
+    return f"+{format_count(cost.num_tokens)} tokens{seconds}, {share}"
+
+
 def format_toolbar(
-    session: "Session | None", model: str | None, progress: str, width: int = 80
+    session: "Session | None",
+    model: str | None,
+    progress: str,
+    width: int = 80,
+    cost: "DraftCost | None" = None,
 ) -> str:
     """Returns the line under the prompt: model, context, last rate, memory, cached tokens.
 
@@ -286,6 +307,7 @@ def format_toolbar(
         model: The name that was asked for; None is the built-in one.
         progress: What the load says of itself while it lasts.
         width: Columns; what does not fit is left out from the end.
+        cost: Of the draft, which goes before all but the model.
     """
     info = None if session is None else session.info
     if session is None or info is None:
@@ -293,7 +315,8 @@ def format_toolbar(
     used, limit = session.context_used, info.context_limit
     share = f" ({100 * used / limit:.0f} %) {format_bar(used / limit)}" if limit else ""
     name = one_line(info.model).rpartition("/")[2]
-    parts = [name, f"{format_count(used)} of {format_count(limit)} tokens{share}"]
+    parts = [name, *([] if cost is None else [format_cost(cost)])]
+    parts.append(f"{format_count(used)} of {format_count(limit)} tokens{share}")
     if (last := session.last) is not None:
         if last.timing.decode_tok_per_s is not None:
             parts.append(f"{format_rate(last.timing.decode_tok_per_s)} tok/s")
@@ -351,6 +374,9 @@ def format_cache(report: "CacheReport") -> str:
         ("live", f"{format_count(report.num_tokens)} tokens, {format_bytes(report.live_bytes)}"),
         ("layers", ", ".join(report.kinds)),
     ]
+    if report.kv_bits is not None:
+        quantised, total = report.num_quantised
+        rows.append(("quantised", f"{quantised} of {total} layers in {report.kv_bits} bits"))
     rows += [
         ("checkpoint", f"at {format_count(position)}, {format_bytes(size)}")
         for position, size in report.marks

@@ -10,6 +10,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from mlxchat.cli.embed import MOST_SHOWN
 from mlxchat.cli.heat import shade
 from mlxchat.cli.render import format_count, one_line, sanitize
 
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from mlxchat.chat.embedding import Embedded
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
-_MOST_SHOWN = 40
 # A table of all pairs is readable up to here; with more texts each shows its nearest one.
 _MOST_IN_MATRIX = 12
 _SPARK_WIDTH = 24
@@ -88,7 +88,7 @@ def _make_table(done: "Embedded") -> Table:
     table.add_column("vector", no_wrap=True, style="cyan")
     if done.likeness:
         table.add_column("nearest", justify="right", no_wrap=True)
-    for index, row in enumerate(done.rows[:_MOST_SHOWN]):
+    for index, row in enumerate(done.rows[:MOST_SHOWN]):
         length = sum(x * x for x in row) ** 0.5
         cells: list[RenderableType] = [
             str(index + 1),
@@ -100,8 +100,8 @@ def _make_table(done: "Embedded") -> Table:
         if (found := nearest(done, index)) is not None:
             cells.append(f"#{found[0] + 1} {found[1]:.3f}")
         table.add_row(*cells)
-    if len(done.rows) > _MOST_SHOWN:
-        table.caption = f"{format_count(len(done.rows) - _MOST_SHOWN)} more; --json and -o have all"
+    if (num_left := len(done.passages) - MOST_SHOWN) > 0:
+        table.caption = f"{format_count(num_left)} more; --json and -o have all"
     return table
 
 

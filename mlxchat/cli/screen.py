@@ -12,6 +12,10 @@ from mlxchat.cli.render import one_line, sanitize, wrap_parts
 from mlxchat.cli.theme import DEFAULT, color_depth, find_theme
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from rich.console import Console, RenderableType
+
     from mlxchat.cli.live import LiveRegion, Size
     from mlxchat.cli.streams import AnswerStream, ThoughtStream
 
@@ -91,6 +95,16 @@ class Screen:
         """Writes lines among the notes as they are: not dimmed, not wrapped."""
         self.end_line()
         self._write(self._notes, f"{sanitize(text)}\n", dim=False)
+
+    def view(self, make: "Callable[[Console], Sequence[RenderableType]]") -> None:
+        """Draws tables and maps among the notes; what they are made of is sanitised already."""
+        from mlxchat.cli.inspect.paint import make_console
+
+        self.end_line()
+        self.clear_progress()
+        console = make_console(self._notes, width=self._width(), colours=self._dims)
+        console.print(*make(console), sep="\n")
+        self._notes.flush()
 
     def note(self, text: str, *, dim: bool = True) -> None:
         """Writes lines about the answer or the program."""

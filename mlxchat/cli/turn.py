@@ -12,6 +12,7 @@ from mlxchat.chat.results import (
     LoadProgress,
     Notice,
     PrefillProgress,
+    SummaryProgress,
     TextDelta,
     TurnResult,
 )
@@ -107,7 +108,7 @@ class TurnView:
                 self._num_reasoning_tokens = event.num_reasoning_tokens
                 show = self._reason if event.kind == "reasoning" else self._answer
                 show(event.text)
-            case LoadProgress() | PrefillProgress():
+            case LoadProgress() | PrefillProgress() | SummaryProgress():
                 self._progress(event)
             case Notice(text=text):
                 self._screen.note(text)
@@ -142,9 +143,9 @@ class TurnView:
             self._skips_newlines = not text
         self._screen.answer(text)
 
-    def _progress(self, event: LoadProgress | PrefillProgress) -> None:
+    def _progress(self, event: LoadProgress | PrefillProgress | SummaryProgress) -> None:
         now = time.monotonic()
-        phase = getattr(event, "phase", "prefill")
+        phase = getattr(event, "phase", type(event))
         if phase != self._phase:
             self._phase, self._phase_started = phase, now
         elapsed_s = now - self._phase_started
@@ -235,8 +236,13 @@ class Answers:
         self.tell_load()
         if result.stop_reason == "token_limit" and result.reasoning and not result.text.strip():
             self.screen.note(
-                "The token limit came before the answer; /continue goes on,"
-                " --max-tokens allows more."
+                "The token limit came before the answer; /continue goes on, --max-tokens allows"
+                " more."
+            )
+        if result.stop_reason == "context_full":
+            self.screen.note(
+                "The context is full, so the answer ends here; /compact makes room, then /continue"
+                " goes on with it."
             )
         if result.verify is not None:
             self.screen.note(format_verify(result.verify))

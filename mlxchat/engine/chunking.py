@@ -14,6 +14,8 @@ LARGEST_CHUNK = 2048
 # must raise the rate by the gain.
 FAST_TOK_PER_S = 1000.0
 WORTHWHILE_GAIN = 1.1
+# The rate of shorter chunks says nothing about long ones.
+SHORTEST_TELLING = 8
 
 
 @dataclass(slots=True)
@@ -29,11 +31,13 @@ class PrefillChunker:
         size: Length of the next chunk, in tokens.
         largest: Upper limit, in tokens.
         tok_per_s: Latest rate by length, of full chunks.
+        short_tok_per_s: Latest rate by length, rounded down to a power of two, of other chunks.
     """
 
     size: int = FIRST_CHUNK
     largest: int = LARGEST_CHUNK
     tok_per_s: dict[int, float] = field(default_factory=dict)
+    short_tok_per_s: dict[int, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.size = min(self.size, self.largest)
@@ -47,7 +51,11 @@ class PrefillChunker:
 
     def observe(self, num_tokens: int, seconds: float) -> None:
         """Takes in one measurement; chunks shorter than asked for say nothing about the next."""
-        if num_tokens != self.size or seconds <= 0:
+        if seconds <= 0:
+            return
+        if num_tokens != self.size:
+            if num_tokens >= SHORTEST_TELLING:
+                self.short_tok_per_s[1 << num_tokens.bit_length() - 1] = num_tokens / seconds
             return
         rate = self.tok_per_s[self.size] = num_tokens / seconds
         fits = int(rate * TARGET_S)
@@ -59,6 +67,17 @@ class PrefillChunker:
             self.size = min(1 << (fits.bit_length() - 1), 4 * self.size, self.largest)
         elif pays and seconds <= TARGET_S and self._pays(2 * self.size):
             self.size = min(2 * self.size, self.largest)
+
+    def estimate_s(self, num_tokens: int) -> float | None:
+        """Returns how long so many tokens take by the measured rates; None before any was.
+
+        Any thread may ask.
+        """
+        rates = self.short_tok_per_s | self.tok_per_s
+        if not rates:
+            return None
+        shorter = [size for size in rates if size <= num_tokens]
+        return num_tokens / rates[max(shorter, default=min(rates))]
 
     def _pays(self, size: int) -> bool:
         """Whether chunks of this length gain enough over shorter ones; True where not yet known."""

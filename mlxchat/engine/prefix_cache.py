@@ -17,6 +17,7 @@ import mlx.core as mx
 
 from mlxchat.engine.token_ids import count_common
 from mlxchat.model.kv_cache import RowCache
+from mlxchat.model.kv_quantization import Rows
 from mlxchat.model.sequence_cache import Marks, SequenceCache
 
 Action = Literal["continue", "trim", "restore", "resume", "load", "fresh"]
@@ -145,9 +146,6 @@ def make_plan(
     return Plan(best.action, best.start, best.num_common, best.num_held, best.stash, inside)
 
 
-Rows = tuple[mx.array | None, mx.array | None]  # keys, values
-
-
 @dataclass(slots=True, eq=False)
 class Stash:
     """A branch left behind: the rows after `base`, and marks that bring the other layers back."""
@@ -160,7 +158,7 @@ class Stash:
     @property
     def nbytes(self) -> int:
         """Bytes held by copied rows and marks."""
-        rows = sum(a.nbytes for pair in self.rows if pair for a in pair if a is not None)
+        rows = sum(a.nbytes for held in self.rows if held for a in held.values())
         return rows + sum(_mark_bytes(m) for m in self.marks.values())
 
 
@@ -174,6 +172,8 @@ class CacheReport:
     marks: tuple[tuple[int, int], ...]
     stashes: tuple[tuple[int, int, int], ...]
     budget_bytes: int
+    kv_bits: int | None = None
+    num_quantised: tuple[int, int] = (0, 0)  # layers, of all
 
 
 @dataclass(slots=True)
@@ -296,6 +296,8 @@ class PrefixCache:
             marks=tuple((p, _mark_bytes(m)) for p, m in sorted(self.marks.items())),
             stashes=tuple((s.base, len(s.token_ids), s.nbytes) for s in self.stashes),
             budget_bytes=self.budget_bytes,
+            kv_bits=self.cache.kv_bits,
+            num_quantised=(self.cache.num_quantised, len(self.cache.layers)),
         )
 
     @property
@@ -341,22 +343,22 @@ class PrefixCache:
         for layer in cache.layers:
             # A window that moved on no longer holds all rows; its snapshot brings it back.
             if isinstance(layer, RowCache) and layer.origin <= base:
-                rows.append(_copy_rows(layer, base))
+                rows.append(layer.copy_rows(base, layer.offset))
             else:
                 rows.append(None)
         if not self.is_trimmable:
             marks[len(token_ids)] = cache.snapshot()
-        mx.eval([a for pair in rows if pair for a in pair if a is not None])
+        mx.eval([list(held.values()) for held in rows if held])
         return Stash(base, list(token_ids), rows, marks)
 
     def _resume(self, stash: Stash) -> None:
         """Appends a stash to the live sequence, which stands at its base."""
         end = len(stash.token_ids)
         snapshots = stash.marks.get(end, (None,) * len(stash.rows))
-        for layer, pair, snapshot in zip(self.cache.layers, stash.rows, snapshots, strict=True):
-            if isinstance(layer, RowCache) and pair is not None:
-                if pair[0] is not None:
-                    layer.update_and_fetch(pair[0], pair[1])
+        for layer, rows, snapshot in zip(self.cache.layers, stash.rows, snapshots, strict=True):
+            if isinstance(layer, RowCache) and rows is not None:
+                if rows:
+                    layer.append_rows(rows)
             elif snapshot is not None:
                 layer.restore(end, snapshot)
         self.token_ids = list(stash.token_ids)
@@ -411,13 +413,3 @@ def _first_rewindable(cache: SequenceCache, size: int) -> int:
 
 def _mark_bytes(marks: Marks) -> int:
     return sum(snapshot.nbytes for snapshot in marks if snapshot is not None)
-
-
-def _copy_rows(layer: RowCache, base: int) -> Rows:
-    """Copies a layer's rows from position `base` on, in memory of their own."""
-    rows = slice(base - layer.origin, layer.offset - layer.origin)
-    keys, values = layer.keys, layer.values
-    return (
-        None if keys is None else mx.contiguous(keys[..., rows, :]),
-        None if values is None else mx.contiguous(values[..., rows, :]),
-    )

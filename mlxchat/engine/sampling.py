@@ -106,13 +106,18 @@ class Sampler:
     def sample(self, logits: mx.array) -> mx.array:
         """Draws one token from logits (1, V) and counts it; returns its id, shape (1,), lazily."""
         token = self._draw(self.process(logits))
-        self.count(token)
+        self.count_drawn(token)
         return token
 
-    def count(self, token: mx.array) -> None:
-        """Notes a token, shape (1,), for the penalties."""
+    def count_drawn(self, token: mx.array) -> None:
+        """Counts a token, shape (1,), that may not be evaluated yet."""
         if self._counts is not None:
             self._counts = self._counts.at[token].add(1)
+
+    def count(self, token_ids: Sequence[int]) -> None:
+        """Counts ids that were fed without being drawn."""
+        if self._counts is not None:
+            self._counts = self._counts.at[mx.array(list(token_ids), mx.int32)].add(1)
 
     def process(self, logits: mx.array) -> mx.array:
         """Applies penalties and bias to logits (1, V)."""
@@ -184,7 +189,7 @@ def sample_rows(samplers: Sequence[Sampler], logits: mx.array) -> mx.array:
         if ids is not None:
             tokens = mx.take_along_axis(ids, tokens[:, None], axis=-1)[:, 0]
     for row, sampler in enumerate(samplers):
-        sampler.count(tokens[row : row + 1])
+        sampler.count_drawn(tokens[row : row + 1])
     return tokens
 
 

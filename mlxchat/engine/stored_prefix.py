@@ -59,12 +59,16 @@ _NAMES = {
 _DTYPES = {name: dtype for dtype, name in _NAMES.items()}
 
 
-def make_key(fingerprint: str, model: LanguageModel) -> str:
+def make_key(
+    fingerprint: str, model: LanguageModel, kv_bits: int | None = None, *, steering: str = ""
+) -> str:
     """Returns the hash of all that keys and values depend on, apart from the token ids.
 
     Args:
         fingerprint: Of config and weights; rope and attention settings are in the config.
         model: As it was loaded: how its weights are kept changes the rounding.
+        kv_bits: Of quantised keys and values.
+        steering: What is added to its residual stream; nothing for the plain model.
     """
     plan = make_device_plan()
     binds = {
@@ -76,8 +80,10 @@ def make_key(fingerprint: str, model: LanguageModel) -> str:
         "float32": plan.float32,
         "weight_bytes": model.info.weight_bytes,
         "adapter": None,
-        "kv_bits": None,
+        "kv_bits": kv_bits,
     }
+    if steering:
+        binds["steering"] = steering
     return hashlib.sha256(json.dumps(binds, sort_keys=True).encode()).hexdigest()
 
 
@@ -167,9 +173,10 @@ class StoredPrefixes:
                 if file.read_ids()[:common] != list(token_ids[:common]):
                     raise BadFileError("it is of other token ids")
                 meta = _read_meta(file.description)
-                rows = _names_of_rows(meta)
+                full = _full_layers(meta)
                 for info, data in file.read_tensors(check):
-                    before = parts.get(info.name, []) if info.name in rows else []
+                    is_rows = info.name.partition(".")[0] in full
+                    before = parts.get(info.name, []) if is_rows else []
                     parts[info.name] = [*before, _make_array(info, data)]
         with _names_problem(chain[-1]):
             return self._fill(meta, parts, chain[-1].num_ids, wanted), chain
@@ -180,8 +187,8 @@ class StoredPrefixes:
         """Puts what was read into a new cache, and goes back to the ids that are wanted."""
         arrays = {n: p[0] if len(p) == 1 else mx.concatenate(p, axis=2) for n, p in parts.items()}
         parts.clear()
-        for name in _names_of_rows(meta):
-            meta[name.partition(".")[0] + ".start"] = 0
+        for layer in _full_layers(meta):
+            meta[f"{layer}.start"] = 0
         cache = self.prefix.make_cache()
         cache.load_export(meta, arrays)
         arrays.clear()
@@ -423,10 +430,9 @@ def _read_meta(description: Description) -> Meta:
     raise BadFileError("it does not describe its layers")
 
 
-def _names_of_rows(meta: Meta) -> set[str]:
-    """The arrays whose rows continue those of the parent."""
-    full = [i for i in range(int(meta["layers"])) if meta.get(f"{i}.kind") == "full"]
-    return {f"{i}.{name}" for i in full for name in ("keys", "values")}
+def _full_layers(meta: Meta) -> set[str]:
+    """The numbers of the layers whose rows continue those of the parent."""
+    return {str(i) for i in range(int(meta["layers"])) if meta.get(f"{i}.kind") == "full"}
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import mlx.core as mx
 
@@ -12,6 +13,7 @@ from mlxchat.model.taps import Point, Taps
 
 # Rows that are unembedded at once: their logits are (rows, V).
 UNEMBED_ROWS = 64
+CHUNK = 512  # ids that are fed at once where nothing is recorded
 # Patterns and scores take H * T^2 floats a layer.
 MOST_BYTES_OF_MAPS = 4 << 30
 
@@ -53,7 +55,7 @@ class Trace:
     Attributes:
         token_ids: The T ids that were fed.
         seen: Arrays by point and layer, as `model/taps.py` says but for the batch axis.
-        logits: (T, V); None where they were not wanted.
+        logits: (T, V); None where they were not wanted. T counts from the trace's `start`.
     """
 
     token_ids: tuple[int, ...]
@@ -77,9 +79,10 @@ def trace(
     edits: Taps | None = None,
     layers: Collection[int] | None = None,
     positions: slice | None = None,
+    start: int = 0,
     logits: bool = True,
 ) -> Trace:
-    """Feeds ids to a fresh cache in one pass and records what passes.
+    """Feeds ids to a fresh cache and records what passes.
 
     Args:
         model: Native or zoo.
@@ -87,7 +90,9 @@ def trace(
         points: What to record.
         edits: Changes on the way; the recorder sees their result.
         layers: Record these only.
-        positions: Record these only.
+        positions: Record these only, counted from `start`.
+        start: The ids before it are fed first, without being recorded: of a long text only the
+            end takes memory. Edits hold there too.
         logits: Whether the logits of all positions are wanted.
 
     Raises:
@@ -96,9 +101,12 @@ def trace(
         UnsupportedModelError: The model cannot show a point.
     """
     require_points(model, {*points, *(edits.points if edits is not None else ())})
-    check_length(model, len(token_ids), points)
-    recorder = Recorder(points, layers, positions)
-    x = model.hidden(mx.array([list(token_ids)]), model.make_cache(), Both(edits, recorder))
+    check_length(model, len(token_ids), points, start)
+    recorder, cache, ids = Recorder(points, layers, positions), model.make_cache(), list(token_ids)
+    for first in range(0, start, CHUNK):
+        model.prefill(mx.array([ids[first : min(first + CHUNK, start)]]), cache, edits)
+        mx.eval(cache.arrays())
+    x = model.hidden(mx.array([ids[start:]]), cache, Both(edits, recorder))
     mx.eval(x, list(recorder.seen.values()))
     out = unembed(model, x[0]) if logits else None
     return Trace(tuple(token_ids), recorder.seen, out)
@@ -129,7 +137,9 @@ def require_points(model: LanguageModel, points: Collection[Point]) -> None:
         )
 
 
-def check_length(model: LanguageModel, num_ids: int, points: Collection[Point]) -> None:
+def check_length(
+    model: LanguageModel, num_ids: int, points: Collection[Point], start: int = 0
+) -> None:
     """Checks that a text can be traced.
 
     Raises:
@@ -145,8 +155,18 @@ def check_length(model: LanguageModel, num_ids: int, points: Collection[Point]) 
         )
     config = getattr(model, "config", None)
     heads = getattr(config, "n_heads", 0) * len({"scores", "pattern"} & set(points))
-    if 4 * heads * model.info.n_layers * num_ids**2 > MOST_BYTES_OF_MAPS:
+    if 4 * heads * model.info.n_layers * num_ids * (num_ids - start) > MOST_BYTES_OF_MAPS:
         raise UsageError(
             f"attention maps of {num_ids} tokens take more than {MOST_BYTES_OF_MAPS >> 30} GiB;"
             " give a shorter text"
         )
+
+
+def to_lists(array: mx.array) -> Any:
+    """Returns an array as nested lists of Python's own numbers, for the other threads."""
+    return array.tolist()
+
+
+def to_number(array: mx.array) -> float:
+    """Returns an array of one element as a float."""
+    return float(array.item())  # type: ignore[arg-type]

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import mlx.core as mx
 
 from mlxchat.model.kv_cache import LayerCache, RowCache, make_causal_mask
+from mlxchat.model.kv_quantization import Rows
 from mlxchat.model.sequence_cache import SequenceCache
 from mlxchat.model.state_cache import RecurrentState
 from mlxchat.model.window_cache import ChunkedKV
@@ -41,7 +42,8 @@ def stack(empty: SequenceCache, caches: Sequence[SequenceCache], lengths: Sequen
             _stack_rows(layer, parts, lengths, padding)
         elif isinstance(layer, RecurrentState) and not any(padding):
             states = [part.raw.cache for part in parts if isinstance(part, RecurrentState)]
-            layer.raw.cache = [_join(slots) for slots in zip(*states, strict=True)]
+            slots = zip(*states, strict=True)
+            layer.raw.cache = [None if slot[0] is None else _join(slot) for slot in slots]
         else:
             raise ValueError(f"a layer of kind {layer.kind} holds no such batch")
     empty.padding = mx.array(padding) if any(padding) else None
@@ -54,34 +56,30 @@ def _stack_rows(
         raise ValueError("chunks of sequences of different lengths do not lie side by side")
     longest = max(lengths)
     first = into.first_needed(longest)
-    keys: list[mx.array | None] = []
-    values: list[mx.array | None] = []
-    made: dict[int, tuple[mx.array | None, mx.array | None]] = {}
+    made: dict[int, Rows] = {}
     for part, length in zip(parts, lengths, strict=True):
         assert isinstance(part, RowCache)
         if id(part) not in made:
-            _, *rows = part.rows_for(length)
-            made[id(part)] = (_pad(rows[0], longest - first), _pad(rows[1], longest - first))
-        keys.append(made[id(part)][0])
-        values.append(made[id(part)][1])
-    into.adopt(longest, first, _join(keys), _join(values))
+            rows = part.copy_rows(part.first_needed(length), length)
+            made[id(part)] = {name: _pad(a, longest - first) for name, a in rows.items()}
+    each = [made[id(part)] for part in parts]
+    names = each[0]
+    into.adopt(longest, first, {name: _join([rows[name] for rows in each]) for name in names})
 
 
-def _pad(rows: mx.array | None, wanted: int) -> mx.array | None:
+def _pad(rows: mx.array, wanted: int) -> mx.array:
     """Puts empty rows before (B, K, S, Dh), so that there are `wanted`."""
-    if rows is None or rows.shape[2] == wanted:
+    if rows.shape[2] == wanted:
         return rows
     return mx.pad(rows, [(0, 0), (0, 0), (wanted - rows.shape[2], 0), (0, 0)])
 
 
-def _join(arrays: Sequence[mx.array | None]) -> mx.array | None:
+def _join(arrays: Sequence[mx.array]) -> mx.array:
     """Joins arrays (1, ...) to (B, ...); where they are one array, without a copy."""
     first = arrays[0]
-    if first is None:
-        return None
     if all(array is first for array in arrays):
         return mx.broadcast_to(first, (len(arrays), *first.shape[1:]))
-    return mx.concatenate([array for array in arrays if array is not None], axis=0)
+    return mx.concatenate(list(arrays), axis=0)
 
 
 def keep_rows(cache: SequenceCache, rows: Sequence[int]) -> None:
@@ -89,8 +87,7 @@ def keep_rows(cache: SequenceCache, rows: Sequence[int]) -> None:
     chosen = mx.array(list(rows))
     for layer in cache.layers:
         if isinstance(layer, RowCache):
-            layer.keys = None if layer.keys is None else layer.keys[chosen]
-            layer.values = None if layer.values is None else layer.values[chosen]
+            layer.buffers = {name: buffer[chosen] for name, buffer in layer.buffers.items()}
         elif isinstance(layer, RecurrentState):
             layer.raw.cache = [None if a is None else a[chosen] for a in layer.raw.cache]
     if cache.padding is not None:
@@ -110,8 +107,8 @@ def take_row(cache: SequenceCache, row: int, empty: SequenceCache) -> SequenceCa
     one = slice(row, row + 1)
     for layer, into in zip(cache.layers, empty.layers, strict=True):
         if isinstance(layer, RowCache) and isinstance(into, RowCache):
-            keys, values = (None if a is None else a[one] for a in (layer.keys, layer.values))
-            into.adopt(layer.offset, layer.origin, keys, values)
+            rows = {name: buffer[one] for name, buffer in layer.buffers.items()}
+            into.adopt(layer.offset, layer.origin, rows)
         elif isinstance(layer, RecurrentState) and isinstance(into, RecurrentState):
             into.raw.cache = [None if a is None else a[one] for a in layer.raw.cache]
     return empty

@@ -185,6 +185,54 @@ def measure_bandwidth() -> float:
     return num_bytes / min(times)
 
 
+@cache
+def measure_matmul_rate() -> float:
+    """Measures how fast this device multiplies matrices, once per process, in FLOP per second.
+
+    A prefill multiplies all its tokens with each weight, so this is what bounds it. The largest
+    product that a chunk of 512 tokens meets in a model of medium width, in the type that weights
+    have here; a multiplication and an addition count as two. The best of five.
+    """
+    mx = load_mlx()
+    rows, width = 512, 1024
+    dtype = mx.float32
+    if make_device_plan().backend != "cpu":
+        width, dtype = 4096, mx.bfloat16
+    left, right = mx.ones((rows, width), dtype), mx.ones((width, width), dtype)
+    mx.eval(left, right)
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        mx.eval(left @ right)
+        times.append(time.perf_counter() - start)
+    return 2 * rows * width * width / min(times)
+
+
+def time_reference_work() -> float:
+    """Returns the seconds that a fixed piece of work takes now: small products and what is between.
+
+    It depends on the machine and what else that does, and on MLX, but on nothing of ours, and it
+    never changes: measured beside something of ours it tells a busy machine from slower code.
+    """
+    mx = load_mlx()
+    weights = _reference_weights()
+    start = time.perf_counter()
+    for _ in range(4):
+        row = mx.ones((1, 512), mx.float32)
+        for _ in range(16):
+            row = mx.tanh(row @ weights) + 1.0
+        mx.eval(row)
+    return time.perf_counter() - start
+
+
+@cache
+def _reference_weights() -> Any:
+    mx = load_mlx()
+    weights = mx.full((512, 512), 0.001, mx.float32)
+    mx.eval(weights)
+    return weights
+
+
 def format_backend(plan: DevicePlan) -> str:
     """Returns one line such as "CPU (OpenBLAS), float32" for banners and reports."""
     if plan.backend != "cpu":

@@ -16,6 +16,8 @@ from typing import Any, Literal, Protocol
 
 import mlx.core as mx
 
+from mlxchat.model.kv_quantization import KVFormat, Rows
+
 Kind = Literal["full", "window", "chunked", "recurrent", "opaque"]
 Meta = dict[str, str | int]
 
@@ -114,22 +116,27 @@ def share(array: mx.array | None) -> mx.array | None:
 
 
 class RowCache:
-    """Keys and values in one growing buffer, in order of position.
+    """Keys and values in growing buffers, in order of position.
 
-    Buffer row `i` holds position `origin + i`. Rows are written in place: nothing outside may hold
+    Plain rows are in two buffers, "keys" and "values"; quantised ones have two more each. Buffer
+    row `i` holds position `origin + i`. Rows are written in place: nothing outside may hold
     the buffer or a slice of it across a write, else MLX copies the whole buffer. Subclasses say
     which rows the model sees and which may be dropped.
 
     Args:
         step: The buffer grows to whole multiples of this many rows.
+
+    Attributes:
+        buffers: By name, equal in shape but for the width: (B, K, capacity, width).
+        format: How rows are quantised; None keeps them as they come. Set it on an empty cache.
     """
 
     kind: Kind
+    format: KVFormat | None = None
 
     def __init__(self, step: int = GROWTH_STEP) -> None:
         self.step = step
-        self.keys: mx.array | None = None
-        self.values: mx.array | None = None
+        self.buffers: Rows = {}
         self.offset = 0
         self.origin = 0
         self.start_position = 0
@@ -152,40 +159,76 @@ class RowCache:
         Returns:
             Keys (B, K, S, Dh) and values (B, K, S, Dv), in order of position.
         """
-        self._make_room(keys, values)
-        first, self.offset = self.offset - self.origin, self.offset + keys.shape[2]
-        last = self.offset - self.origin
-        assert self.keys is not None
-        self.keys[..., first:last, :] = keys
-        if values is not None and self.values is not None:
-            self.values[..., first:last, :] = values
-        self.start_position = self.first_needed(first + self.origin)
+        self.append(keys, values)
         return self.keys_and_values()
+
+    def append(self, keys: mx.array, values: mx.array | None) -> None:
+        """Appends rows as `update_and_fetch` does, without returning any."""
+        if self.format is not None:
+            self.append_rows(self.format.quantise(keys, values))
+        else:
+            self.append_rows({"keys": keys} if values is None else {"keys": keys, "values": values})
+
+    def append_rows(self, rows: Rows) -> None:
+        """Appends rows in the form in which the buffers hold them."""
+        self._make_room(rows)
+        first = self.offset - self.origin
+        last = first + rows["keys"].shape[2]
+        for name, new in rows.items():
+            self.buffers[name][..., first:last, :] = new
+        self.offset = last + self.origin
+        self.start_position = self.first_needed(first + self.origin)
+
+    def visible(self) -> Rows:
+        """Return the rows that the tokens of the last update may look at, as they are held."""
+        rows = slice(self.start_position - self.origin, self.offset - self.origin)
+        if rows == slice(0, self.buffers["keys"].shape[2]):
+            return self.buffers
+        return {name: buffer[..., rows, :] for name, buffer in self.buffers.items()}
 
     def keys_and_values(self) -> tuple[mx.array, mx.array | None]:
         """Return the rows of the last update again (models that share KV ask for them)."""
-        assert self.keys is not None
-        rows = slice(self.start_position - self.origin, self.offset - self.origin)
-        if rows == slice(0, self.keys.shape[2]):
-            return self.keys, self.values
-        return self.keys[..., rows, :], None if self.values is None else self.values[..., rows, :]
+        rows = self.visible()
+        if self.format is not None:
+            return self.format.dequantise(rows)
+        return rows["keys"], rows.get("values")
+
+    @property
+    def keys(self) -> mx.array | None:
+        """The buffer of keys: mlx-lm's models know it by this name, and may replace it."""
+        return self.buffers.get("keys")
+
+    @keys.setter
+    def keys(self, keys: mx.array) -> None:
+        self.buffers["keys"] = keys
+
+    @property
+    def values(self) -> mx.array | None:
+        """The buffer of values."""
+        return self.buffers.get("values")
+
+    @values.setter
+    def values(self, values: mx.array) -> None:
+        self.buffers["values"] = values
 
     def reserve(self, total: int) -> None:
         """Make the next growth large enough for `total` positions."""
         self._reserved = total
 
-    def _make_room(self, keys: mx.array, values: mx.array | None) -> None:
+    def _make_room(self, rows: Rows) -> None:
         """Grow or compact the buffers where the new rows do not fit."""
-        num_new = keys.shape[2]
-        if self.keys is not None and self.offset - self.origin + num_new <= self.keys.shape[2]:
+        num_new = rows["keys"].shape[2]
+        held = self.buffers.get("keys")
+        if held is not None and self.offset - self.origin + num_new <= held.shape[2]:
             return
         pinned = self.offset if self._pin is None else min(self._pin, self.offset)
         keep = max(self.origin, self.first_needed(pinned))
         wanted = max(self.offset + num_new, self._reserved) - keep
         capacity = -(-wanted // self.step) * self.step
         live = slice(keep - self.origin, self.offset - self.origin)
-        self.keys = _regrow(self.keys, keys, live, capacity)
-        self.values = None if values is None else _regrow(self.values, values, live, capacity)
+        old, self.buffers = self.buffers, {}
+        for name, new in rows.items():
+            self.buffers[name] = _regrow(old.pop(name, None), new, live, capacity)
         self.origin = keep
 
     @property
@@ -200,7 +243,7 @@ class RowCache:
 
     def arrays(self) -> list[mx.array]:
         """Return the buffers that exist."""
-        return [array for array in (self.keys, self.values) if array is not None]
+        return list(self.buffers.values())
 
     def size(self) -> int:
         """Return the number of positions fed."""
@@ -235,7 +278,7 @@ class RowCache:
         self.offset = pos
         self.start_position = self.first_needed(pos)
         if pos == 0:
-            self.keys = self.values = None
+            self.buffers = {}
             self.origin = 0
             self._pin = None
 
@@ -249,24 +292,24 @@ class RowCache:
 
     def restore(self, pos: int, snapshot: Snapshot) -> None:
         """Replace the rows by those of a snapshot taken at `pos`."""
-        keys, values = snapshot.arrays
-        self.adopt(pos, snapshot.start, keys, values)
+        self.adopt(pos, snapshot.start, rows_of(snapshot))
 
-    def adopt(self, pos: int, start: int, keys: mx.array | None, values: mx.array | None) -> None:
+    def adopt(self, pos: int, start: int, rows: Rows) -> None:
         """Take over rows of positions `start` to `pos`; the first write copies them."""
-        self.keys, self.values = share(keys), share(values)
+        self.buffers = {name: copy.copy(array) for name, array in rows.items()}
         self.offset = pos
         self.origin = self.start_position = start
 
-    def rows_for(self, pos: int) -> tuple[int, mx.array | None, mx.array | None]:
-        """Return the first position that a token at `pos` needs, and the rows from there on."""
-        start = self.first_needed(pos)
-        rows = slice(start - self.origin, pos - self.origin)
-        keys, values = (
-            None if array is None else mx.contiguous(array[..., rows, :])
-            for array in (self.keys, self.values)
-        )
-        return start, keys, values
+    def copy_rows(self, first: int, last: int) -> Rows:
+        """Return the rows of positions `first` to `last`, as they are held, lazily copied."""
+        rows = slice(first - self.origin, last - self.origin)
+        return {n: mx.contiguous(buffer[..., rows, :]) for n, buffer in self.buffers.items()}
+
+    def _visible_snapshot(self, evaluate: bool) -> Snapshot:
+        """Copy the rows that the next token sees."""
+        start = self.first_needed(self.offset)
+        rows = self.copy_rows(start, self.offset)
+        return own(Snapshot(tuple(rows.values()), start, tuple(rows)), evaluate)
 
     def export(
         self, pos: int | None = None, mark: Snapshot | None = None, since: int = 0
@@ -274,19 +317,23 @@ class RowCache:
         """Return the rows that a token at `pos` needs, without room for growth or deleted rows."""
         pos = self.offset if pos is None else pos
         if self.can_rewind(pos):
-            start, keys, values = self.rows_for(pos)
+            start = self.first_needed(pos)
+            rows = self.copy_rows(start, pos)
         elif mark is not None:
-            start, (keys, values) = mark.start, mark.arrays
+            start, rows = mark.start, rows_of(mark)
         else:
             return None
-        rows = {"keys": keys, "values": values}
-        arrays = {name: array for name, array in rows.items() if array is not None}
-        return {"kind": self.kind, "offset": pos, "start": start}, arrays
+        return {"kind": self.kind, "offset": pos, "start": start}, rows
 
     def load_export(self, meta: Meta, arrays: dict[str, mx.array]) -> None:
         """Take over exported rows; the first write copies them into a buffer with room."""
-        keys, values = arrays.get("keys"), arrays.get("values")
-        self.adopt(int(meta["offset"]), int(meta["start"]), keys, values)
+        self.adopt(int(meta["offset"]), int(meta["start"]), arrays)
+
+
+def rows_of(snapshot: Snapshot) -> Rows:
+    """Return the rows of a layer's snapshot by their names."""
+    arrays = zip(snapshot.detail, snapshot.arrays, strict=True)
+    return {name: array for name, array in arrays if array is not None}
 
 
 def _regrow(buffer: mx.array | None, like: mx.array, live: slice, capacity: int) -> mx.array:
@@ -305,6 +352,7 @@ class FullKV(RowCache):
     kind: Kind = "full"
 
     def first_needed(self, pos: int) -> int:
+        """Return the oldest position that a token at `pos` or later looks at."""
         return 0
 
     def export(
@@ -314,9 +362,7 @@ class FullKV(RowCache):
         pos = self.offset if pos is None else pos
         if not 0 <= since <= pos <= self.offset:
             return None
-        arrays = {"keys": self.keys, "values": self.values}
-        rows = {n: mx.contiguous(a[..., since:pos, :]) for n, a in arrays.items() if a is not None}
-        return {"kind": self.kind, "offset": pos, "start": since}, rows
+        return {"kind": self.kind, "offset": pos, "start": since}, self.copy_rows(since, pos)
 
     def make_mask(
         self,

@@ -14,7 +14,8 @@ class ModelInfo:
     """What a loaded model tells about itself, native or not.
 
     `bytes_per_token` are the weights read for one decoded token; None where only some are read and
-    it is not known which (mixtures of experts).
+    it is not known which (mixtures of experts). `matmul_params` are the weights that each token
+    of a prefill is multiplied with, under the same condition.
     """
 
     family: str
@@ -25,6 +26,7 @@ class ModelInfo:
     weight_bytes: int
     notices: tuple[str, ...] = ()
     bytes_per_token: int | None = None
+    matmul_params: int | None = None
 
 
 class LanguageModel(Protocol):

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import mlx.core as mx
 
 from mlxchat.model.kv_cache import FullKV, Kind, LayerCache, Meta, RowCache, Snapshot
+from mlxchat.model.kv_quantization import KVFormat
 
 V = TypeVar("V")
 
@@ -45,6 +46,20 @@ class SequenceCache:
     def nbytes(self) -> int:
         """Bytes held by all layers."""
         return sum(layer.nbytes for layer in self.layers)
+
+    @property
+    def kv_bits(self) -> int | None:
+        """Bits of quantised keys and values; None where no layer is quantised."""
+        return next((kv.bits for kv in self._formats()), None)
+
+    @property
+    def num_quantised(self) -> int:
+        """Layers whose keys and values are quantised."""
+        return len(self._formats())
+
+    def _formats(self) -> list[KVFormat]:
+        rows = [layer for layer in self.layers if isinstance(layer, RowCache)]
+        return [layer.format for layer in rows if layer.format is not None]
 
     def offsets(self) -> frozenset[int]:
         """Return the offsets of layers with rows: one number unless a forward pass broke off."""

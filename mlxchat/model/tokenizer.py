@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -28,6 +29,9 @@ from mlxchat.model.detokenizer import (
     spell_bytes,
 )
 
+# Threads gain nothing for one text at a time, and the library warns of them at each command run.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
 # The names under which transformers hands special tokens to chat templates.
 SPECIAL_NAMES = (
     "bos_token",
@@ -40,6 +44,9 @@ SPECIAL_NAMES = (
 )
 # Texts to put before a piece so that a tokenizer adds its prefix space there, not to the piece.
 _ANCHORS = ("\n", "\t", ".")
+# From this length on other threads run meanwhile: `encode` holds Python's lock, `encode_batch` not.
+# 180,000 characters held up a key press for 130 ms, and now for 10.
+_LONG_CHARS = 2000
 
 
 class Tokenizer:
@@ -127,10 +134,16 @@ class Tokenizer:
 
     def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
         try:
-            encoding = self._backend.encode(text, add_special_tokens=add_special_tokens)
+            return self._encode_clean(text, add_special_tokens)
         except (UnicodeEncodeError, TypeError):
             clean = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-            encoding = self._backend.encode(clean, add_special_tokens=add_special_tokens)
+            return self._encode_clean(clean, add_special_tokens)
+
+    def _encode_clean(self, text: str, add_special_tokens: bool) -> list[int]:
+        if len(text) < _LONG_CHARS:
+            encoding = self._backend.encode(text, add_special_tokens=add_special_tokens)
+        else:
+            (encoding,) = self._backend.encode_batch([text], add_special_tokens=add_special_tokens)
         token_ids: list[int] = encoding.ids
         return token_ids
 
@@ -200,6 +213,41 @@ class Tokenizer:
             token = token.replace(old, new)
         byte = byte_token_value(token) if self._plan.has_byte_tokens else None
         return token if byte is None else bytes([byte]).decode("utf-8", "replace")
+
+    def spelling(self, token_id: int) -> str | None:
+        """The token as the vocabulary spells it, None if there is no such id."""
+        return self._spelling(token_id)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes that a token stands for in a text."""
+        token = self._spelling(token_id) or ""
+        if token_id not in self.special_ids:
+            if self._plan.kind == "bytes":
+                return spell_bytes(token)
+            byte = byte_token_value(token) if self._plan.has_byte_tokens else None
+            if byte is not None:
+                return bytes([byte])
+        return self.token_text(token_id).encode("utf-8", "replace")
+
+    def words(self, text: str) -> list[tuple[str, ...]]:
+        """The tokens of a text as the vocabulary spells them, by the words it is cut into first."""
+        encoding = self._backend.encode(text, add_special_tokens=False)
+        added = self._backend.get_added_tokens_decoder()
+        words: list[tuple[str, ...]] = []
+        last: object = None
+        for i, word in zip(encoding.ids, encoding.word_ids, strict=True):
+            number = None if i in added else word
+            if number is not None and number == last:
+                words[-1] = (*words[-1], self._spelling(i) or "")
+            else:
+                words.append((self._spelling(i) or "",))
+            last = number
+        return words
+
+    def describe(self) -> str:
+        """Everything that decides which ids a text becomes, as JSON of the `tokenizers` library."""
+        content: str = self._backend.to_str()
+        return content
 
     def token_id(self, token: str) -> int | None:
         """The id of a token by its spelling, None if the vocabulary lacks it."""

@@ -22,6 +22,7 @@ from mlxchat.model.batch_cache import mask_padding
 from mlxchat.model.device import DevicePlan
 from mlxchat.model.families import ModelConfig
 from mlxchat.model.kv_cache import FullKV
+from mlxchat.model.kv_quantization import KVFormat, Rows
 from mlxchat.model.language_model import ModelInfo
 from mlxchat.model.rope import Rope
 from mlxchat.model.sequence_cache import SequenceCache
@@ -95,6 +96,9 @@ class Transformer:
             n_params=weights.n_params,
             weight_bytes=weights.num_bytes,
             bytes_per_token=weights.num_bytes - (0 if weights.is_tied else weights.embed_bytes),
+            # Chunks of a prefill skip the head; norms are too few to count.
+            matmul_params=weights.n_params
+            - config.vocab_size * config.d_model * (1 if weights.is_tied else 2),
         )
 
     def _layers(self) -> list[tuple[int, LayerWeights]]:
@@ -203,8 +207,13 @@ class Transformer:
             inside, look = True, {"visit": partial(_visit, taps, layer)}
         before, after = self._before[layer][not inside], self._after[layer][not inside]
         q, k, v = before(weights.before, step.positions[kind], x, **look)
-        keys, values = cache.raw[layer].update_and_fetch(k, v)
-        attended = self.attend(q, keys, values, step.masks[kind], **look)
+        held, mask = cache.raw[layer], step.masks[kind]
+        held.append(k, v)
+        if held.format is None or inside:
+            keys, values = held.keys_and_values()
+            attended = self.attend(q, keys, values, mask, **look)
+        else:
+            attended = self._attend_quantised(q, held.visible(), held.format, mask)
         out: mx.array = after(weights.after, x, attended, **look)
         return visit(taps, "resid_post", layer, out)
 
@@ -229,7 +238,7 @@ class Transformer:
     ) -> mx.array:
         """Attends step by step, where there is no kernel for it or someone looks at the steps."""
         c, num_new = self.config, q.shape[2]
-        grouped = (q * c.attn_scale).reshape(q.shape[0], c.n_kv_heads, -1, num_new, c.head_dim)
+        grouped = (q * c.attn_scale).reshape(q.shape[0], k.shape[1], -1, num_new, c.head_dim)
         scores = grouped @ k[:, :, None].swapaxes(-1, -2)  # (B, K, H/K, T, S)
         if c.attn_softcap is not None:
             scores = mx.tanh(scores / c.attn_softcap) * c.attn_softcap
@@ -255,6 +264,19 @@ class Transformer:
             part = mask if isinstance(mask, str) else mask[rows, seen]
             parts.append(self.attend(q[:, :, rows], k[:, :, seen], v[:, :, seen], part))
         return mx.concatenate(parts, axis=2)
+
+    def _attend_quantised(self, q: mx.array, rows: Rows, kv: KVFormat, mask: Any) -> mx.array:
+        """Attends over packed rows: q (B, H, T, Dh) -> (B, H, T, Dh).
+
+        One token multiplies with them. More dequantise the rows of one key head at a time, so that
+        never more than those are in memory.
+        """
+        if q.shape[2] == 1 and self.config.attn_softcap is None:
+            return kv.attend_one(q * self.config.attn_scale, rows, mask)
+        heads = kv.dequantise_heads(rows)
+        queries = mx.split(q, rows["keys"].shape[1], axis=1)
+        parts = [self.attend(x, k, v, mask) for x, (k, v) in zip(queries, heads, strict=True)]
+        return mx.concatenate(parts, axis=1)
 
     def final_norm(self, x: mx.array) -> mx.array:
         """Norms the residual stream (B, T, D) as the head sees it."""

@@ -14,7 +14,6 @@ from mlxchat.model.kv_cache import (
     RowCache,
     Snapshot,
     make_causal_mask,
-    own,
 )
 
 
@@ -37,6 +36,7 @@ class WindowKV(RowCache):
         self.window = window
 
     def first_needed(self, pos: int) -> int:
+        """Return the oldest position that a token at `pos` or later looks at."""
         return max(0, pos - (self.window - 1))
 
     def make_mask(
@@ -58,8 +58,7 @@ class WindowKV(RowCache):
 
     def snapshot(self, evaluate: bool = True) -> Snapshot:
         """Copy the rows that the next token sees: they will slide out of the window."""
-        start, keys, values = self.rows_for(self.offset)
-        return own(Snapshot((keys, values), start), evaluate)
+        return self._visible_snapshot(evaluate)
 
 
 class ChunkedKV(RowCache):
@@ -80,6 +79,7 @@ class ChunkedKV(RowCache):
         self.chunk_size = chunk_size
 
     def first_needed(self, pos: int) -> int:
+        """Return the oldest position that a token at `pos` or later looks at."""
         return pos // self.chunk_size * self.chunk_size
 
     def maybe_trim_front(self) -> None:
@@ -88,5 +88,4 @@ class ChunkedKV(RowCache):
 
     def snapshot(self, evaluate: bool = True) -> Snapshot:
         """Copy the rows of the current chunk: they will be dropped after it."""
-        start, keys, values = self.rows_for(self.offset)
-        return own(Snapshot((keys, values), start), evaluate)
+        return self._visible_snapshot(evaluate)

@@ -109,7 +109,7 @@ class LayerWatch:
         with self._standing_in(lambda index, stream, layer: x):
             try:
                 return call()
-            except (AssertionError, TypeError, AttributeError, ValueError) as fault:
+            except (AssertionError, TypeError, AttributeError, ValueError, KeyError) as fault:
                 raise self._refuse("its head does not run apart from its layers") from fault
 
     def embed(self, call: Callable[[], mx.array]) -> mx.array:

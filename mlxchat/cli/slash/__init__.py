@@ -3,7 +3,7 @@
 `/help` shows them in the order in which they register: files here, commands in a file.
 """
 
-from mlxchat.cli.slash import conversation, model, sampling, view, attach, chat  # isort: skip  # noqa: F401  # in the order of /help
+from mlxchat.cli.slash import conversation, model, sampling, view, look, attach, chat  # isort: skip  # noqa: F401  # in the order of /help
 from mlxchat.cli.slash.registry import (
     ALIASES,
     COMMANDS,

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from mlxchat.cli.history import conversation_names
-from mlxchat.cli.render import format_tree
+from mlxchat.cli.render import format_count, format_tree
 from mlxchat.cli.slash.registry import (
     Context,
     command,
@@ -48,6 +48,27 @@ def continue_(context: Context, argument: str) -> "Start":
     """Goes on with the last answer."""
     need_turns(context.session)
     return context.session.go_on
+
+
+NUM_KEPT = 2
+
+
+@command("compact", "[N]", "Have the oldest turns summarised; the newest N, or 2, stay.")
+def compact(context: Context, argument: str) -> None:
+    """Puts a summary in the place of the oldest turns."""
+    from mlxchat.cli.turn import follow
+
+    num_kept = whole_number(argument, "/compact [N]") if argument else NUM_KEPT
+    need_turns(context.session)
+    done = follow(lambda: context.session.compact(num_kept), context.screen)
+    which = "Turn 1 is" if done.num_turns == 1 else f"Turns 1 to {done.num_turns} are"
+    context.say(f"{which} now this summary:")
+    show = context.say if context.screen is None else context.screen.verbatim
+    show(done.summary.strip("\n"))
+    context.say(
+        f"The conversation took {format_count(done.num_before)} tokens and takes"
+        f" {format_count(done.num_after)}; /goto {done.old_head} brings all of it back."
+    )
 
 
 @command("undo", "[N]", "Take back the last turn, or the last N.")
@@ -111,7 +132,7 @@ def title(context: Context, argument: str) -> None:
     context.say(f"Title: {name}" if name else "No title; the first message stands for it.")
 
 
-@command("save", "TITLE", "Keep the conversation under a title, also after --no-history.")
+@command("save", "TITLE", "Keep the chat under a title, also after --no-history.")
 def save(context: Context, argument: str) -> None:
     """Names the conversation, and keeps it where it was not kept so far."""
     if not argument:

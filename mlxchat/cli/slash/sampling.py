@@ -1,15 +1,45 @@
 """The slash commands that change how the model answers."""
 
+from typing import TYPE_CHECKING
+
+from mlxchat.cli.failures import stoppable
+from mlxchat.cli.render import format_count, one_line
 from mlxchat.cli.slash.registry import Context, command, say_cost
 from mlxchat.errors import UsageError
 
+if TYPE_CHECKING:
+    from mlxchat.chat.options import Steer
 
-@command("think", "MODE", "Thinking `on`, `off` or `default`, where the template can.")
+
+def _complete_mode(start: str) -> list[tuple[str, str]]:
+    meanings = {
+        "on": "",
+        "off": "",
+        "default": "as the template does",
+        "budget ": "at most so many tokens",
+    }
+    return [(mode, meaning) for mode, meaning in meanings.items() if mode.startswith(start)]
+
+
+@command(
+    "think", "MODE", "Thinking `on`, `off`, `default`, or `budget N` tokens long.", _complete_mode
+)
 def think(context: Context, argument: str) -> None:
-    """Turns thinking on or off."""
+    """Turns thinking on or off, or gives it a budget."""
+    word, _, number = argument.partition(" ")
+    if word == "budget":
+        from mlxchat.cli import parameters
+
+        value = number.strip() or "default"
+        value = "default" if value == "off" else value
+        for line in parameters.set_parameter(context, "think-budget", value):
+            context.say(line)
+        return
     choices = {"on": True, "off": False, "default": None}
     if argument not in choices:
-        raise UsageError(f"/think {argument} is not allowed; write /think on, off or default")
+        raise UsageError(
+            f"/think {argument} is not allowed; write /think on, off or default, or budget N"
+        )
     for text in context.session.set_thinking(choices[argument]) or [f"Thinking: {argument}."]:
         context.say(text)
     context.origins["think"] = "/think"
@@ -26,6 +56,52 @@ def set_(context: Context, argument: str) -> None:
         raise UsageError(f"write /set NAME VALUE; names are {', '.join(parameters.NAMES)}")
     for line in parameters.set_parameter(context, name, value.strip()):
         context.say(line)
+
+
+def _vector_names(beginning: str) -> list[tuple[str, str]]:
+    """Returns the vectors that begin so, each with the strength that was measured best."""
+    from mlxchat.lens.steering_file import list_vectors
+
+    found = [("off", "the plain model")]
+    for info in list_vectors():
+        best = max(info.sweep, key=lambda s: float(s["effect"]))
+        found.append((f"{info.name} {best['coeff']:g}", f"made on {one_line(info.model)}"))
+    return [(name, meaning) for name, meaning in found if name.startswith(beginning)]
+
+
+@command(
+    "steer",
+    "[NAME X]",
+    "Steer answers with a vector, X times; `off` stops it.",
+    _vector_names,
+)
+def steer(context: Context, argument: str) -> None:
+    """Adds a steering vector from the next turn on, or takes all away."""
+    from mlxchat.chat.steering import check_steers, format_steers, parse_steer
+
+    session = context.session
+    if not argument:
+        context.say(_say_steering(session.options.steering))
+        return
+    steers = () if argument == "off" else (parse_steer(argument),)
+    check_steers(steers)
+    num_held = session.context_used if steers != session.options.steering else 0
+    with stoppable():
+        session.set_steering(steers)
+    context.origins["steer"] = "/steer"
+    how = f"{format_steers(steers)}, from the next turn on" if steers else "off"
+    context.say(f"Steering: {how}.")
+    if num_held:
+        context.say(f"The {format_count(num_held)} tokens that were read are read again.")
+
+
+def _say_steering(steers: "tuple[Steer, ...]") -> str:
+    from mlxchat.chat.steering import format_steers
+    from mlxchat.lens.steering_file import list_vectors
+
+    known = ", ".join(info.name for info in list_vectors())
+    there = f"There are {known}." if known else "Make a vector with mlxchat inspect steer make."
+    return f"Steering: {format_steers(steers) if steers else 'off'}. {there}"
 
 
 @command("params", "", "Show what is in force, and who chose it.")

@@ -62,7 +62,7 @@ def raw(context: Context, argument: str) -> None:
 @command(
     "theme",
     "[NAME]",
-    "Choose the colours; `cb` after the name is colour-blind safe.",
+    "Choose the colours; `cb` after it is colour-blind safe.",
     _complete_theme,
 )
 def theme(context: Context, argument: str) -> None:

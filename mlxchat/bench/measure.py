@@ -1,0 +1,401 @@
+"""Our engine under measurement, and the loop that measures any system test by test.
+
+Runs in a child process (`child.py`), on its main thread: nothing else happens there. A system
+that cannot do a test raises `NotMeasuredError`; the loop says so and goes on.
+"""
+
+import itertools
+import random
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from mlxchat.bench.workload import FILL_BUDGETS, Case, Request, Sample, fit_tests
+
+Emit = Callable[[str, Any], None]
+
+# Ids of ordinary text lie low in most vocabularies; any will do.
+LARGEST_ID = 2000
+# A decode test that warms up makes so many tokens: buffers and kernels are there then.
+WARM_UP_TOKENS = 8
+
+
+class OverBudgetError(Exception):
+    """Raised by a limit when the time of a test is up."""
+
+
+class Limit:
+    """Called between chunks and tokens, ends what takes too long.
+
+    Args:
+        seconds: From now on.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._end = time.perf_counter() + seconds
+
+    @property
+    def left_s(self) -> float:
+        """Seconds that are left."""
+        return self._end - time.perf_counter()
+
+    def __call__(self) -> None:
+        """Raises OverBudgetError when the time is up."""
+        if self.left_s < 0:
+            raise OverBudgetError
+
+
+class NotMeasuredError(Exception):
+    """A system cannot do a test; says why, unless that goes without saying."""
+
+
+class Measurable(Protocol):
+    """What can be measured: our engine, or mlx-lm's."""
+
+    def facts(self) -> dict[str, Any]:
+        """Returns what was loaded and on what."""
+
+    @property
+    def max_context(self) -> int:
+        """Tokens that the model can hold."""
+
+    def prepare(self, test: Case, limit: Limit) -> None:
+        """Brings the cache to the test's depth, untimed; `limit` may raise between chunks."""
+
+    def run(self, test: Case, limit: Limit, num_tokens: int) -> "Clock":
+        """Does the timed part; where `limit` is reached it ends early.
+
+        Args:
+            test: What to do.
+            limit: Called between chunks and tokens.
+            num_tokens: As the test says, or less for a warm-up.
+        """
+
+    def memory(self) -> tuple[int, int]:
+        """Returns the peak since the last `prepare` and what the cache holds, in bytes."""
+
+    def reference_s(self) -> float:
+        """Times a fixed piece of work."""
+
+
+class Clock:
+    """Wall and processor time of a measured part, and of each token in it."""
+
+    def __init__(self) -> None:
+        self.num_done = 0
+        self.seconds = self.host_s = 0.0
+        self.times: list[float] = []
+        self._host = time.thread_time()
+        self._start = time.perf_counter()
+
+    def start(self) -> None:
+        """Begins anew: what was before is not measured."""
+        self.times.clear()
+        self._host = time.thread_time()
+        self._start = time.perf_counter()
+
+    def token(self) -> None:
+        """Notes that a token is in hand."""
+        self.times.append(time.perf_counter())
+
+    def stop(self, num_done: int) -> "Clock":
+        """Ends the measured part, in which so many tokens were read or made."""
+        self.seconds = time.perf_counter() - self._start
+        self.host_s = time.thread_time() - self._host
+        self.num_done = num_done
+        return self
+
+    @property
+    def gaps_ms(self) -> tuple[float, ...]:
+        """Milliseconds from the start to the first noted token, and from token to token."""
+        before = [self._start, *self.times[:-1]]
+        return tuple(round((b - a) * 1e3, 4) for a, b in zip(before, self.times, strict=True))
+
+
+def make_ids(num_ids: int, vocab_size: int, salt: int = 0) -> list[int]:
+    """Returns token ids that are the same on every run."""
+    rng = random.Random(salt)
+    highest = max(1, min(LARGEST_ID, vocab_size - 1))
+    return [rng.randint(1, highest) for _ in range(num_ids)]
+
+
+def measure(system: Measurable, request: Request, emit: Emit) -> None:
+    """Runs the tests of a request and emits samples as they come.
+
+    Args:
+        system: What is measured.
+        request: What to do.
+        emit: Called with a kind ("facts", "tests", "note", "at", "sample") and its data.
+    """
+    emit("facts", system.facts())
+    tests, notes = fit_tests(request.tests, system.max_context)
+    emit("tests", tests)
+    for note in notes:
+        emit("note", note)
+    too_deep: int | None = None
+    for number, test in enumerate(tests):
+        try:
+            if too_deep is not None and test.depth >= too_deep:
+                raise OverBudgetError
+            _measure_test(system, test, number, request, emit)
+        except NotMeasuredError as problem:
+            if str(problem):
+                emit("note", f"{test.name} left out: {problem}")
+        except OverBudgetError:
+            too_deep = test.depth
+            emit(
+                "note",
+                f"{test.name} left out: reading {test.depth} tokens takes more than"
+                f" {FILL_BUDGETS * request.budget_s:g} s; --budget 0 takes the time",
+            )
+
+
+def _measure_test(
+    system: Measurable, test: Case, number: int, request: Request, emit: Emit
+) -> None:
+    budget_s = request.budget_s or float("inf")
+    fill = Limit(FILL_BUDGETS * budget_s)
+    emit("at", {"test": number, "repetition": 0})
+    system.prepare(test, fill)
+    warm_up = min(WARM_UP_TOKENS, test.num_tokens) if test.kind == "tg" else test.num_tokens
+    system.run(test, Limit(budget_s), warm_up)
+    spent_s, num_samples, is_cut = 0.0, 0, False
+    for repetition in range(request.repetitions):
+        emit("at", {"test": number, "repetition": repetition + 1})
+        system.prepare(test, fill)
+        before_s = system.reference_s()
+        clock = system.run(test, Limit(budget_s), test.num_tokens)
+        after_s = system.reference_s()
+        peak, kv = system.memory()
+        if not clock.num_done:
+            raise NotMeasuredError(f"one step takes more than {budget_s:.0f} s")
+        sample = Sample(
+            number,
+            clock.seconds,
+            clock.num_done,
+            clock.gaps_ms if test.kind == "tg" else (),
+            clock.host_s,
+            peak,
+            kv,
+            (before_s + after_s) / 2,
+        )
+        emit("sample", sample)
+        num_samples += 1
+        is_cut = is_cut or clock.num_done < test.num_tokens
+        spent_s += clock.seconds
+        if spent_s > budget_s:
+            break
+    if is_cut:
+        emit("note", f"{test.name} ended early: {budget_s:g} s were up; --budget 0 takes the time")
+    elif num_samples < request.repetitions:
+        emit(
+            "note",
+            f"{test.name} has {num_samples} of {request.repetitions} repetitions:"
+            f" {budget_s:g} s were up; --budget 0 takes the time",
+        )
+
+
+class OurEngine:
+    """mlxchat's engine on one model.
+
+    Args:
+        folder: Of the model.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        from mlxchat.model.device import load_mlx
+
+        load_mlx()
+        from mlxchat.engine.engine import Engine
+        from mlxchat.engine.sampling import Sampler, Sampling
+        from mlxchat.model.loader import load_model
+
+        self.loaded = load_model(folder)
+        self.model = self.loaded.model
+        self.engine = Engine(self.model)
+        self._largest_chunk = self.engine.chunker.largest
+        self._sampler = Sampler(Sampling(temperature=0.0), self.model.info.vocab_size)
+        self._ids: list[int] = []
+        self._store: tempfile.TemporaryDirectory[str] | None = None
+
+    @property
+    def max_context(self) -> int:
+        """Tokens that the model can hold."""
+        return self.model.info.max_context
+
+    def facts(self) -> dict[str, Any]:
+        """Returns what was loaded and on what, with the rates that bound it."""
+        from mlxchat.model import device
+
+        info = self.model.info
+        return {
+            "model_type": info.family,
+            "model_size": info.weight_bytes,
+            "model_n_params": info.n_params,
+            "bytes_per_token": info.bytes_per_token,
+            "matmul_params": info.matmul_params,
+            "fingerprint": self.loaded.fingerprint,
+            "load_s": self.loaded.load_s,
+            "backend": device.format_backend(device.make_device_plan()),
+            "bandwidth": device.measure_bandwidth(),
+            "matmul_flops": device.measure_matmul_rate(),
+            "smallest_stream": device.SMALLEST_STREAM,
+        }
+
+    def prepare(self, test: Case, limit: Limit) -> None:
+        """Brings the live sequence to the test's depth; what is common with the last one stays."""
+        from mlxchat.engine.engine import Engine, reset_peak_memory
+
+        if test.kv_bits != self.engine.kv_bits:
+            self.engine = Engine(self.model, self.engine.chunker, test.kv_bits)
+        chunker = self.engine.chunker
+        if test.chunk is not None:
+            chunker.size = chunker.largest = test.chunk
+        elif chunker.largest != self._largest_chunk:
+            self.engine.chunker = type(chunker)()
+        depth = 0 if test.source in ("cold", "disk") else test.depth
+        # The id before the first decoded token is fed by the test itself.
+        self._go_to(max(depth - 1, 0) if test.kind == "tg" else depth, limit)
+        if test.source == "disk":
+            self._store_history(test.depth, limit)
+        reset_peak_memory()
+
+    def _first_ids(self, num_ids: int) -> list[int]:
+        """Returns the first ids of the one text that all tests read."""
+        if len(self._ids) < num_ids:
+            self._ids = make_ids(2 * num_ids, self.model.info.vocab_size)
+        return self._ids[:num_ids]
+
+    def _go_to(self, depth: int, limit: Limit) -> None:
+        """Fills or rewinds the cache to exactly `depth` ids."""
+        prefix = self.engine.prefix
+        ids = self._first_ids(depth)
+        if not ids:
+            prefix.reset()
+            return
+        plan = prefix.plan(ids, marks=(depth,), leave=0)
+        prefix.apply(plan)
+        self.engine.prefill(ids, plan, check=limit)
+
+    def run(self, test: Case, limit: Limit, num_tokens: int) -> Clock:
+        """Does the timed part."""
+        if test.kind == "tg":
+            return self._decode(test, limit, num_tokens)
+        if test.kind == "ttft":
+            return self._first_token(test)
+        ids = self._first_ids(test.depth + num_tokens)
+        prefix = self.engine.prefix
+        clock = Clock()
+        plan = prefix.plan(ids, leave=0)
+        prefix.apply(plan)
+        try:
+            self.engine.prefill(ids, plan, check=_after(limit, 1))
+        except OverBudgetError:
+            return clock.stop(len(prefix.token_ids) - test.depth)
+        return clock.stop(num_tokens)
+
+    def _decode(self, test: Case, limit: Limit, num_tokens: int) -> Clock:
+        prefix = self.engine.prefix
+        ids = self._first_ids(max(test.depth, 1))
+        logits = self.engine.prefill(ids, prefix.plan(ids, leave=0))
+        assert logits is not None
+        clock, num_made = Clock(), -1  # the first token belongs to the prefill
+        try:
+            for _ in self.engine.decode(
+                logits, self._sampler, max_tokens=num_tokens + 1, check=_after(limit, 2)
+            ):
+                num_made += 1
+                if num_made:
+                    clock.token()
+                else:
+                    clock.start()
+        except OverBudgetError:
+            pass
+        return clock.stop(max(num_made, 0))
+
+    def _first_token(self, test: Case) -> Clock:
+        """From the message, as ids, to the first token in hand."""
+        prefix = self.engine.prefix
+        ids = self._first_ids(test.depth + test.num_tokens)
+        clock = Clock()
+        if test.source == "disk":
+            num_loaded = self._stored().restore(
+                ids[: test.depth], at_least=1, kinds=("conversation",), check=lambda: None
+            )
+            if num_loaded != test.depth:
+                raise NotMeasuredError("nothing could be loaded from disk")
+        plan = prefix.plan(ids)
+        prefix.apply(plan)
+        logits = self.engine.prefill(ids, plan)
+        assert logits is not None
+        next(self.engine.decode(logits, self._sampler, max_tokens=1))
+        return clock.stop(test.num_tokens)
+
+    # -- the store ---------------------------------------------------------------------------------
+
+    def _stored(self) -> Any:
+        """Returns our own store of prefixes: the person's is left alone."""
+        from mlxchat.engine.prompt_store import PromptStore
+        from mlxchat.engine.stored_prefix import StoredPrefixes, make_key
+
+        if self._store is None:
+            self._store = tempfile.TemporaryDirectory(prefix="mlxchat-bench-")
+        store = PromptStore(Path(self._store.name))
+        key = make_key(self.loaded.fingerprint, self.model, self.engine.kv_bits)
+        return StoredPrefixes(store, key, "bench", self.engine.prefix)
+
+    def _store_history(self, depth: int, limit: Limit) -> None:
+        """Stores the first `depth` ids, unless they are, and empties the cache."""
+        stored = self._stored()
+        ids = self._first_ids(depth)
+        if not stored.is_stored(ids, "conversation"):
+            self._go_to(depth, limit)
+            for _ in stored.save(depth, "conversation", "bench"):
+                pass
+            stored.wait()
+            if not stored.is_stored(ids, "conversation"):
+                reason = "; ".join(stored.store.notices) or stored.unstorable
+                raise NotMeasuredError(reason or stored.store.explain_refusal())
+        self.engine.prefix.reset()
+
+    def memory(self) -> tuple[int, int]:
+        """Returns the peak since the last `prepare` and what the cache holds, in bytes."""
+        from mlxchat.engine.engine import peak_memory_bytes
+
+        return peak_memory_bytes(), self.engine.prefix.cache.nbytes
+
+    def reference_s(self) -> float:
+        """Times a fixed piece of work."""
+        from mlxchat.model.device import time_reference_work
+
+        return time_reference_work()
+
+    def close(self) -> None:
+        """Removes what was stored."""
+        if self._store is not None:
+            self._store.cleanup()
+
+
+def _after(limit: Limit, num_free: int) -> Callable[[], None]:
+    """Lets so many steps pass before the limit may end anything: each sample has something."""
+    steps = itertools.count()
+
+    def check() -> None:
+        if next(steps) >= num_free:
+            limit()
+
+    return check
+
+
+@contextmanager
+def opened(system: Any) -> Iterator[Any]:
+    """Closes a system at the end, where it has something to close."""
+    try:
+        yield system
+    finally:
+        close = getattr(system, "close", None)
+        if close is not None:
+            close()

@@ -1,0 +1,239 @@
+"""A measurement as tables for people, in Markdown. Pure functions."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from mlxchat.bench.compare import Ratio
+from mlxchat.bench.figures import Row
+from mlxchat.bench.workload import System
+
+if TYPE_CHECKING:
+    from mlxchat.bench.baseline import Verdict
+
+_MIB = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """All that is told of a measurement.
+
+    Attributes:
+        model: Its name.
+        machine: From `describe_machine`.
+        facts: Of the model and the device.
+        rows: By system; ours comes first.
+        ratios: Ours to the peer's, by test.
+        settings: Repetitions, rounds, seconds per test.
+        notes: What was shortened or left out.
+    """
+
+    model: str
+    machine: dict[str, Any]
+    facts: dict[str, Any]
+    rows: dict[System, list[Row]]
+    ratios: list[Ratio] = field(default_factory=list)
+    settings: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def format_markdown(report: Report) -> str:
+    """Returns the tables: llama-bench's own, then what it lacks, then how it was measured."""
+    parts = [_rates(report), _details(report), _first_tokens(report), _ratios(report)]
+    parts.append(_conditions(report))
+    return "\n".join(part for part in parts if part)
+
+
+def make_table(header: Sequence[str], rows: Sequence[Sequence[str]], num_left: int = 1) -> str:
+    """Returns a Markdown table; the first `num_left` columns are flush left, the rest right."""
+    widths = [max(len(line[i]) for line in (header, *rows)) for i in range(len(header))]
+
+    def line(cells: Sequence[str]) -> str:
+        padded = (
+            f"{cell:<{width}}" if i < num_left else f"{cell:>{width}}"
+            for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        )
+        return "| " + " | ".join(padded) + " |"
+
+    rule = "|".join(
+        "-" * (width + 2) if i < num_left else "-" * (width + 1) + ":"
+        for i, width in enumerate(widths)
+    )
+    return "\n".join([line(header), f"|{rule}|", *(line(row) for row in rows)]) + "\n"
+
+
+def _rates(report: Report) -> str:
+    facts = report.facts
+    size = facts.get("model_size")
+    model = f"{report.model} {facts.get('model_type', '')}".strip()
+    same = (
+        model,
+        "-" if size is None else format_size(size),
+        "-" if not facts.get("model_n_params") else f"{facts['model_n_params'] / 1e6:,.2f} M",
+        str(facts.get("backend", "-")),
+    )
+    many = len(report.rows) > 1
+    rows = []
+    for system, found in report.rows.items():
+        for row in found:
+            if row.test.kind != "ttft":
+                engine = (system,) if many else ()
+                rate = f"{row.mean_tok_per_s:,.2f} ± {row.sd_tok_per_s:,.2f}"
+                rows.append((*same, *engine, row.test.name, rate))
+    header = ("model", "size", "params", "backend", *(("engine",) if many else ()), "test", "t/s")
+    if not rows:
+        return ""
+    left = len(header) - 1
+    return make_table(header, rows, left)
+
+
+def _details(report: Report) -> str:
+    """Returns what llama-bench lacks, of our own engine."""
+    rows = []
+    for row in next(iter(report.rows.values()), []):
+        if row.test.kind == "ttft":
+            continue
+        gaps = row.gaps_ms
+        is_decode = row.test.kind == "tg"
+        rows.append(
+            (
+                row.test.name,
+                "-" if gaps is None else " / ".join(f"{gap:.2f}" for gap in gaps.values()),
+                f"{row.host_ms:.3f}" if is_decode else "-",
+                f"{row.peak_memory_bytes / _MIB:,.1f}",
+                f"{row.kv_bytes / _MIB:,.1f}",
+                "-" if row.bytes_per_token is None else f"{row.bytes_per_token / _MIB:,.1f}",
+                _share(row),
+            )
+        )
+    header = (
+        "test",
+        "p50 / p95 / p99 ms",
+        "host ms/token",
+        "peak MiB",
+        "KV MiB",
+        "MiB/token",
+        "of the machine",
+    )
+    return make_table(header, rows) if rows else ""
+
+
+def _share(row: Row) -> str:
+    if row.bandwidth_use is not None:
+        return f"{100 * row.bandwidth_use:.0f} % bandwidth"
+    if row.matmul_use is not None:
+        return f"{100 * row.matmul_use:.0f} % matmul"
+    return "-"
+
+
+def _first_tokens(report: Report) -> str:
+    rows = []
+    cold: dict[int | None, float] = {}  # by how keys and values are held
+    for row in next(iter(report.rows.values()), []):
+        if row.test.kind == "ttft":
+            bits = row.test.kv_bits
+            if row.test.source == "cold":
+                cold[bits] = row.mean_s
+            share = row.mean_s / cold[bits] if bits in cold else None
+            where = {"cold": "cold: all is read", "live": "live cache", "disk": "from disk"}
+            rows.append(
+                (
+                    where[row.test.source] + (f", kv {bits} bit" if bits else ""),
+                    f"{row.test.depth:,}".replace(",", " "),
+                    str(row.test.num_tokens),
+                    f"{row.mean_s * 1e3:,.1f} ± {row.sd_s * 1e3:,.1f}",
+                    "-" if share is None else f"{share:.3f}",
+                )
+            )
+    header = ("first token", "history", "message", "ms", "of cold")
+    return make_table(header, rows) if rows else ""
+
+
+def _ratios(report: Report) -> str:
+    rows = [
+        (
+            ratio.name,
+            f"{ratio.ours:,.2f}",
+            f"{ratio.peer:,.2f}",
+            f"{ratio.ratio:.2f}x",
+            f"{ratio.low:.2f} to {ratio.high:.2f}",
+        )
+        for ratio in report.ratios
+    ]
+    peer = next((system for system in report.rows if system != "mlxchat"), "peer")
+    header = ("test (medians)", "mlxchat", peer, "ratio", "95 %")
+    return make_table(header, rows) if rows else ""
+
+
+def _conditions(report: Report) -> str:
+    """Returns machine, versions, settings and what was shortened, a line each."""
+    facts = report.facts
+    lines = format_machine(report.machine)
+    if facts.get("bandwidth"):
+        lines.append(
+            f"measured here: {facts['bandwidth'] / 1e9:,.1f} GB/s of memory,"
+            f" {facts['matmul_flops'] / 1e9:,.0f} GFLOP/s of products; loaded in"
+            f" {facts.get('load_s', 0):.2f} s"
+        )
+        if (facts.get("bytes_per_token") or 0) < facts.get("smallest_stream", 0):
+            lines.append(
+                "no share of bandwidth: the weights are small enough for the processor's caches"
+            )
+    if report.settings:
+        lines.append(
+            "settings: " + ", ".join(f"{name} {value}" for name, value in report.settings.items())
+        )
+    lines += report.notes
+    return "\n".join(lines) + "\n"
+
+
+def format_machine(machine: dict[str, Any]) -> list[str]:
+    """Returns what a measurement was made on, a line each."""
+    packages = "".join(f", {name} {v}" for name, v in machine.get("packages", {}).items())
+    commit = f" ({machine['commit']})" if machine.get("commit") else ""
+    return [
+        f"machine: {machine.get('cpu')}, {machine.get('cores')} cores, {machine.get('system')};"
+        f" load {machine.get('load')}; BLAS threads {machine.get('blas_threads')}",
+        f"versions: mlxchat {machine.get('mlxchat')}{commit}{packages},"
+        f" Python {machine.get('python')}; {machine.get('time')}",
+    ]
+
+
+def format_size(num_bytes: int) -> str:
+    """Returns a size in MiB or GiB, as llama-bench writes it."""
+    if num_bytes >= 1 << 30:
+        return f"{num_bytes / (1 << 30):.2f} GiB"
+    return f"{num_bytes / _MIB:.2f} MiB"
+
+
+_WORDS = {
+    "same": "no difference shown",
+    "slower": "WORSE",
+    "faster": "better",
+    "unclear": "unclear",
+}
+
+
+def format_verdicts(verdicts: "Sequence[Verdict]", changes: Sequence[str]) -> str:
+    """Returns what a check against a baseline found.
+
+    Args:
+        verdicts: One for each figure.
+        changes: Versions that differ.
+    """
+    rows = [
+        (
+            verdict.name,
+            f"{verdict.old:,.3f}",
+            f"{verdict.new:,.3f}",
+            f"{100 * (verdict.ratio - 1):+.1f} %",
+            f"{100 * (verdict.low - 1):+.1f} to {100 * (verdict.high - 1):+.1f} %",
+            _WORDS[verdict.outcome],
+        )
+        for verdict in verdicts
+    ]
+    header = ("figure (medians; less is better)", "then", "now", "change", "interval", "verdict")
+    lines = [make_table(header, rows)]
+    if changes:
+        lines.append("changed since: " + "; ".join(changes) + "\n")
+    return "\n".join(lines)

@@ -1,0 +1,163 @@
+"""`mlxchat bench`: what this machine and this version give, in llama-bench's table and beyond."""
+
+from typing import Any
+
+import click
+
+from mlxchat.cli.history import complete_conversation
+from mlxchat.cli.options import MODEL_OPTION
+from mlxchat.errors import UsageError
+
+# Ends a test: all of them together stay below a minute on two slow cores.
+BUDGET_S = 4.0
+COMPARED_ROUNDS = 2
+
+
+class Numbers(click.ParamType):  # type: ignore[type-arg]  # not generic in older click
+    """Whole numbers with commas between them.
+
+    Args:
+        least: The smallest that is allowed.
+    """
+
+    name = "numbers"
+
+    def __init__(self, least: int) -> None:
+        self.least = least
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, ...]:
+        """Reads `512` or `0,4096`."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            numbers = tuple(int(part) for part in str(value).split(","))
+        except ValueError:
+            numbers = ()
+        if not numbers or min(numbers) < self.least or max(numbers) >= 1 << 30:
+            self.fail(
+                f"{value!r} is not allowed; give whole numbers from {self.least} on, with commas"
+                " between them, such as 512 or 0,4096",
+                param,
+                ctx,
+            )
+        return numbers
+
+
+def read_kv_bits(text: str) -> tuple[int | None, ...]:
+    """Reads `none,8,4`.
+
+    Raises:
+        click.BadParameter: Other bits.
+    """
+    known = {"none": None, "8": 8, "4": 4}
+    parts = text.split(",")
+    if not set(parts) <= known.keys():
+        raise click.BadParameter(f"{text!r} is not allowed; give none, 8 and 4, with commas")
+    return tuple(dict.fromkeys(known[part] for part in parts))
+
+
+@click.command()
+@click.argument("file", required=False)
+@MODEL_OPTION
+@click.option(
+    "-p", "prompts", type=Numbers(0), default="512", metavar="N,..", help="Prefill N tokens."
+)
+@click.option(
+    "-n", "answers", type=Numbers(0), default="128", metavar="N,..", help="Decode N tokens."
+)
+@click.option(
+    "-d",
+    "depths",
+    type=Numbers(0),
+    default="0,4096",
+    metavar="N,..",
+    help="With N tokens in the cache before.",
+)
+@click.option(
+    "-r", "repetitions", type=click.IntRange(1), metavar="N", help="Repeat each test N times."
+)
+@click.option(
+    "--chunk",
+    "chunks",
+    type=Numbers(1),
+    metavar="N,..",
+    help="Prefill in chunks of N tokens; without it they follow the measured rate.",
+)
+@click.option(
+    "--kv-bits",
+    callback=lambda ctx, param, value: read_kv_bits(value),
+    default="none",
+    metavar="N,..",
+    help="Hold keys and values in N bits: 8, 4, or none, which holds them as they are.",
+)
+@click.option(
+    "--budget",
+    "budget_s",
+    type=click.FloatRange(0),
+    default=BUDGET_S,
+    metavar="S",
+    help="End each test after S seconds and say so; 0 never does.",
+)
+@click.option(
+    "-o",
+    "form",
+    type=click.Choice(["md", "csv", "json", "jsonl", "sql"]),
+    default="md",
+    metavar="FORM",
+    help="The format: md (tables for people), csv, json, jsonl or sql.",
+)
+@click.option(
+    "--against",
+    type=click.Choice(["mlx-lm"]),
+    metavar="NAME",
+    help="Measure mlx-lm on the same weights too, A B A B, and print ratios.",
+)
+@click.option(
+    "--no-openblas", is_flag=True, help="Linux CPU: leave MLX the BLAS that it brings along."
+)
+@click.option(
+    "--replay",
+    metavar="CONVERSATION",
+    shell_complete=complete_conversation,
+    help="Measure the first token of each turn of a stored conversation again.",
+)
+@click.option(
+    "--baseline",
+    type=click.Choice(["save", "check"]),
+    metavar="MODE",
+    help="`save` what is measured to FILE, or `check` against it: exit 1 where it got slower.",
+)
+@click.pass_context
+def bench(context: click.Context, /, file: str | None, replay: str | None, **params: Any) -> int:
+    """Measure speed and memory; FILE holds a --baseline."""
+    if file is not None and params["baseline"] is None:
+        raise UsageError(f"FILE {file!r} goes with --baseline only; give --baseline save or check")
+    if replay is not None:
+        from mlxchat.cli.bench_replay import replay_conversation
+
+        return replay_conversation(replay, params)
+    if params["baseline"] is not None:
+        typed = click.core.ParameterSource.COMMANDLINE
+        given = {name for name in params if context.get_parameter_source(name) is typed}
+        from mlxchat.cli.bench_baseline import check_baseline, save_baseline
+
+        if params["baseline"] == "save":
+            return save_baseline(file, params)
+        return check_baseline(file, given, params)
+    return _bench(params)
+
+
+def _bench(params: dict[str, Any]) -> int:
+    from mlxchat.bench.records import format_report
+    from mlxchat.cli.bench_run import Measurement
+
+    peers = () if params["against"] is None else (params["against"],)
+    measurement = Measurement(params, ("mlxchat", *peers), COMPARED_ROUNDS if peers else 1)
+    is_stopped = measurement.measure()
+    click.echo(format_report(measurement.report(), params["form"]), nl=False)
+    if is_stopped:
+        click.echo("Stopped; the figures above are what was measured by then.", err=True)
+        raise KeyboardInterrupt
+    return 0

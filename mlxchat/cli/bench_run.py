@@ -1,0 +1,153 @@
+"""One run of `mlxchat bench`: the model, the processes, the progress, what there is to tell."""
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlxchat.bench.compare import compare_systems
+from mlxchat.bench.figures import make_rows
+from mlxchat.bench.machine import describe_machine
+from mlxchat.bench.report import Report
+from mlxchat.bench.runs import Run
+from mlxchat.bench.workload import Measured, Request, System, make_tests
+from mlxchat.cli.options import resolve_model
+from mlxchat.cli.screen import Screen
+from mlxchat.errors import MlxchatError, UsageError
+
+if TYPE_CHECKING:
+    from mlxchat.bench.workload import Case
+
+REPETITIONS = 5
+
+
+class Measurement:
+    """One run with its progress on the screen.
+
+    Args:
+        params: Of the command.
+        systems: What is measured; mlxchat comes first.
+        rounds: Processes of each system.
+        request: What is measured; None makes it from the options.
+    """
+
+    def __init__(
+        self,
+        params: dict[str, Any],
+        systems: Sequence[System] = ("mlxchat",),
+        rounds: int = 1,
+        request: Request | None = None,
+    ) -> None:
+        self.screen = Screen(sys.stdout, sys.stderr)
+        if "mlx-lm" in systems:
+            _require_mlx_lm()
+        self.machine = describe_machine()
+        self.model, folder = open_folder(params["model"], self.screen)
+        request = request or make_request(params, str(folder))
+        self.run = Run(request, systems, rounds, self._progress)
+
+    @property
+    def ours(self) -> Measured:
+        """What mlxchat gave."""
+        return self.run.measured["mlxchat"]
+
+    def _progress(
+        self, system: System, tests: "Sequence[Case]", test: int, repetition: int
+    ) -> None:
+        from mlxchat.cli.render import format_bar
+
+        what = f"repetition {repetition}" if repetition else "warm-up"
+        bar = format_bar((test + 0.5) / max(len(tests), 1))
+        self.screen.progress(f"{system} {bar} {tests[test].name} · {what}")
+
+    def measure(self) -> bool:
+        """Measures all; returns whether Ctrl-C ended it."""
+        return interruptible(self.run.measure, self.screen)
+
+    def report(self) -> Report:
+        """Returns what there is to tell."""
+        run, ours = self.run, self.ours
+        rows = {
+            system: make_rows(run.tests, found.samples, ours.facts)
+            for system, found in run.measured.items()
+        }
+        ratios = [
+            ratio
+            for system, found in run.measured.items()
+            if system != "mlxchat"
+            for ratio in compare_systems(run.tests, ours.samples, found.samples)
+        ]
+        notes = list(ours.notes)
+        for system, found in run.measured.items():
+            if system != "mlxchat":
+                notes += [f"{system}: {note}" for note in found.notes if note not in notes]
+        return Report(self.model, self.machine, ours.facts, rows, ratios, settings_of(run), notes)
+
+
+def interruptible(work: Callable[[], None], screen: Screen) -> bool:
+    """Does some work; returns whether Ctrl-C ended it."""
+    from mlxchat.cli.failures import Stopped, stoppable
+
+    try:
+        with stoppable():
+            work()
+    except Stopped:
+        return True
+    finally:
+        screen.clear_progress()
+    return False
+
+
+def settings_of(run: Run) -> dict[str, Any]:
+    """Returns how it was measured, for people and for baselines."""
+    request = run.request
+    budget = f"{request.budget_s:g} s" if request.budget_s else "none"
+    settings: dict[str, Any] = {
+        "repetitions": request.repetitions,
+        "processes": run.rounds,
+        "time per test": budget,
+        "sampling": "greedy",
+    }
+    if not request.has_openblas:
+        settings["OpenBLAS"] = "off"
+    elif len(run.systems) > 1:
+        settings["BLAS"] = "the same for both"
+    return settings
+
+
+def make_request(params: dict[str, Any], folder: str) -> Request:
+    """Makes what the options ask for."""
+    chunks = params["chunks"] or (None,)
+    tests = make_tests(
+        params["prompts"], params["answers"], params["depths"], chunks, params["kv_bits"]
+    )
+    if not tests:
+        raise UsageError("-p 0, -n 0 and -d 0 leave nothing to measure; give one of them")
+    repetitions = params["repetitions"] or REPETITIONS
+    return Request(
+        folder, tests, repetitions, params["budget_s"], has_openblas=not params["no_openblas"]
+    )
+
+
+def open_folder(name: str | None, screen: Screen) -> tuple[str, Path]:
+    """Returns the model's name and its folder; fetches it first where it must be."""
+    from mlxchat.chat.results import LoadProgress
+    from mlxchat.cli.render import format_progress
+    from mlxchat.model import hub
+    from mlxchat.settings import load_settings
+
+    def show(done: int, total: int) -> None:
+        screen.progress(format_progress(LoadProgress("download", done, total), 0.0))
+
+    try:
+        found = hub.resolve_model(resolve_model(name, load_settings()), on_progress=show)
+    finally:
+        screen.clear_progress()
+    return ("builtin" if found.is_builtin else found.name), found.path
+
+
+def _require_mlx_lm() -> None:
+    from importlib.util import find_spec
+
+    if find_spec("mlx_lm") is None:
+        raise MlxchatError("mlx-lm is not installed here; pip install mlx-lm brings it")

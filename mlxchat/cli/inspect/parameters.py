@@ -1,0 +1,66 @@
+"""`mlxchat inspect parameters`: every tensor of a model, and which part of it takes how much."""
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mlxchat.cli.inspect.looking import Json, look_options, show
+from mlxchat.cli.options import resolve_model
+from mlxchat.settings import load_settings
+
+if TYPE_CHECKING:
+    from mlxchat.lens.parameters import ParameterView
+
+
+@click.command()
+@click.option("--all", "shows_all", is_flag=True, help="List every tensor, not only layer 0's.")
+@look_options()
+def parameters(shows_all: bool, model: str | None, **out: Any) -> None:
+    """Show every tensor of a model and how many parameters and bytes each part takes."""
+    from mlxchat.lens.parameters import read_parameters
+    from mlxchat.model.hub import resolve_model as find_folder
+
+    folder = find_folder(resolve_model(model, load_settings()))
+    view = read_parameters(folder.path)
+    name = "builtin" if folder.is_builtin else folder.name
+    from mlxchat.cli.inspect import render_shape
+
+    show(
+        to_json(view),
+        lambda console: render_shape.make_parameter_view(view, name, shows_all=shows_all),
+        lambda: render_shape.make_parameter_page(view, name),
+        **out,
+    )
+
+
+def to_json(view: "ParameterView") -> Json:
+    """Returns what `--json` prints; shapes are those of the file."""
+    from mlxchat.lens.parameters import GROUPS
+
+    groups = {}
+    for name in GROUPS:
+        num_tensors, params, num_bytes = view.group(name)
+        groups[name] = {
+            "tensors": num_tensors,
+            "params": params,
+            "bytes": num_bytes,
+            "share": params / (view.total_params or 1),
+        }
+    return {
+        "tensors": [
+            {
+                "name": t.name,
+                "shape": list(t.shape),
+                "dtype": t.dtype,
+                "bits": t.bits,
+                "bytes": t.nbytes,
+                "params": t.params,
+                "group": t.group,
+            }
+            for t in view.tensors
+        ],
+        "groups": groups,
+        "tied": view.is_tied,
+        "total_params": view.total_params,
+        "total_bytes": view.total_bytes,
+    }

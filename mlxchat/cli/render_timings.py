@@ -1,0 +1,305 @@
+"""Figures of the history to text and to a page; pure functions."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from mlxchat.chat.timings import PHASES, Totals, TurnFigures, add_up, by_turn, places_of
+from mlxchat.cli.plots import format_bars, format_points, format_stacked
+from mlxchat.cli.render import (
+    format_columns,
+    format_count,
+    format_counts_in,
+    format_rate,
+    format_seconds,
+    one_line,
+)
+from mlxchat.cli.render_history import TITLE_CHARS, cut
+
+# More bars than this are joined to spans of turns.
+BARS_IN_TEXT, BARS_ON_PAGE = 24, 60
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """A conversation and its figures.
+
+    Attributes:
+        id: Its number.
+        title: As lists show it.
+        turns: In the order of time.
+    """
+
+    id: int
+    title: str
+    turns: tuple[TurnFigures, ...]
+
+
+def format_json(told: Sequence[Told], machine: dict[str, Any]) -> str:
+    """Returns everything as JSON."""
+    turns = [turn for one in told for turn in one.turns]
+    data = {
+        "machine": machine,
+        "conversations": [
+            {"id": one.id, "title": one.title, "turns": [asdict(turn) for turn in one.turns]}
+            for one in told
+        ],
+        "totals": asdict(add_up(turns)) if turns else None,
+    }
+    return json.dumps(data, indent=1)
+
+
+# -- text ----------------------------------------------------------------------------------------
+
+
+def format_timings(told: Sequence[Told], *, width: int = 80, is_coloured: bool = False) -> str:
+    """Returns tables and charts of characters.
+
+    Args:
+        told: One conversation is shown turn by turn, more are shown each in a row.
+        width: Columns.
+        is_coloured: The terminal shows colours.
+    """
+    turns = [turn for one in told for turn in one.turns]
+    if len(told) == 1:
+        head = f"Conversation {told[0].id}: {cut(one_line(told[0].title), TITLE_CHARS)}"
+        parts = [head, _turn_table(told[0].turns)]
+    else:
+        parts = [f"{format_count(len(told))} conversations", _conversation_table(told)]
+    spans = by_turn(turns, BARS_IN_TEXT)
+    many = len(told) > 1
+    parts += [
+        format_summary(add_up(turns)),
+        format_bars(
+            f"Time to first token by turn{_median(many or len(spans) < len(turns))}",
+            [(span.label, span.median_ttft_s) for span in spans],
+            "s",
+            width,
+        ),
+        format_stacked(
+            "Tokens of the prompt by turn",
+            [
+                (span.label, (sum(t.num_cached for t in span.turns), _read(span.turns)))
+                for span in spans
+            ],
+            ("reused", "read"),
+            "tokens",
+            width,
+            is_coloured=is_coloured,
+        ),
+        format_points(
+            "Decode rate by depth", rate_points(turns), "depth, tokens in the cache", "tok/s", width
+        ),
+        _phase_table(add_up(turns), width, is_coloured=is_coloured),
+        "Measured on\n" + "\n".join(f"  {one_line(line)}" for line in places_of(turns)),
+    ]
+    return "\n\n".join(parts)
+
+
+def _median(is_joined: bool) -> str:
+    return " (medians)" if is_joined else ""
+
+
+def _read(turns: Sequence[TurnFigures]) -> int:
+    return sum(turn.num_read for turn in turns)
+
+
+def rate_points(turns: Sequence[TurnFigures]) -> list[tuple[float, float]]:
+    """Returns depth and decode rate of the turns that have one."""
+    return [(float(t.depth), t.decode_tok_per_s) for t in turns if t.decode_tok_per_s]
+
+
+_TURN_HEADER = (
+    *("turn", "prompt", "reused", "read", "idle", "from"),
+    *("ttft", "answer", "tok/s", "total"),
+)
+
+
+def turn_cells(turn: TurnFigures) -> tuple[str, ...]:
+    """Returns a row of the table of turns."""
+    return (
+        str(turn.number),
+        format_count(turn.depth),
+        format_count(turn.num_cached),
+        format_count(turn.num_read),
+        format_count(turn.num_idle),
+        turn.source,
+        format_seconds(turn.ttft_s),
+        format_count(turn.num_answer),
+        format_rate(turn.decode_tok_per_s),
+        format_seconds(turn.total_s),
+    )
+
+
+def _turn_table(turns: Sequence[TurnFigures]) -> str:
+    return format_columns(_TURN_HEADER, [turn_cells(turn) for turn in turns])
+
+
+_CONVERSATION_HEADER = ("id", "turns", "reused", "read", "ttft", "tok/s", "model", "title")
+
+
+def conversation_cells(one: Told) -> tuple[str, ...]:
+    """Returns a row of the table of conversations."""
+    totals = add_up(one.turns)
+    return (
+        str(one.id),
+        format_count(totals.num_turns),
+        format_count(totals.num_cached),
+        format_count(totals.num_read),
+        format_seconds(totals.median_ttft_s),
+        format_rate(totals.median_tok_per_s),
+        cut(one_line(one.turns[-1].model).rstrip("/").rsplit("/", 1)[-1], 24),
+        cut(one_line(one.title), 32),
+    )
+
+
+def _conversation_table(told: Sequence[Told]) -> str:
+    return format_columns(_CONVERSATION_HEADER, [conversation_cells(one) for one in told])
+
+
+def format_summary(totals: Totals) -> str:
+    """Returns what the turns add up to, in two lines."""
+    prompt = totals.num_cached + totals.num_read
+    share = f" ({100 * totals.num_cached / prompt:.0f} %)" if prompt else ""
+    reuse = (
+        f"{format_count(totals.num_cached)}{share} of {format_count(prompt)} prompt tokens reused,"
+        f" {format_count(totals.num_read)} read, {format_count(totals.num_idle)} more in idle time"
+    )
+    rate = format_rate(totals.median_tok_per_s)
+    return (
+        f"{reuse}\n{format_count(totals.num_answer)} tokens answered; medians: first token"
+        f" {format_seconds(totals.median_ttft_s)}, {rate} tok/s"
+    )
+
+
+def phase_rows(totals: Totals) -> list[tuple[str, float, float]]:
+    """Returns phases with seconds and share of the time of all turns."""
+    whole = sum(totals.phases_s.values()) or 1.0
+    return [(name, totals.phases_s[name], totals.phases_s[name] / whole) for name in PHASES]
+
+
+def _phase_table(totals: Totals, width: int, *, is_coloured: bool) -> str:
+    bar = format_stacked(
+        "Where the time went",
+        [("all turns", list(totals.phases_s.values()))],
+        PHASES,
+        "s",
+        width,
+        is_coloured=is_coloured,
+    )
+    rows = [
+        f"  {name:<12} {format_seconds(seconds):>12}  {100 * share:>3.0f} %"
+        for name, seconds, share in phase_rows(totals)
+    ]
+    if totals.load_s:
+        rows.append(f"  {'model load':<12} {format_seconds(totals.load_s):>12}  apart")
+    return "\n".join([bar, *rows])
+
+
+# -- page ----------------------------------------------------------------------------------------
+
+
+def make_timings_page(told: Sequence[Told], machine_lines: Sequence[str]) -> str:
+    """Returns one page that stands alone, with charts.
+
+    Args:
+        told: One conversation is shown turn by turn, more are shown each in a row.
+        machine_lines: On the machine where the page was made.
+    """
+    from mlxchat.cli.charts import draw_points, draw_stacked
+    from mlxchat.cli.page import escape, make_page, make_table
+
+    turns = [turn for one in told for turn in one.turns]
+    totals = add_up(turns)
+    spans = by_turn(turns, BARS_ON_PAGE)
+    joined = _median(len(told) > 1 or len(spans) < len(turns))
+    title = "Timings of all conversations"
+    table = make_table(_CONVERSATION_HEADER, [conversation_cells(one) for one in told])
+    if len(told) == 1:
+        title = f"Timings of conversation {told[0].id}: {one_line(told[0].title)}"
+        table = make_table(
+            (*(_UNITS.get(name, name) for name in _TURN_HEADER), "why"),
+            [_page_cells(turn) for turn in turns],
+        )
+    models = list(dict.fromkeys(turn.model for turn in turns))
+    rates = [(model, rate_points([t for t in turns if t.model == model])) for model in models]
+    places = "".join(f"<li>{escape(one_line(line))}</li>" for line in places_of(turns))
+    made = "".join(f"<li>{escape(line)}</li>" for line in machine_lines)
+    phases = make_table(
+        ("phase", "time", "share"),
+        [
+            (name, format_seconds(seconds), f"{100 * share:.1f} %")
+            for name, seconds, share in phase_rows(totals)
+        ],
+    )
+    sections = [
+        (
+            f"Time to first token by turn{joined}",
+            draw_stacked(
+                [(span.label, [span.median_ttft_s]) for span in spans],
+                ("first token",),
+                "turn",
+                "time to first token, s",
+                unit="s",
+            ),
+        ),
+        (
+            "Tokens of the prompt by turn: reused and read",
+            draw_stacked(
+                [(s.label, [sum(t.num_cached for t in s.turns), _read(s.turns)]) for s in spans],
+                ("reused", "read"),
+                "turn",
+                "tokens",
+                unit="tokens",
+            ),
+        ),
+        (
+            "Decode rate by depth",
+            draw_points(
+                [(name, points) for name, points in rates if points],
+                "depth, tokens in the cache",
+                "decode rate, tok/s",
+            ),
+        ),
+        (
+            "Where the time of each turn went",
+            draw_stacked(
+                [(span.label, [_mean(span.turns, name) for name in PHASES]) for span in spans],
+                PHASES,
+                "turn",
+                "mean time, s" if joined else "time, s",
+                unit="s",
+            )
+            + phases,
+        ),
+        ("Turns" if len(told) == 1 else "Conversations", table),
+        ("Measured on", f"<ul>{places}</ul>"),
+        ("This page was made on", f"<ul>{made}</ul>"),
+    ]
+    return make_page(title, format_summary(totals).replace("\n", " · "), sections)
+
+
+_UNITS = {"ttft": "ttft, s", "total": "total, s"}
+
+
+def _page_cells(turn: TurnFigures) -> tuple[str | float | int, ...]:
+    """Returns a row of the table of turns with numbers as numbers, for the page to align."""
+    rate = turn.decode_tok_per_s
+    return (
+        turn.number,
+        turn.depth,
+        turn.num_cached,
+        turn.num_read,
+        turn.num_idle,
+        turn.source,
+        turn.ttft_s,
+        turn.num_answer,
+        "-" if rate is None else round(rate),
+        turn.total_s,
+        format_counts_in(one_line(turn.reason)),
+    )
+
+
+def _mean(turns: Sequence[TurnFigures], phase: str) -> float:
+    return sum(turn.phases_s[phase] for turn in turns) / len(turns)

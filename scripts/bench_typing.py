@@ -1,0 +1,249 @@
+"""What type-ahead is worth, and that it holds no key press up.
+
+A random float32 model of 12 layers and width 512. Three figures, each a ratio or a limit within one
+run: the first token after a long message that was typed, with type-ahead to without (A B A B); the
+first token at turn 30 of a thinking conversation to that at turn 2; and the time from a key press
+to its character on the screen of a pseudo-terminal while a draft is being read.
+"""
+
+import argparse
+import json
+import os
+import select
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pexpect
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+from tiny import END_THINK, IM_END, REASONING, biased, make_tiny_folder  # noqa: E402
+
+from mlxchat.chat.results import TurnResult  # noqa: E402
+from mlxchat.chat.session import ChatOptions, Session  # noqa: E402
+from mlxchat.cli.attachments import Attachments  # noqa: E402
+from mlxchat.cli.drafts import Drafts  # noqa: E402
+from mlxchat.engine.options import SamplingSettings  # noqa: E402
+
+SHAPE = {
+    "hidden_size": 512,
+    "num_hidden_layers": 12,
+    "intermediate_size": 1536,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 1 << 15,
+}
+SENTENCE = "the other one said that it is in the ring and on the line; then he read it again. "
+TYPING_S, KEY_S = 3.0, 0.01
+SLACK = 1.3
+ANSWER_TOKENS = 80  # the most that thinking and answer have
+LIMIT_RATIO, LIMIT_TURNS, LIMIT_KEY_MS = 0.15, 1.3, 20.0
+# Letters that nothing else on the screen has.
+KEYS = "QZXJ"
+
+
+def make_message(session: Session, num_tokens: int) -> str:
+    """Returns words of about so many tokens."""
+    per_sentence = session.count_tokens(SENTENCE) or 1
+    return SENTENCE * round(num_tokens / per_sentence)
+
+
+def open_session(folder: Path, **options: Any) -> Session:
+    """Opens a session that has answered once, so that all is compiled and measured."""
+    session = Session(str(folder), ChatOptions(keeps_history=False, **options))
+    session.load().result()
+    session.send(make_message(session, 600)).result()
+    session.wait_until_idle()
+    return session
+
+
+def type_and_send(session: Session, text: str, typing_s: float, *, reads_ahead: bool) -> TurnResult:
+    """Types a message at an even pace, sends it, and returns its answer."""
+    drafts = Drafts(session, Attachments(), str, lambda: None, reads_ahead=reads_ahead)
+    started = time.perf_counter()
+    while (passed := time.perf_counter() - started) < typing_s:
+        drafts.change(text[: int(len(text) * passed / typing_s)])
+        time.sleep(KEY_S)
+    drafts.change(text)
+    drafts.sent()
+    return session.send(text).result()
+
+
+def bench_first_token(folder: Path, num_tokens: int, rounds: int) -> dict[str, float]:
+    """The first token after a typed message, with type-ahead and without, in turn.
+
+    It is typed over 3 s; where the machine cannot read it in that time, more slowly.
+    """
+    session = open_session(folder, max_tokens=2, sampling=SamplingSettings(temperature=0.0))
+    seconds: dict[bool, list[float]] = {True: [], False: []}
+    ahead, typing_s = 0, TYPING_S
+    for number in range(1, 2 * rounds + 2):
+        reads_ahead = number % 2 == 0
+        text = f"{number} {make_message(session, num_tokens)}"
+        result = type_and_send(session, text, typing_s, reads_ahead=reads_ahead)
+        typing_s = max(typing_s, SLACK * result.timing.ttft_s)
+        seconds[reads_ahead].append(result.timing.ttft_s)
+        if reads_ahead:
+            ahead = result.usage.typeahead_tokens
+        session.undo()
+        session.wait_until_idle()
+    session.close()
+    ours, plain = (statistics.median(seconds[key]) for key in (True, False))
+    return {
+        "ratio": ours / plain,
+        "ahead_s": ours,
+        "plain_s": plain,
+        "typeahead_tokens": ahead,
+        "typing_s": typing_s,
+    }
+
+
+def bench_turns(folder: Path, rounds: int) -> dict[str, float]:
+    """The first token at turn 30 and at turn 2 of conversations with long thinking."""
+    likely = biased((END_THINK, 2.0), (IM_END, 1.0))
+    early, late, depth = [], [], 0
+    for _ in range(rounds):
+        session = open_session(folder, max_tokens=ANSWER_TOKENS, sampling=likely)
+        session.reset()
+        for turn in range(1, 31):
+            result = session.send(f"{turn} {SENTENCE}").result()
+            session.wait_until_idle()
+            if turn in (2, 30):
+                (early if turn == 2 else late).append(result.timing.ttft_s)
+                depth = result.usage.prompt_tokens
+        session.close()
+    a, b = statistics.median(late), statistics.median(early)
+    return {"ratio": a / b, "turn_30_s": a, "turn_2_s": b, "tokens_at_turn_30": depth}
+
+
+class Typist:
+    """A chat in a pseudo-terminal, and a keyboard with a stopwatch."""
+
+    def __init__(self, folder: Path, home: Path, *, reads_ahead: bool) -> None:
+        home.mkdir(parents=True, exist_ok=True)
+        switch = "true" if reads_ahead else "false"
+        (home / "config.toml").write_text(f"[chat]\ntypeahead = {switch}\n")
+        environment = {
+            **os.environ,
+            "MLXCHAT_HOME": str(home),
+            "PYTHONPATH": os.environ.get("PYTHONPATH", str(ROOT)),
+            "TERM": "xterm",
+        }
+        arguments = ["-m", "mlxchat", "-m", str(folder), "--no-history"]
+        self._process = pexpect.spawn(
+            sys.executable, arguments, env=environment, dimensions=(24, 100), echo=False
+        )
+        self._terminal = self._process.child_fd
+
+    def read(self, timeout_s: float) -> bytes:
+        """Returns what was written within a time; at once when something was."""
+        ready, _, _ = select.select([self._terminal], [], [], timeout_s)
+        data = os.read(self._terminal, 65536) if ready else b""
+        if b"\x1b[6n" in data:  # where is the cursor? The toolbar is drawn once this is known
+            self.send("\x1b[5;1R")
+        return data
+
+    def wait_for(self, text: bytes, timeout_s: float = 60.0) -> None:
+        """Reads until a text was written."""
+        seen, deadline = b"", time.monotonic() + timeout_s
+        while text not in seen:
+            seen += self.read(0.1)
+            if time.monotonic() > deadline:
+                raise SystemExit(f"no {text!r} on the screen: {seen[-2000:]!r}")
+
+    def send(self, text: str) -> None:
+        """Types."""
+        data = text.encode()
+        while data:
+            data = data[os.write(self._terminal, data) :]
+
+    def press(self, key: str) -> float:
+        """Presses a key and returns the seconds until it is on the screen."""
+        started = time.perf_counter()
+        self.send(key)
+        while key.encode() not in self.read(5.0):
+            if time.perf_counter() - started > 5:
+                raise SystemExit(f"the key {key!r} did not come to the screen")
+        return time.perf_counter() - started
+
+    def close(self) -> None:
+        """Leaves the chat."""
+        self.send("\x03\x04")
+        while True:
+            try:
+                if not self.read(5.0):
+                    break
+            except OSError:
+                break
+        self._process.close(force=True)
+
+
+def press_keys(folder: Path, home: Path, num_keys: int, *, reads_ahead: bool) -> Iterator[float]:
+    """Yields seconds from key to screen while a long pasted draft is being read."""
+    typist = Typist(folder, home, reads_ahead=reads_ahead)
+    typist.wait_for(b" tokens (")  # the toolbar says how much of the context is used
+    for number in range(num_keys):
+        if number % 100 == 0:  # enough to read for as long as the keys are pressed
+            typist.send("\x15")
+            time.sleep(0.3)  # else only what differs of the two drafts would be drawn
+            typist.send(f"\x1b[200~{number} {SENTENCE * 200}\x1b[201~ ")
+            typist.wait_for(b"pasted")
+            time.sleep(0.5)
+        time.sleep(0.06)  # a fast typist
+        while typist.read(0.0):
+            pass
+        yield typist.press(KEYS[number % len(KEYS)] if number % 7 else KEYS[number % 4])
+    typist.close()
+
+
+def bench_keys(folder: Path, num_keys: int) -> dict[str, float]:
+    """Percentiles of key presses while a draft is read and while nothing is, in turn."""
+    times: dict[bool, list[float]] = {True: [], False: []}
+    with tempfile.TemporaryDirectory() as home:
+        for number in range(4):
+            reads_ahead = number % 2 == 0
+            pressed = press_keys(folder, Path(home), num_keys // 2, reads_ahead=reads_ahead)
+            times[reads_ahead] += [1e3 * seconds for seconds in pressed]
+    figures = {}
+    for reads_ahead, name in ((True, "reading"), (False, "idle")):
+        ordered = sorted(times[reads_ahead])
+        figures[f"{name}_p50_ms"] = ordered[len(ordered) // 2]
+        figures[f"{name}_p99_ms"] = ordered[int(0.99 * len(ordered))]
+    return figures
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tokens", type=int, default=2000, help="length of the typed message")
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--keys", type=int, default=400, help="key presses while reading")
+    parser.add_argument("--only", choices=["typing", "turns", "keys"])
+    args = parser.parse_args()
+    figures: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = make_tiny_folder(Path(name) / "model", template=REASONING, **SHAPE)
+        if args.only in (None, "typing"):
+            figures["typing"] = bench_first_token(folder, args.tokens, args.rounds)
+        if args.only in (None, "turns"):
+            figures["turns"] = bench_turns(folder, args.rounds)
+        if args.only in (None, "keys"):
+            figures["keys"] = bench_keys(folder, args.keys)
+    for name, found in figures.items():
+        print(name, {key: round(value, 4) for key, value in found.items()}, file=sys.stderr)
+    print(json.dumps(figures))
+    is_missed = (
+        figures.get("typing", {}).get("ratio", 0) > LIMIT_RATIO
+        or figures.get("turns", {}).get("ratio", 0) > LIMIT_TURNS
+        or figures.get("keys", {}).get("reading_p99_ms", 0) > LIMIT_KEY_MS
+    )
+    return int(is_missed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
