@@ -28,7 +28,6 @@ LIMIT = 3.0
 
 def measure(folder: Path, rows: int, num_tokens: int, depth: int, rounds: int) -> dict[str, Any]:
     """Returns both rates and their ratio."""
-    mx = load_mlx()
     from mlxchat.engine.batch import Batch
     from mlxchat.engine.engine import Engine
     from mlxchat.engine.sampling import Sampler, Sampling
@@ -58,9 +57,9 @@ def measure(folder: Path, rows: int, num_tokens: int, depth: int, rounds: int) -
 
     def together() -> tuple[float, float]:
         logits, start, before = read(), time.perf_counter(), time.process_time()
-        batch = Batch(loaded.model, samplers(), [num_tokens] * rows)
-        batch.fill([engine.prefix.cache] * rows, [len(ids)] * rows)
-        for _ in batch.decode(mx.repeat(logits, rows, axis=0), lambda: None):
+        batch = Batch(engine, samplers(), [num_tokens] * rows)
+        batch.fill([engine.prefix.cache] * rows, [len(ids)] * rows, [logits] * rows)
+        for _ in batch.decode(lambda: None):
             pass
         return time.perf_counter() - start, time.process_time() - before
 

@@ -44,10 +44,11 @@ def together(model, prompts, samplings, nums):
     """The tokens of all rows of a batch."""
     engines, logits = zip(*(prefill(model, ids) for ids in prompts), strict=True)
     pairs = zip(samplings, prompts, strict=True)
-    batch = Batch(model, [Sampler(s, model.info.vocab_size, ids) for s, ids in pairs], list(nums))
-    batch.fill([e.prefix.cache for e in engines], [len(ids) for ids in prompts])
+    samplers = [Sampler(s, model.info.vocab_size, ids) for s, ids in pairs]
+    batch = Batch(engines[0], samplers, list(nums))
+    batch.fill([e.prefix.cache for e in engines], [len(ids) for ids in prompts], logits)
     tokens = [[] for _ in prompts]
-    for token in batch.decode(mx.concatenate(logits), lambda: None):
+    for token in batch.decode(lambda: None):
         tokens[token.row].append(token.token_id)
     for engine, ids in zip(engines, prompts, strict=True):
         assert engine.prefix.token_ids == ids
@@ -100,14 +101,14 @@ def test_rows_of_one_prompt_with_models_of_mlx_lm(name):
     ids = ids_of(1, 24, architectures.VOCAB_SIZE)
     samplings = seeded(SETTINGS["sampled"], 3)
     expected = [alone(model, ids, s, 12) for s in samplings]
-    assert can_batch(model, [24, 24])
-    assert not can_batch(model, [24, 25])
+    assert can_batch(Engine(model), [24, 24])
+    assert not can_batch(Engine(model), [24, 25])
     assert together(model, [ids] * 3, samplings, [12] * 3) == expected
 
 
 def test_a_cache_of_unknown_kind_is_not_batched():
     """What is not known to hold rows is decoded one by one."""
-    assert not can_batch(open_zoo("deepseek_v41"), [5, 5])
+    assert not can_batch(Engine(open_zoo("deepseek_v41")), [5, 5])
 
 
 def test_a_row_that_ends_leaves_the_others_alone(tmp_path):
@@ -116,10 +117,10 @@ def test_a_row_that_ends_leaves_the_others_alone(tmp_path):
     samplings = seeded(SETTINGS["sampled"], 6)
     expected = [alone(model, ids, s, 20) for s in samplings]
     engine, logits = prefill(model, ids)
-    batch = Batch(model, [Sampler(s, VOCAB_SIZE, ids) for s in samplings], [20] * 6)
-    batch.fill([engine.prefix.cache] * 6, [len(ids)] * 6)
+    batch = Batch(engine, [Sampler(s, VOCAB_SIZE, ids) for s in samplings], [20] * 6)
+    batch.fill([engine.prefix.cache] * 6, [len(ids)] * 6, [logits] * 6)
     tokens = [[] for _ in samplings]
-    for token in batch.decode(mx.repeat(logits, 6, axis=0), lambda: None):
+    for token in batch.decode(lambda: None):
         tokens[token.row].append(token.token_id)
         if len(tokens[token.row]) == 3 * token.row + 1:
             batch.end(token.row)
@@ -133,10 +134,11 @@ def test_a_row_goes_on_as_a_branch(kind, tmp_path):
     ids = ids_of(1, 40, model.info.vocab_size)
     samplings = seeded(SETTINGS["sampled"], 3)
     engine, logits = prefill(model, ids)
-    batch = Batch(model, [Sampler(s, model.info.vocab_size, ids) for s in samplings], [50, 38, 45])
-    batch.fill([engine.prefix.cache] * 3, [len(ids)] * 3)
+    samplers = [Sampler(s, model.info.vocab_size, ids) for s in samplings]
+    batch = Batch(engine, samplers, [50, 38, 45])
+    batch.fill([engine.prefix.cache] * 3, [len(ids)] * 3, [logits] * 3)
     fed = [list(ids) for _ in samplings]
-    for token in batch.decode(mx.repeat(logits, 3, axis=0), lambda: None):
+    for token in batch.decode(lambda: None):
         if token.is_fed:
             fed[token.row].append(token.token_id)
         if len(fed[token.row]) == len(ids) + (36, 37, 40)[token.row]:

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from mlxchat.cli.attachments import Attachments
 
 BUILTIN = "builtin"
+# Each answer of a batch holds keys and values of its own.
+MOST_ANSWERS = 64
 
 
 def _number(flag: str, name: str, text: str) -> Callable[..., Any]:
