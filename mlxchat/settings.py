@@ -1,6 +1,7 @@
 """The person's defaults: `config.toml` read and checked, and which numbers an option may have."""
 
 import math
+import re
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,6 +49,8 @@ LENGTH_BOUNDS = {
     "think_budget": Bounds(0, is_integer=True),
 }
 
+# Several tokens a step: "auto" takes the draft model where one is named, else earlier text.
+SPECULATE = ("off", "lookup", "auto")
 KV_BITS = (8, 4)  # of quantised keys and values
 # What a context that is full does.
 OVERFLOW = ("error", "drop-oldest")
@@ -72,8 +75,10 @@ class Settings:
 
     Attributes:
         history: Whether conversations are kept on disk.
-        engine: How models run: `kv_bits`.
+        engine: How models run: `kv_bits` and `speculate`.
         overflow: One of `OVERFLOW`.
+        systems: System prompts by name.
+        models: Sampling and `system` by the name of a model.
         typeahead: Whether a message is read while it is typed.
     """
 
@@ -88,6 +93,8 @@ class Settings:
     engine: dict[str, Any] = field(default_factory=dict)
     cache_max_gib: float | None = None
     typeahead: bool = True
+    systems: dict[str, str] = field(default_factory=dict)
+    models: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 def settings_path() -> Path:
@@ -95,7 +102,7 @@ def settings_path() -> Path:
     return paths.config_dir() / "config.toml"
 
 
-# All settings, and what `mlxchat config set` makes of a word.
+# All settings but those of names that people give, and what `mlxchat config set` makes of a word.
 KINDS: dict[str, type] = {
     "model": str,
     "system": str,
@@ -108,8 +115,53 @@ KINDS: dict[str, type] = {
     "display.markdown": bool,
     "display.theme": str,
     "engine.kv_bits": int,
+    "engine.speculate": str,
     "chat.typeahead": bool,
 }
+
+
+_MODEL_KINDS = {"system": str} | {
+    name.removeprefix("sampling."): kind
+    for name, kind in KINDS.items()
+    if name.startswith("sampling.")
+}
+_SYSTEM_NAME = re.compile(r"[A-Za-z0-9][\w-]*", re.ASCII)
+
+
+def split_name(name: str) -> tuple[str, ...]:
+    """Returns the tables and the key of a setting; a model's name may have dots itself."""
+    if name.startswith("models.") and name.count(".") > 1:
+        _, _, rest = name.partition(".")
+        model, _, key = rest.rpartition(".")
+        return "models", model.strip("\"'"), key
+    return tuple(name.split("."))
+
+
+def kind_of(name: str) -> type | None:
+    """Returns what `mlxchat config set` makes of a word for a setting; None is no setting."""
+    parts = split_name(name)
+    if len(parts) == 2 and parts[0] == "systems" and _SYSTEM_NAME.fullmatch(parts[1]):
+        return str
+    if len(parts) == 3 and parts[0] == "models" and parts[1]:
+        return _MODEL_KINDS.get(parts[2])
+    return KINDS.get(name)
+
+
+def find_system(text: str, settings: Settings) -> str:
+    """Returns a system prompt: the text, or the one that `@name` names in the settings.
+
+    Raises:
+        SettingsError: There is none of that name.
+    """
+    if not text.startswith("@") or not _SYSTEM_NAME.fullmatch(text[1:]):
+        return text
+    if text[1:] in settings.systems:
+        return settings.systems[text[1:]]
+    names = ", ".join(f"@{name}" for name in settings.systems) or "none yet"
+    raise SettingsError(
+        f"there is no system prompt {text}; known are {names};"
+        f" `mlxchat config set systems.{text[1:]} TEXT` makes it"
+    )
 
 
 def load_settings() -> Settings:
@@ -158,7 +210,8 @@ def check_settings(table: dict[str, Any], path: Path) -> Settings:
         SettingsError: A name is unknown or a value not allowed.
     """
     tables = ("sampling", "keys", "files", "context", "display", "engine", "cache", "chat")
-    _refuse_unknown(table, ("model", "system", "history", *tables), path, "")
+    named = ("systems", "models")
+    _refuse_unknown(table, ("model", "system", "history", *tables, *named), path, "")
     for name in ("model", "system"):
         if name in table and not isinstance(table[name], str):
             raise SettingsError(f"{path}: {name} = {table[name]!r} is not allowed; give a string")
@@ -199,24 +252,60 @@ def check_settings(table: dict[str, Any], path: Path) -> Settings:
         _read_engine(table, path),
         cache.get("max_gib"),
         typeahead,
+        _read_systems(table, path),
+        _read_models(table, path),
     )
 
 
+def _read_systems(table: dict[str, Any], path: Path) -> dict[str, str]:
+    systems = _read_table(table, "systems", None, path)
+    for name, text in systems.items():
+        if not _SYSTEM_NAME.fullmatch(name):
+            raise SettingsError(
+                f"{path}: systems.{name} is not allowed; names have letters, digits and hyphens"
+            )
+        if not isinstance(text, str) or not text:
+            raise SettingsError(f"{path}: systems.{name} = {text!r} is not allowed; give a string")
+    return systems
+
+
+def _read_models(table: dict[str, Any], path: Path) -> dict[str, dict[str, Any]]:
+    models = _read_table(table, "models", None, path)
+    for name, own in models.items():
+        place = f'models."{name}"'
+        if not isinstance(own, dict):
+            raise SettingsError(f"{path}: {place} = {own!r} is not allowed; give a [{place}] table")
+        _refuse_unknown(own, tuple(_MODEL_KINDS), path, f"{place}.")
+        if not isinstance(own.get("system", ""), str):
+            value = own["system"]
+            raise SettingsError(f"{path}: {place}.system = {value!r} is not allowed; give a string")
+        numbers = {key: value for key, value in own.items() if key != "system"}
+        _check_numbers(numbers, place, SAMPLING_BOUNDS, path)
+    return models
+
+
 def _read_engine(table: dict[str, Any], path: Path) -> dict[str, Any]:
-    engine = _read_table(table, "engine", ("kv_bits",), path)
+    engine = _read_table(table, "engine", ("kv_bits", "speculate"), path)
     bits = engine.get("kv_bits", KV_BITS[0])
     if isinstance(bits, bool) or bits not in KV_BITS:
         raise SettingsError(f"{path}: engine.kv_bits = {bits!r} is not allowed; give 8 or 4")
+    speculate = engine.get("speculate", SPECULATE[0])
+    if speculate not in SPECULATE:
+        raise SettingsError(
+            f"{path}: engine.speculate = {speculate!r} is not allowed; give"
+            f" {' or '.join(map(repr, SPECULATE))}"
+        )
     return engine
 
 
 def _read_table(
-    table: dict[str, Any], name: str, known: tuple[str, ...], path: Path
+    table: dict[str, Any], name: str, known: tuple[str, ...] | None, path: Path
 ) -> dict[str, Any]:
     inner = table.get(name, {})
     if not isinstance(inner, dict):
         raise SettingsError(f"{path}: {name} = {inner!r} is not allowed; give a [{name}] table")
-    _refuse_unknown(inner, known, path, f"{name}.")
+    if known is not None:
+        _refuse_unknown(inner, known, path, f"{name}.")
     return inner
 
 
@@ -224,12 +313,18 @@ def _read_numbers(
     table: dict[str, Any], name: str, bounds_of: dict[str, Bounds], path: Path
 ) -> dict[str, Any]:
     numbers = _read_table(table, name, tuple(bounds_of), path)
+    _check_numbers(numbers, name, bounds_of, path)
+    return numbers
+
+
+def _check_numbers(
+    numbers: dict[str, Any], name: str, bounds_of: dict[str, Bounds], path: Path
+) -> None:
     for key, value in numbers.items():
         bounds = bounds_of[key]
         types = int if bounds.is_integer else (int, float)
         if isinstance(value, bool) or not isinstance(value, types) or not bounds.allow(value):
             raise SettingsError(f"{path}: {name}.{key} = {value} is not allowed; give {bounds}")
-    return numbers
 
 
 def _refuse_unknown(table: dict[str, Any], known: tuple[str, ...], path: Path, prefix: str) -> None:

@@ -15,6 +15,8 @@ from typing import Any, ClassVar
 from mlxchat.chat.conversation import Branch, Node
 from mlxchat.chat.read_ahead import DraftCost
 from mlxchat.chat.results import (
+    Alternatives,
+    BatchProgress,
     CacheUse,
     Compaction,
     LoadProgress,
@@ -29,6 +31,7 @@ from mlxchat.chat.results import (
 )
 from mlxchat.chat.session import ChatOptions
 from mlxchat.chat.template import Message
+from mlxchat.chat.views import ContextPart, ContextView, TokenPiece
 from mlxchat.engine.prefix_cache import CacheReport
 from mlxchat.engine.timing import Timing
 from mlxchat.engine.worker import Job, JobContext, Worker
@@ -178,6 +181,19 @@ class FakeSession:
         text = self.sent.pop()
         return self.send(f"{text} again")
 
+    def retry_many(self, count: int) -> Job[Alternatives]:
+        text = self.sent.pop()
+
+        def job(context: JobContext) -> Alternatives:
+            context.emit(BatchProgress(count, count, 7))
+            results = tuple(make_result(f"{text} answer {n + 1}") for n in range(count))
+            return Alternatives(results, tuple(range(11, 11 + count)), old=2)
+
+        return self._worker.submit(job)
+
+    def choose(self, offered: Alternatives, number: int) -> None:
+        self.chosen = number
+
     def go_on(self) -> Job[TurnResult]:
         if self.last is None or self.last.stop_reason == "eos_token":
             raise UsageError("the last answer ended by itself; ask for more")
@@ -274,6 +290,14 @@ class FakeSession:
     def count_rereads(self) -> tuple[int, int] | None:
         return (700, 1000) if self.sent else None
 
+    def view_context(self) -> ContextView:
+        parts = [ContextPart(n, text, 10) for n, text in enumerate(self.sent, start=1)]
+        return ContextView((ContextPart(None, self.system or "", 32), *parts), 512)
+
+    def list_tokens(self, text: str | None) -> list[TokenPiece]:
+        words = (text or f"<end> {self.sent[-1]}").split()
+        return [TokenPiece(n, word, word[0] == "<") for n, word in enumerate(words)]
+
     def cache_report(self) -> CacheReport | None:
         if not self.sent:
             return None
@@ -300,7 +324,8 @@ class FakeSession:
                 context.emit(TextDelta(piece, "reasoning"))
                 if self.ends_thinking:
                     break
-                time.sleep(0.05 * (rounds > 1))
+                if rounds > 1:
+                    time.sleep(0.05)
             say("\n\n")
         if first == "read":
             for done in range(0, 1000, 20):

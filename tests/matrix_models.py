@@ -167,6 +167,10 @@ class CountingModel:
         self.num_fed += token_ids.size
         self.model.prefill(token_ids, cache)
 
+    def forward_all(self, token_ids: mx.array, cache: SequenceCache, *taps: Any) -> mx.array:
+        self.num_fed += token_ids.size
+        return self.model.forward_all(token_ids, cache, *taps)
+
     def forward(self, token_ids: mx.array, cache: SequenceCache) -> mx.array:
         self.num_fed += token_ids.size
         return self.model.forward(token_ids, cache)

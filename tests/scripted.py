@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 from mlxchat.chat import session as session_module
 from mlxchat.chat.conversation import Origin
+from mlxchat.chat.read_ahead import DraftCost
 from mlxchat.chat.results import PrefillProgress, SessionInfo, TextDelta, TurnResult
 from mlxchat.chat.session import ChatOptions, Session
 from mlxchat.chat.template import Message
@@ -26,6 +27,8 @@ class ScriptedRunner:
     """
 
     num_cached = 0
+    reuses = False
+    ahead = SimpleNamespace(num_ids=0, estimate=lambda count, _: DraftCost(count, None, 0.0))
 
     def __init__(self, fingerprint=FINGERPRINT):
         self.fingerprint = fingerprint

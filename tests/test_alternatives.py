@@ -4,11 +4,16 @@ import contextlib
 import json
 
 import pytest
+from chats import CTRL_C, ENTER, chats
+from click.testing import CliRunner
+from fakes import make_result
 from tiny import CHATML, REASONING, TinySession, make_tiny_folder
 
 from mlxchat.chat.history import History
 from mlxchat.chat.recorder import Recorder
 from mlxchat.chat.results import BatchProgress, TextDelta
+from mlxchat.cli.choose import PREVIEW_ROWS, format_preview
+from mlxchat.cli.main import cli
 from mlxchat.engine.worker import JobCancelledError
 
 KINDS = ["full", "window", "recurrent"]
@@ -170,3 +175,84 @@ def test_all_of_them_are_in_the_history(start, asks):
     session.choose(offered, 3)
     with contextlib.closing(History()) as found:
         assert found.record(1).head == turns[2].answer
+
+
+# -- shown, and chosen from
+
+
+@pytest.fixture
+def chat():
+    with chats() as make:
+        yield make()
+
+
+@pytest.mark.parametrize(
+    ("keys", "number", "said"),
+    [
+        (ENTER, 1, "Answer 1 it is"),
+        (f"2{ENTER}", 2, "Answer 2 it is"),
+        (f"9{ENTER}\x15 3 {ENTER}", 3, "Answer 3 it is"),
+        (f"x{ENTER}{CTRL_C}", 0, "The old answer stays; /tree shows the others."),
+        (CTRL_C, 0, "The old answer stays"),
+    ],
+)
+def test_the_person_chooses(chat, keys, number, said):
+    """After /retry N the answers stand there with their numbers, and a number takes one."""
+    shown = chat.run(f"hi{ENTER}/retry 3{ENTER}{keys}")
+    for count in (1, 2, 3):
+        assert f"[{count}] " in shown
+        assert f"hi answer {count}" in shown
+    assert said in shown
+    assert chat.session.chosen == number
+
+
+def test_once_is_a_plain_retry(chat):
+    """/retry 1 is /retry, and a number out of range is an error that names the range."""
+    shown = chat.run(f"hi{ENTER}/retry 1{ENTER}/retry 65{ENTER}")
+    assert chat.session.sent == ["hi again"]
+    assert "65 answers are not allowed; give a number from 1 to 64" in shown
+
+
+def test_a_preview_is_cut():
+    """A long answer shows its first rows, broken between words, and how many there are more."""
+    long = make_result("one two three four five six seven\n" * 4)
+    head, *rows = format_preview(2, long, 20).split("\n")
+    assert head.startswith("[2] ")
+    assert rows[0] == "one two three four"
+    assert rows[PREVIEW_ROWS:] == ["... 2 more rows"]
+    assert all(len(row) <= 20 for row in rows)
+    short = format_preview(1, make_result("yes"), 20).split("\n")
+    assert short[1:] == ["yes"]
+    assert "\x1b" not in format_preview(1, make_result("\x1b[31mred"), 20)
+
+
+def run(*arguments, text=""):
+    result = CliRunner().invoke(cli, [*arguments], input=text)
+    assert result.exit_code == 0, result.stderr
+    return result.stdout, result.stderr
+
+
+def test_in_a_pipe_all_are_printed():
+    """Piped, /retry N prints all with their numbers, keeps the first and says so."""
+    out, said = run("chat", "--temp", "0", text="what is my name?\n/retry 2\n")
+    answer, *rest = out.splitlines()
+    assert rest == ["[1]", answer, "", "[2]", answer]
+    assert "2 answers; the first is kept, /tree shows the others." in said
+
+
+def test_samples():
+    """`generate --samples N` prints N answers; with --json one object each, in order."""
+    options = ["--samples", "3", "--temp", "1.5", "--top-p", "1", "--seed", "5"]
+    out, _ = run("generate", "tell me a story", *options, "--max-tokens", "12")
+    parts = out.rstrip("\n").split("\n\n")
+    assert [part.split("\n")[0] for part in parts] == ["[1]", "[2]", "[3]"]
+    lines, said = run(
+        "generate", "tell me a story", *options, "--max-tokens", "12", "--json", "--verify"
+    )
+    objects = [json.loads(line) for line in lines.splitlines()]
+    assert [f"[{n}]\n{o['text']}" for n, o in enumerate(objects, start=1)] == [
+        part.rstrip("\n") for part in parts
+    ]
+    assert len({o["text"] for o in objects}) == 3
+    assert all(o["verify"]["tokens_equal"] for o in objects)
+    assert "kept" not in said

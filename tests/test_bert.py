@@ -6,11 +6,11 @@ import math
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from tiny_bert import CONFIG, bert_shapes, random_weights, write_encoder
+from tiny_bert import CONFIG, random_weights, write_encoder
 
 from mlxchat.cli.main import cli
 from mlxchat.errors import CheckpointError, UnsupportedModelError
-from mlxchat.model.bert import is_encoder, make_bert_config
+from mlxchat.model.bert_files import is_encoder, make_bert_config
 from mlxchat.model.device import load_mlx
 
 mx = load_mlx()
@@ -33,7 +33,16 @@ def layer_norm(x, weight, bias, eps):
     return (x - mean) / np.sqrt(variance + eps) * weight + bias
 
 
-def slow_states(config, weights, row, first_position=0):
+def slow_bias(table, i, j):
+    """Returns what MPNet adds for each head when token i looks at j: buckets as T5 has them."""
+    half = len(table) // 2
+    exact, far = half // 2, abs(j - i)
+    if far >= exact:
+        far = exact + int(math.log(far / exact) / math.log(128 / exact) * (half - exact))
+    return table[min(far, half - 1) + (half if j > i else 0)]
+
+
+def slow_states(config, weights, row, first_position=0, distances=None):
     """Returns the states (T, D) of one sequence after 0, 1, ... blocks, token by token."""
     w = {name: np.array(array, np.float64) for name, array in weights.items()}
     eps, n_heads = config["layer_norm_eps"], config["num_attention_heads"]
@@ -49,7 +58,7 @@ def slow_states(config, weights, row, first_position=0):
         [
             w["embeddings.word_embeddings.weight"][id_]
             + w["embeddings.position_embeddings.weight"][i + first_position]
-            + w["embeddings.token_type_embeddings.weight"][0]
+            + w.get("embeddings.token_type_embeddings.weight", np.zeros((1, 1)))[0]
             for i, id_ in enumerate(row)
         ]
     )
@@ -63,7 +72,10 @@ def slow_states(config, weights, row, first_position=0):
             cut = slice(head * head_dim, (head + 1) * head_dim)
             for i in range(len(row)):
                 scores = np.array([q[i, cut] @ k[j, cut] for j in range(len(row))])
-                shares = np.exp(scores / math.sqrt(head_dim))
+                scores = scores / math.sqrt(head_dim)
+                if distances is not None:
+                    scores += [slow_bias(distances, i, j)[head] for j in range(len(row))]
+                shares = np.exp(scores)
                 shares /= shares.sum()
                 mixed[i, cut] = sum(share * v[j, cut] for j, share in enumerate(shares))
         x = norm(
@@ -104,6 +116,65 @@ def test_roberta_positions_begin_after_the_padding_id(tmp_path, kind):
         slow = slow_states(config, weights, row, first_position=2)[-1]
         np.testing.assert_allclose(seen[: len(row)], slow, atol=1e-5, rtol=0)
     assert load_embedder(folder).max_tokens == CONFIG["max_position_embeddings"] - 2
+
+
+def write_distilbert(folder, weights):
+    """Writes weights under DistilBERT's names, which has no kinds of text."""
+    changes = {
+        "encoder.layer": "transformer.layer",
+        "attention.self.query": "attention.q_lin",
+        "attention.self.key": "attention.k_lin",
+        "attention.self.value": "attention.v_lin",
+        "attention.output.dense": "attention.out_lin",
+        "attention.output.LayerNorm": "sa_layer_norm",
+        "intermediate.dense": "ffn.lin1",
+        "output.dense": "ffn.lin2",
+        "output.LayerNorm": "output_layer_norm",
+    }
+    config = {
+        "model_type": "distilbert",
+        **dict(zip(("dim", "hidden_dim", "n_layers", "n_heads"), (24, 40, 3, 4), strict=True)),
+        "activation": "gelu",
+        **{key: CONFIG[key] for key in ("vocab_size", "max_position_embeddings")},
+    }
+    named = {}
+    for name, array in weights.items():
+        for old, new in changes.items():
+            name = name.replace(old, new)
+        named["distilbert." + name] = array
+    write_encoder(folder, weights=named)
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_distilbert(tmp_path):
+    """DistilBERT's names of config and weights are understood; it has no kinds of text."""
+    weights = random_weights(CONFIG)
+    del weights["embeddings.token_type_embeddings.weight"]
+    states = fast_states(write_distilbert(tmp_path, weights), IDS)
+    for row, seen in zip(IDS, states, strict=True):
+        slow = slow_states(CONFIG, weights, row)[-1]
+        np.testing.assert_allclose(seen[: len(row)], slow, atol=1e-5, rtol=0)
+
+
+def test_mpnet(tmp_path):
+    """MPNet adds a bias for the distance of two tokens, near and far, before and behind."""
+    config = CONFIG | {"model_type": "mpnet", "relative_attention_num_buckets": 8}
+    config |= {"pad_token_id": 1, "layer_norm_eps": 1e-5}
+    weights = random_weights(config)
+    del weights["embeddings.token_type_embeddings.weight"]
+    table = mx.random.normal((8, 4), key=mx.random.key(7))
+    named = {"encoder.relative_attention_bias.weight": table}
+    for name, array in weights.items():
+        for part in ("query", "key", "value"):
+            name = name.replace(f"attention.self.{part}", f"attention.attn.{part[0]}")
+        name = name.replace("attention.output.dense", "attention.attn.o")
+        named[name.replace("attention.output.LayerNorm", "attention.LayerNorm")] = array
+    long = [2, *range(5, 35), 3]
+    states = fast_states(write_encoder(tmp_path, config=config, weights=named), [*IDS, long])
+    for row, seen in zip([*IDS, long], states, strict=True):
+        slow = slow_states(config, weights, row, 2, np.array(table, np.float64))[-1]
+        np.testing.assert_allclose(seen[: len(row)], slow, atol=1e-5, rtol=0)
 
 
 def test_names_of_older_checkpoints(tmp_path):
@@ -189,30 +260,40 @@ def test_what_cannot_be_read_is_named(tmp_path, change, error, says):
 
 def test_families():
     """The BERT family is told by its model_type."""
-    assert is_encoder(CONFIG)
+    assert all(is_encoder({"model_type": kind}) for kind in ("bert", "mpnet", "distilbert"))
     assert not is_encoder({"model_type": "llama"})
     assert make_bert_config(CONFIG).max_tokens == 48
 
 
-def test_equals_transformers(tmp_path):
+@pytest.mark.parametrize("kind", ["bert", "roberta", "xlm-roberta", "distilbert", "mpnet"])
+def test_equals_transformers(tmp_path, kind):
     """A model saved by transformers gives transformers' states to 1e-5."""
     torch = pytest.importorskip(
         "torch", reason="transformers runs BERT on PyTorch, which mlxchat does not need"
     )
-    from transformers import BertConfig, BertModel
+    import transformers
 
     torch.manual_seed(0)
-    model = BertModel(BertConfig(**{k: CONFIG[k] for k in CONFIG if k != "architectures"})).eval()
+    settings = {k: v for k, v in CONFIG.items() if k not in ("architectures", "model_type")}
+    if kind == "distilbert":
+        settings |= {"dim": 24, "hidden_dim": 40, "n_layers": 3, "n_heads": 4}
+        settings = {k: settings[k] for k in settings if not k.startswith(("num_", "hidden_", "in"))}
+        settings["hidden_dim"] = 40
+    elif kind != "bert":
+        settings["pad_token_id"] = 1
+    config = transformers.AutoConfig.for_model(kind, **settings)
+    model = transformers.AutoModel.from_config(config).eval()
     folder = write_encoder(tmp_path)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
     model.save_pretrained(folder, safe_serialization=True)
-    assert set(bert_shapes(CONFIG)) <= set(model.state_dict())
-    ids, is_token = padded(IDS)
+    rows = [*IDS, [2, *range(5, 35), 3]]
+    ids, is_token = padded(rows)
+    ids = np.where(is_token, ids, config.pad_token_id)
     with torch.no_grad():
         theirs = model(torch.tensor(ids), attention_mask=torch.tensor(is_token).long())
-    ours = fast_states(folder, IDS)
+    ours = fast_states(folder, rows)
     expected = theirs.last_hidden_state.numpy()
     np.testing.assert_allclose(ours[is_token], expected[is_token], atol=1e-5, rtol=0)
 

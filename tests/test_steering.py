@@ -262,6 +262,7 @@ def test_steering_takes_effect_on_the_next_turn(start):
     session.set_steering((ODD,))
     second = say(session, TEXTS[1])
     assert second.usage.cached_tokens == 0
+    assert "(/steer: nothing was cached)" in second.cache.reason
     session.undo(1)
     session.set_steering(())
     plain, fresh = say(session, TEXTS[1]), start()
@@ -308,7 +309,9 @@ def test_settling_in_idle_time_is_steered(start):
     session.wait_until_idle()
     steered = say(session, TEXTS[1])
     assert steered.usage.cached_tokens > 0
-    assert "steering changed, the text was read again" in steered.cache.reason
+    assert (
+        "(/steer: no keys and values were stored, the text was read again)" in steered.cache.reason
+    )
     session.set_steering(())
     session.wait_until_idle()
     say(session, TEXTS[2])

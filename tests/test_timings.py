@@ -16,7 +16,7 @@ from mlxchat.chat.timings import PHASES, TurnFigures, add_up, by_turn, places_of
 from mlxchat.cli.charts import draw_points, draw_stacked
 from mlxchat.cli.main import cli
 from mlxchat.cli.plots import format_bars, format_points, format_stacked, format_value, nice_limit
-from mlxchat.cli.render_timings import Told, format_timings, make_timings_page
+from mlxchat.cli.render_timings import Told, format_summary, format_timings, make_timings_page
 
 HOSTILE = "<script>alert(1)</script> & \x1b[31mred\x1b[0m"
 
@@ -165,6 +165,13 @@ def test_sums_and_medians():
     assert (totals.median_ttft_s, totals.median_tok_per_s) == (2.0, 75.0)
     assert totals.phases_s == dict.fromkeys(PHASES, 3.0)
     assert totals.load_s == 2.0
+
+
+def test_speculation_is_told_where_there_was_some():
+    """The summary says what share of the drafts stood, and nothing where none was made."""
+    with_drafts = [figures(1, num_drafted=60, num_accepted=45), figures(2, num_drafted=40)]
+    assert "45 % of 100 drafted tokens accepted" in format_summary(add_up(with_drafts))
+    assert "drafted" not in format_summary(add_up([figures(1)]))
 
 
 def test_many_turns_are_joined():

@@ -1,10 +1,10 @@
 """Random conversations against plain lists: whatever is done, the cache holds what is rendered.
 
 A state machine does what people do (send, interrupt, edit, retry, undo, fork, go to, change the
-system prompt, switch thinking on and off) and what happens behind them (idle work, eviction, a
-model that breaks, midnight). Beside it
-runs a plain tree of texts. After every turn the prompt must be the rendering of that tree, the
-cache must hold exactly its ids, and its logits must be those of a fresh prefill.
+system prompt, switch thinking on and off) and what happens behind them (idle work, type-ahead,
+eviction, a model that breaks, midnight). Beside it runs a plain tree of texts. After every turn the
+prompt must be the rendering of that tree, the cache must hold exactly its ids, and its logits must
+be those of a fresh prefill.
 """
 
 import os
@@ -53,6 +53,7 @@ TEXTS = st.sampled_from(
         "</think>",
     ]
 )
+LONG = "the one that is on the line and the other, "
 BUDGET = 1 << 30
 # Shows the date, says whether it thinks, and keeps earlier thinking when asked to.
 SWITCHED = (
@@ -186,6 +187,14 @@ class Conversations(RuleBasedStateMachine):
     def send(self, text: str) -> None:
         self.turn(lambda: self.session.send(text), self.head, text)
 
+    @rule(text=TEXTS, cuts=st.lists(st.integers(0, 50), min_size=1, max_size=2), more=TEXTS)
+    def type_and_send(self, text: str, cuts: list[int], more: str) -> None:
+        """Drafts are read on the way; in the end the message may be another one."""
+        for cut in cuts:
+            self.session._draft.put(LONG[:cut] + more, self.submit_draft)
+            self.session.wait_until_idle()
+        self.send(LONG + text)
+
     @rule(text=TEXTS, num_calls=st.integers(0, 12))
     def send_and_interrupt(self, text: str, num_calls: int) -> None:
         session = self.session
@@ -290,6 +299,17 @@ class Conversations(RuleBasedStateMachine):
         self.session._worker.run(lambda _: prefix._thin())
         assert prefix.mark_bytes <= budget
         prefix.budget_bytes = budget if stays else BUDGET
+
+    @rule(text=TEXTS, num_calls=st.integers(0, 3))
+    def read_ahead_and_interrupt(self, text: str, num_calls: int) -> None:
+        jobs: list[Job[None]] = []
+        self.session._draft.put(text, lambda: jobs.append(self.submit_draft()) or jobs[0])
+        for job in jobs:
+            self.session.interrupted(lambda job=job: job, num_calls)
+
+    def submit_draft(self) -> Job[None]:
+        session = self.session
+        return session._worker.submit(session._follow_draft, idle=True)
 
     @rule()
     def save_and_load(self) -> None:

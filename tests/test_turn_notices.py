@@ -127,6 +127,17 @@ def test_changes_before_one_turn_are_all_named(folder):
     session.close()
 
 
+def test_another_model_is_named(folder, tmp_path):
+    """Where idle work read everything again with another model, the next turn says so."""
+    session = Session(str(folder), ChatOptions(max_tokens=8))
+    session.send("hello").result()
+    session.switch_model(str(make_tiny_folder(tmp_path / "other", "window"))).result()
+    session.wait_until_idle()
+    reason = session.send("and now").result().cache.reason
+    assert "(/model: no keys and values were stored, the text was read again)" in reason
+    session.close()
+
+
 def test_idle_work_knows_what_was_changed(thinking):
     """The template is not blamed where the person went elsewhere before the idle work."""
     thinking.set_system("Be brief.")

@@ -240,6 +240,10 @@ class CountingModel:
         self._count(token_ids, cache)
         return self.model.forward(token_ids, cache, *taps)
 
+    def forward_all(self, token_ids: Any, cache: SequenceCache, *taps: Any) -> Any:
+        self._count(token_ids, cache)
+        return self.model.forward_all(token_ids, cache, *taps)
+
     def prefill(self, token_ids: Any, cache: SequenceCache, *taps: Any) -> None:
         self._count(token_ids, cache)
         self.model.prefill(token_ids, cache, *taps)

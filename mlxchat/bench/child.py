@@ -32,7 +32,7 @@ def emit(kind: str, data: Any) -> None:
 def open_system(name: str, request: Request) -> Measurable:
     """Loads the model in the system of that name."""
     if name == "mlxchat":
-        return OurEngine(Path(request.folder))
+        return OurEngine.load(Path(request.folder))
     from mlxchat.bench.peer_process import Peer
 
     return Peer(Path(request.folder), has_openblas=request.has_openblas)

@@ -11,9 +11,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from mlxchat.bench.workload import FILL_BUDGETS, Case, Request, Sample, fit_tests
+
+if TYPE_CHECKING:
+    from mlxchat.model.loader import LoadedModel
 
 Emit = Callable[[str, Any], None]
 
@@ -202,24 +205,30 @@ class OurEngine:
     """mlxchat's engine on one model.
 
     Args:
-        folder: Of the model.
+        loaded: The model.
     """
 
-    def __init__(self, folder: Path) -> None:
-        from mlxchat.model.device import load_mlx
-
-        load_mlx()
+    def __init__(self, loaded: "LoadedModel") -> None:
         from mlxchat.engine.engine import Engine
         from mlxchat.engine.sampling import Sampler, Sampling
-        from mlxchat.model.loader import load_model
 
-        self.loaded = load_model(folder)
-        self.model = self.loaded.model
+        self.loaded = loaded
+        self.model = loaded.model
         self.engine = Engine(self.model)
         self._largest_chunk = self.engine.chunker.largest
         self._sampler = Sampler(Sampling(temperature=0.0), self.model.info.vocab_size)
         self._ids: list[int] = []
         self._store: tempfile.TemporaryDirectory[str] | None = None
+
+    @classmethod
+    def load(cls, folder: Path) -> "OurEngine":
+        """Loads the model of a folder."""
+        from mlxchat.model.device import load_mlx
+
+        load_mlx()
+        from mlxchat.model.loader import load_model
+
+        return cls(load_model(folder))
 
     @property
     def max_context(self) -> int:

@@ -57,6 +57,7 @@ def answer_many(
     reading = runner.read(
         conversation, question, context, start=start, keep_branch=keep_branch, cause=cause
     )
+    runner.engine.speculator = None  # a batch takes one token of each row at a time
     # Where the thinking must be closed, a row is fed what the others are not.
     can = can_batch(runner.engine, [len(reading.token_ids)]) and not runner.options.think_budget
     decode = _decode_together if can else _decode_in_turn

@@ -4,6 +4,7 @@ Knows how text becomes final and what a person has seen of it; what is sampled a
 engine's business, what is kept of an answer the turn's. Runs on the worker thread.
 """
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from threading import Event
@@ -126,13 +127,16 @@ class AnswerDecoder:
         self, logits: Logits, sampler: Sampler, max_tokens: int, limit: StopReason
     ) -> StopReason | None:
         """Takes tokens to the end; returns None where the thinking must be closed first."""
-        for token in self._engine.decode(
+        decoding = self._engine.decode(
             logits, sampler, max_tokens=max_tokens, check=self._context.check
-        ):
-            if reason := self.step(token):
-                return reason
-            if self._must_close():
-                return None
+        )
+        # Closed at once: what speculation fed beyond the end must leave the cache.
+        with contextlib.closing(decoding) as tokens:
+            for token in tokens:
+                if reason := self.step(token):
+                    return reason
+                if self._must_close():
+                    return None
         return limit
 
     def step(self, token: int) -> StopReason | None:

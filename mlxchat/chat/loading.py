@@ -77,7 +77,7 @@ def load_folder(
         notices=(
             *info.notices,
             *_context_notices(options, info),
-            *filter(None, [runner.engine.kv_notice]),
+            *filter(None, [runner.engine.kv_notice, runner.speculation_notice]),
             *runner.template_notices(),
         ),
         source=name_to_reopen(folder),

@@ -32,6 +32,7 @@ class ChatOptions:
         keeps_history: The conversation may be on disk, its keys and values too.
         kv_bits: Hold keys and values in 8 or 4 bits; None as they are. Decided with the load.
         cache_max_gib: What all stored prompt caches may take of the disk; None is the default.
+        speculate: One of `SPECULATE`: where several tokens may come from one step.
         now: The date that the template shows for the whole conversation; None is now.
         steering: What is added to the residual stream.
     """
@@ -49,6 +50,7 @@ class ChatOptions:
     idle_work: bool = True
     keeps_history: bool = True
     kv_bits: int | None = None
+    speculate: str = "off"
     cache_max_gib: float | None = None
     now: datetime | None = None
     steering: tuple[Steer, ...] = ()

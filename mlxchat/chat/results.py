@@ -155,6 +155,27 @@ class Verify:
 
 
 @dataclass(frozen=True, slots=True)
+class Speculation:
+    """Tokens of one answer that were foreseen.
+
+    Attributes:
+        kind: By what: earlier text, or a draft model.
+        drafted: Tokens that were foreseen and judged.
+        accepted: Those that stood.
+        saved_s: Seconds less than step by step, as measured; no part of the JSON contract.
+    """
+
+    kind: Literal["lookup", "draft"]
+    drafted: int
+    accepted: int
+    saved_s: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the `speculation` object of the JSON contract."""
+        return {"kind": self.kind, "drafted": self.drafted, "accepted": self.accepted}
+
+
+@dataclass(frozen=True, slots=True)
 class TurnResult:
     """One answer with all that is known of it."""
 
@@ -167,6 +188,7 @@ class TurnResult:
     cache: CacheUse
     verify: Verify | None
     tokens: tuple[int, ...]
+    speculation: Speculation | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Returns the object of the JSON contract."""
@@ -178,7 +200,7 @@ class TurnResult:
             "usage": asdict(self.usage),
             "timing": self.timing.to_json(),
             "cache": asdict(self.cache),
-            "speculation": None,
+            "speculation": None if self.speculation is None else self.speculation.to_json(),
             "verify": None if self.verify is None else self.verify.to_json(),
             "tokens": list(self.tokens),
         }

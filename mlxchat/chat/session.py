@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from mlxchat.chat.recorder import Recorder
     from mlxchat.chat.results import Compaction
     from mlxchat.chat.turn import TurnRunner
+    from mlxchat.chat.views import ContextView, TokenPiece
     from mlxchat.chat.warming import Warmed
     from mlxchat.engine.prefix_cache import CacheReport
 
@@ -130,6 +131,7 @@ class Session:
                 if self._runner is not None and self.options is not options:  # changed meanwhile
                     self._runner.set_options(self.options)
             assert self.info is not None
+            self._causes = (*self._causes, "/model")
             if self.conversation.head is not None:
                 self._drop_foreign_ids()
                 self._settle_when_idle()
@@ -445,7 +447,7 @@ class Session:
             self._load(context)
             assert self._runner is not None
             self._runner.set_options(options)
-            self.options = options
+            self.options, self._causes = options, (*self._causes, "/steer")
 
         self._worker.run(job)
         if self.conversation.head is not None:
@@ -650,6 +652,28 @@ class Session:
                 self._settle_when_idle()
 
         return self._worker.submit(job)
+
+    def view_context(self) -> "ContextView":
+        """Returns what fills the context; loads the model first."""
+
+        def job(context: JobContext) -> "ContextView":
+            self._load(context)
+            assert self._runner is not None
+            return self._runner.view_context(self.conversation)
+
+        return self._worker.run(job)
+
+    def list_tokens(self, text: str | None) -> "list[TokenPiece]":
+        """Returns the ids of a text, or of the last message (None); loads the model first."""
+
+        def job(context: JobContext) -> "list[TokenPiece]":
+            self._load(context)
+            from mlxchat.chat.views import list_pieces
+
+            assert self._runner is not None
+            return list_pieces(self._runner.renderer, self.conversation.messages(), text)
+
+        return self._worker.run(job)
 
     def wait_until_idle(self, timeout_s: float = 60.0) -> None:
         """Waits for background work; for tests and measurements."""

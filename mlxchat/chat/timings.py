@@ -24,7 +24,8 @@ class TurnFigures:
         depth: Ids in the cache when the answer began.
         num_idle: Ids that idle time had read for it: settled, and read while the person typed.
         phases_s: Seconds by `PHASES`; the load of the model is none of them.
-        saved: Ids that speculation saved, of those it drafted; None without.
+        num_drafted: Ids that speculation foresaw.
+        num_accepted: Those that stood.
     """
 
     conversation: int
@@ -47,7 +48,8 @@ class TurnFigures:
     decode_tok_per_s: float | None
     peak_memory_bytes: int
     kv_bytes: int
-    saved: tuple[int, int] | None = None
+    num_drafted: int = 0
+    num_accepted: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +70,8 @@ class Totals:
     median_tok_per_s: float | None
     phases_s: dict[str, float]
     load_s: float
+    num_drafted: int
+    num_accepted: int
 
 
 def read_figures(record: Record) -> list[TurnFigures]:
@@ -83,7 +87,7 @@ def _read_turn(
     conversation: int, number: int, turn: TurnRecord, result: dict[str, Any]
 ) -> TurnFigures:
     usage, timing = result["usage"], result["timing"]
-    cache, speculation = result.get("cache") or {}, result.get("speculation")
+    cache, speculation = result.get("cache") or {}, result.get("speculation") or {}
     before = {name: float(timing.get(f"{name}_s") or 0.0) for name in PHASES[:3]}
     ttft_s, decode_s = float(timing["ttft_s"]), float(timing["decode_s"])
     total_s = float(timing["total_s"])
@@ -92,9 +96,6 @@ def _read_turn(
         "decode": decode_s,
         "rest": max(0.0, total_s - ttft_s - decode_s),
     }
-    saved = None
-    if speculation and speculation.get("kind") != "none":
-        saved = (int(speculation.get("accepted", 0)), int(speculation.get("drafted", 0)))
     return TurnFigures(
         conversation,
         number,
@@ -116,7 +117,8 @@ def _read_turn(
         timing.get("decode_tok_per_s"),
         int(timing.get("peak_memory_bytes") or 0),
         int(timing.get("kv_bytes") or 0),
-        saved,
+        int(speculation.get("drafted") or 0),
+        int(speculation.get("accepted") or 0),
     )
 
 
@@ -133,6 +135,8 @@ def add_up(turns: Sequence[TurnFigures]) -> Totals:
         statistics.median(rates) if rates else None,
         {name: sum(turn.phases_s[name] for turn in turns) for name in PHASES},
         sum(turn.load_s for turn in turns),
+        sum(turn.num_drafted for turn in turns),
+        sum(turn.num_accepted for turn in turns),
     )
 
 

@@ -23,6 +23,7 @@ from mlxchat.chat.results import (
     CacheUse,
     Notice,
     PrefillProgress,
+    Speculation,
     StopReason,
     TurnResult,
     Usage,
@@ -30,10 +31,13 @@ from mlxchat.chat.results import (
 )
 from mlxchat.chat.steering import make_taps
 from mlxchat.chat.template import ChatTemplate, Message
+from mlxchat.chat.views import ContextView, measure_parts
 from mlxchat.engine.engine import Engine, Logits, peak_memory_bytes, reset_peak_memory
+from mlxchat.engine.lookup import PromptLookup
 from mlxchat.engine.options import SamplingSettings
 from mlxchat.engine.prefix_cache import Plan
 from mlxchat.engine.sampling import Sampler, resolve_sampling
+from mlxchat.engine.speculation import Speculator, explain_unfit
 from mlxchat.engine.stored_prefix import make_key
 from mlxchat.engine.timing import Stopwatch
 from mlxchat.engine.worker import JobCancelledError, JobContext
@@ -89,6 +93,8 @@ class TurnRunner:
         self.loaded = loaded
         self.options = options
         self.engine = Engine(loaded.model, kv_bits=options.kv_bits)
+        self._speculator = Speculator(PromptLookup())
+        self._unfit = explain_unfit(loaded.model, self.engine.prefix.cache)
         self.keeping: PromptKeeping = open_keeping(
             name,
             loaded,
@@ -110,7 +116,6 @@ class TurnRunner:
         self.ends_thinking = Event()  # set while an answer comes: its thinking shall end
         self._pin = 0  # where the turn began: sliding windows keep their rows back to it
         self._settle_note = ""
-        self._has_steered = False  # since the last turn
         self._own_cause = TEMPLATE  # why ids are lost where nobody changed anything
         self._notices_told: set[str] = set(self.template_notices())
         if options.steering:
@@ -123,7 +128,6 @@ class TurnRunner:
         kv_bits = self.engine.prefix.cache.kv_bits
         self.keeping.rebind(make_key(loaded.fingerprint, loaded.model, kv_bits, steering=key))
         self.engine.steer(taps)
-        self._has_steered = True
 
     def _make_renderer(self, template: ChatTemplate) -> PromptRenderer:
         """Makes the renderer of a template with the options' switches; its date stays."""
@@ -186,6 +190,14 @@ class TurnRunner:
         plan = self.engine.prefix.plan(target, leave=0)
         return len(target) - plan.start, len(target)
 
+    def view_context(self, conversation: Conversation) -> ContextView:
+        """Returns what fills the context."""
+        messages = self.messages(conversation)
+        num_shown = sum(message.role == "user" for message in messages)
+        num_left_out = len(conversation.questions()) - num_shown
+        parts = measure_parts(self.renderer, messages, num_left_out + 1)
+        return ContextView(parts, self.context_limit, num_left_out)
+
     def template_notices(self) -> list[str]:
         """Returns what the template and its renderer had to say so far."""
         return [*self.renderer.template.notices, *self.renderer.notices]
@@ -234,6 +246,8 @@ class TurnRunner:
             cause=cause,
         )
         sampler = self.make_sampler(conversation, reading.token_ids)
+        speculates = self.options.speculate != "off" and not self._unfit
+        self.engine.speculator = self._speculator if speculates else None
         answer = self._decode(reading, sampler, context)
         if answer.stop_reason in ("token_limit", "context_full"):
             self.engine.prefix.mark()  # the answer may go on from here
@@ -296,7 +310,7 @@ class TurnRunner:
         ahead = self.ahead.take(plan)
         why = self._settle_note
         if ahead is None:
-            why = self._explain(plan, cause, prompt.message_ends[-2] if len(messages) > 1 else 0)
+            why = self._explain(plan, cause, prompt.message_ends[-2] if len(messages) > 2 else 0)
         num_ahead = ahead or 0
         self.engine.prefix.apply(plan, keep_branch=keep_branch and not num_ahead)
         if not num_ahead:  # mostly the end of the last answer: this question may be edited
@@ -372,7 +386,7 @@ class TurnRunner:
         return prefix.plan(token_ids, marks=marks)
 
     def _explain(self, plan: Plan, cause: str, num_earlier: int) -> str:
-        """Why the turn reads more than its message, `num_earlier` ids being read before it."""
+        """Why the turn reads more than its message, which `num_earlier` ids of turns precede."""
         if not self._reuses:
             return "reuse is off"
         is_behind = plan.start < num_earlier
@@ -380,7 +394,9 @@ class TurnRunner:
             return "no more was stored" if is_behind else ""
         if plan.action == "continue" and (self._settle_note or not is_behind):
             return self._settle_note
-        return f"{cause or self._own_cause}: {plan.reason}" if plan.num_held else plan.reason
+        if not plan.num_held:
+            return f"{cause}: {plan.reason}" if cause and is_behind else plan.reason
+        return f"{cause or self._own_cause}: {plan.reason}"
 
     def _prefill(self, token_ids: tuple[int, ...], plan: Plan, context: JobContext) -> Logits:
         """Reads what the plan leaves, and returns the logits of the prompt's last position."""
@@ -506,7 +522,6 @@ class TurnRunner:
         typed = f" ({num_ahead} read while you typed)" if num_ahead else ""
         reason = f"reused {num_cached}{where}{typed}, read {usage.prefill_tokens}"
         self._is_first, self.num_settled, self._settle_note = False, 0, ""
-        self._has_steered = False
         return TurnResult(
             model=self.name,
             text=answer.text,
@@ -516,8 +531,22 @@ class TurnRunner:
             timing=timing,
             cache=CacheUse(source, f"{reason} ({why})" if why else reason),
             verify=None,
+            speculation=self._report_speculation(),
             tokens=tuple(answer.tokens),
         )
+
+    def _report_speculation(self) -> Speculation | None:
+        """Tells what was foreseen of the last answer."""
+        if self.engine.speculator is None:
+            return None
+        stats = self.engine.speculator.stats
+        return Speculation(stats.kind, stats.drafted, stats.accepted, stats.saved_s)
+
+    @property
+    def speculation_notice(self) -> str:
+        """Why the speculation that was asked for is off; nothing where it is not."""
+        is_wanted = self.options.speculate in ("lookup",)
+        return f"speculation is off: {self._unfit}" if is_wanted and self._unfit else ""
 
     def verify(self, reading: Reading, context: JobContext) -> Verify | None:
         """Proves a turn where that is wanted; where it fails, reuse is off for this model."""
@@ -588,9 +617,9 @@ class TurnRunner:
             plan = self.keeping.restore(
                 target, plan, context.check, leave=0, keep_branch=keep_branch
             )
-            if is_empty and not plan.start:  # else a conversation of the history goes on
-                why = "steering changed" if self._has_steered else "no keys and values were stored"
-                self._settle_note = f"{why}, the text was read again"
+            if is_empty and not plan.start:  # a conversation of the history goes on
+                what = "no keys and values were stored, the text was read again"
+                self._settle_note = f"{cause}: {what}" if cause else what
             prefix.apply(plan, keep_branch=keep_branch)
             if lost > 1:
                 note = f"{self._own_cause} dropped or moved {lost} ids of the last turn"

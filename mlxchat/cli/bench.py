@@ -4,6 +4,7 @@ from typing import Any
 
 import click
 
+from mlxchat.cli.failures import INTERRUPTED
 from mlxchat.cli.history import complete_conversation
 from mlxchat.cli.options import MODEL_OPTION
 from mlxchat.errors import UsageError
@@ -159,5 +160,5 @@ def _bench(params: dict[str, Any]) -> int:
     click.echo(format_report(measurement.report(), params["form"]), nl=False)
     if is_stopped:
         click.echo("Stopped; the figures above are what was measured by then.", err=True)
-        raise KeyboardInterrupt
+        return INTERRUPTED
     return 0

@@ -14,6 +14,7 @@ from mlxchat.bench.records import format_report
 from mlxchat.bench.report import format_verdicts
 from mlxchat.bench.workload import Request
 from mlxchat.cli.bench_run import Measurement, open_folder
+from mlxchat.cli.failures import INTERRUPTED, Stopped
 from mlxchat.cli.screen import Screen
 from mlxchat.errors import MlxchatError, UsageError
 
@@ -40,7 +41,7 @@ def save_baseline(file: str | None, params: dict[str, Any]) -> int:
     click.echo(format_report(measurement.report(), params["form"]), nl=False)
     if is_stopped:
         click.echo("Stopped; nothing was saved.", err=True)
-        raise KeyboardInterrupt
+        return INTERRUPTED
     run, facts = measurement.run, measurement.ours.facts
     Baseline(
         measurement.model,
@@ -90,14 +91,20 @@ def check_baseline(file: str | None, given: set[str], params: dict[str, Any]) ->
             facts["fingerprint"], machine | {"backend": facts["backend"]}
         )
         if measurement.measure():
-            click.echo("Stopped; nothing was judged.", err=True)
-            raise KeyboardInterrupt
+            raise Stopped
         return judge(baseline.tests, baseline.samples, measurement.ours.samples)
 
-    verdicts = measure()
-    if any(verdict.outcome == "slower" for verdict in verdicts):
-        click.echo("Something seems worse; measuring once more to be sure.", err=True)
-        real = confirmed(verdicts, measure())
+    try:
+        verdicts = measure()
+        is_suspect = any(verdict.outcome == "slower" for verdict in verdicts)
+        if is_suspect:
+            click.echo("Something seems worse; measuring once more to be sure.", err=True)
+        again = measure() if is_suspect else []
+    except Stopped:
+        click.echo("Stopped; nothing was judged.", err=True)
+        return INTERRUPTED
+    if is_suspect:
+        real = confirmed(verdicts, again)
         verdicts = [
             replace(v, outcome="unclear") if v.outcome == "slower" and v not in real else v
             for v in verdicts

@@ -13,6 +13,7 @@ from mlxchat.bench.machine import describe_machine
 from mlxchat.bench.report import format_machine, make_table
 from mlxchat.chat.results import LoadProgress, Notice, ReplayedTurn, Way
 from mlxchat.cli.bench_run import interruptible
+from mlxchat.cli.failures import INTERRUPTED
 from mlxchat.cli.options import read_request
 from mlxchat.cli.render import format_progress
 from mlxchat.cli.screen import Screen
@@ -50,7 +51,7 @@ def replay_conversation(reference: str, params: dict[str, Any]) -> int:
         _tell(session, reference, turns, repetitions, params["form"])
     if is_stopped:
         click.echo("Stopped; the turns above are what was measured by then.", err=True)
-        raise KeyboardInterrupt
+        return INTERRUPTED
     return 0
 
 

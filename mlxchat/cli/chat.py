@@ -101,6 +101,8 @@ def run_lines(answers: "Answers", request: Request, *, runs_shell: bool) -> int:
         request.origins,
         runs_shell=runs_shell,
         screen=screen,
+        settings=request.settings,
+        answers=answers,
     )
     has_failed = False
     for line in _read_lines():

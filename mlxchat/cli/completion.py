@@ -136,6 +136,5 @@ _FINDERS: dict[str, Callable[["Session | None", str], Candidates]] = {
     "goto": find_messages,
     "edit": find_turns,
     "set": find_settings,
-    "system": lambda session, text: find_words("none"),
 }
 _WHOLE = {"file", "export"}  # their argument is one path, blanks included

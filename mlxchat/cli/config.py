@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import click
@@ -9,7 +10,15 @@ import click
 from mlxchat.cli.render import one_line
 from mlxchat.cli.theme import find_theme
 from mlxchat.errors import SettingsError, UsageError
-from mlxchat.settings import KINDS, check_settings, parse_toml, read_settings, settings_path
+from mlxchat.settings import (
+    KINDS,
+    check_settings,
+    kind_of,
+    parse_toml,
+    read_settings,
+    settings_path,
+    split_name,
+)
 
 _WORDS = {"true": True, "on": True, "false": False, "off": False}
 
@@ -38,6 +47,7 @@ def get(name: str | None) -> int:
             click.echo(f"{key} = {one_line(json.dumps(value, ensure_ascii=False))}")
         return 0
     _check_name(name)
+    name = ".".join(split_name(name))
     if name in found:
         value = found[name]
         click.echo(one_line(value if isinstance(value, str) else json.dumps(value)))
@@ -79,11 +89,15 @@ def read_all() -> dict[str, Any]:
     path = settings_path()
     table = parse_toml(read_settings(path), path)
     check_settings(table, path)
-    found: dict[str, Any] = {}
+    return dict(_flatten(table, ""))
+
+
+def _flatten(table: dict[str, Any], before: str) -> Iterator[tuple[str, Any]]:
     for name, value in table.items():
-        inside = value if isinstance(value, dict) else None
-        found |= {name: value} if inside is None else {f"{name}.{k}": v for k, v in inside.items()}
-    return found
+        if isinstance(value, dict):
+            yield from _flatten(value, f"{before}{name}.")
+        else:
+            yield f"{before}{name}", value
 
 
 def parse_value(name: str, word: str) -> str | float | bool:
@@ -92,16 +106,17 @@ def parse_value(name: str, word: str) -> str | float | bool:
     Raises:
         SettingsError: It means nothing.
     """
-    kind = KINDS[name]
+    kind = kind_of(name)
     if kind is str:
         return word
     try:
-        return _WORDS[word.lower()] if kind is bool else kind(word)
+        return _WORDS[word.lower()] if kind is bool else int(word) if kind is int else float(word)
     except (KeyError, ValueError):
-        wanted = {bool: "true or false", int: "a whole number", float: "a number"}[kind]
+        wanted = {bool: "true or false", int: "a whole number"}.get(kind or str, "a number")
         raise SettingsError(f"{name} = {word!r} is not allowed; give {wanted}") from None
 
 
 def _check_name(name: str) -> None:
-    if name not in KINDS:
-        raise UsageError(f"{name} is not a setting; known are {', '.join(KINDS)}")
+    if kind_of(name) is None:
+        more = "systems.NAME, models.MODEL.temperature and so on"
+        raise UsageError(f"{name} is not a setting; known are {', '.join(KINDS)}, {more}")

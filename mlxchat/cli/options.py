@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mlxchat.cli.choices import BUILTIN, choose_sampling, choose_system
 from mlxchat.cli.render import one_line
 from mlxchat.cli.theme import DEFAULT, find_theme
 from mlxchat.errors import SettingsError, UsageError
@@ -15,7 +16,9 @@ from mlxchat.settings import (
     LENGTH_BOUNDS,
     OVERFLOW,
     SAMPLING_BOUNDS,
+    SPECULATE,
     Settings,
+    find_system,
     load_settings,
     settings_path,
 )
@@ -26,9 +29,9 @@ if TYPE_CHECKING:
     from mlxchat.chat.session import Session
     from mlxchat.cli.attachments import Attachments
 
-BUILTIN = "builtin"
 # Each answer of a batch holds keys and values of its own.
 MOST_ANSWERS = 64
+DEFAULT_SPECULATE = "auto"  # it stops where nothing is gained: scripts/bench_speculation
 
 
 def _number(flag: str, name: str, text: str) -> Callable[..., Any]:
@@ -78,7 +81,12 @@ MODEL_OPTION = click.option(
 )
 _OPTIONS = (
     MODEL_OPTION,
-    click.option("-s", "--system", metavar="TEXT", help="The system prompt."),
+    click.option(
+        "-s",
+        "--system",
+        metavar="TEXT",
+        help="The system prompt, or `@name` of one in the settings.",
+    ),
     _number("--max-tokens", "max_tokens", "Stop the answer after N tokens."),
     _number("--temp", "temperature", "Temperature; 0 is greedy and reproducible."),
     _number("--top-p", "top_p", "Sample from the likeliest tokens that hold this probability."),
@@ -106,6 +114,12 @@ _OPTIONS = (
         metavar="8|4",
         callback=lambda ctx, param, value: None if value is None else int(value),
         help="Hold keys and values in 8 or 4 bits: less memory for long contexts.",
+    ),
+    click.option(
+        "--speculate",
+        type=click.Choice(SPECULATE),
+        metavar="MODE",
+        help="Several tokens a step where text repeats: 'off', 'lookup', or 'auto'.",
     ),
     click.option(
         "--think/--no-think",
@@ -179,7 +193,13 @@ class Request:
         """Returns the request for a conversation of the history, whose model is the default."""
         has_model = self.given.get("model") is not None
         stored = resolve_model(restored.record.summary.model, Settings())
-        return replace(self, model=self.model if has_model else stored, restored=restored)
+        model = self.model if has_model else stored
+        typed = {n: x for n, x in self.sampling.items() if self.origins.get(n) == "command line"}
+        sampling, chosen = choose_sampling(self.settings, typed, model)
+        kept = {n: who for n, who in self.origins.items() if n not in self.sampling}
+        return replace(
+            self, model=model, sampling=sampling, origins=kept | chosen, restored=restored
+        )
 
     def open(self, *, idle_work: bool = True) -> "Session":
         """Makes the session; nothing is loaded yet.
@@ -199,7 +219,7 @@ class Request:
         if self.restored is not None:
             session.restore(self.restored)
             if self.given.get("system") is not None:
-                session.set_system(self.given["system"])
+                session.set_system(self.options["system"])
             if self.given.get("think") is not None:
                 session.set_thinking(self.given["think"])
         return session
@@ -228,10 +248,15 @@ def read_request(params: dict[str, Any], kind: str = "chat") -> Request:
     """
     settings = load_settings()
     given = {name: value for name, value in params.items() if value is not None}
-    origins = dict.fromkeys(settings.sampling, "config.toml") | dict.fromkeys(given, "command line")
-    sampling = settings.sampling | {n: given.pop(n) for n in SAMPLING_BOUNDS if n in given}
+    origins = dict.fromkeys(given, "command line")
+    typed = {name: given.pop(name) for name in SAMPLING_BOUNDS if name in given}
     model = resolve_model(given.pop("model", None), settings)
-    system = given.pop("system", settings.system) or None  # `--system ""` takes the default away
+    sampling, chosen = choose_sampling(settings, typed, model)
+    origins |= chosen
+    if "system" in given:  # `--system ""` takes the default away
+        system = find_system(given.pop("system"), settings) or None
+    else:
+        system = choose_system(settings, model)
     if settings.overflow is not None and "overflow" not in given:
         given["overflow"], origins["overflow"] = settings.overflow, "config.toml"
     if settings.max_file_kib is not None:
@@ -239,7 +264,11 @@ def read_request(params: dict[str, Any], kind: str = "chat") -> Request:
     if given.pop("no_history", False) or not settings.history:
         given["keeps_history"] = False
     origins |= dict.fromkeys(settings.engine.keys() - given.keys(), "config.toml")
-    options = {"system": system, "cache_max_gib": settings.cache_max_gib}
+    options = {
+        "system": system,
+        "cache_max_gib": settings.cache_max_gib,
+        "speculate": DEFAULT_SPECULATE,
+    }
     options |= settings.engine | given
     return Request(
         model, sampling, options, settings, origins, kind, given=_from_command_line(params)

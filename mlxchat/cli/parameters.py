@@ -5,7 +5,14 @@ from typing import TYPE_CHECKING, Any
 
 from mlxchat.cli.render import one_line
 from mlxchat.errors import UsageError
-from mlxchat.settings import FILE_BOUNDS, LENGTH_BOUNDS, OVERFLOW, SAMPLING_BOUNDS, Bounds
+from mlxchat.settings import (
+    FILE_BOUNDS,
+    LENGTH_BOUNDS,
+    OVERFLOW,
+    SAMPLING_BOUNDS,
+    SPECULATE,
+    Bounds,
+)
 
 if TYPE_CHECKING:
     from mlxchat.chat.options import ChatOptions
@@ -75,6 +82,7 @@ PARAMETERS = {
     "think-budget": Parameter("think_budget", LENGTH_BOUNDS["think_budget"]),
     "keep-thinking": Parameter("keep_thinking", has_default=False),
     "verify": Parameter("verify", has_default=False),
+    "speculate": Parameter("speculate", has_default=False, choices=SPECULATE),
     "overflow": Parameter("overflow", has_default=False, choices=OVERFLOW),
 }
 FILE_LIMIT = "max-file-kib"  # of what can be attached: the chat's business, not the session's

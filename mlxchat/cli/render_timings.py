@@ -167,9 +167,13 @@ def format_summary(totals: Totals) -> str:
         f" {format_count(totals.num_read)} read, {format_count(totals.num_idle)} more in idle time"
     )
     rate = format_rate(totals.median_tok_per_s)
+    drafts = ""
+    if totals.num_drafted:
+        share = f"{100 * totals.num_accepted / totals.num_drafted:.0f} %"
+        drafts = f"; {share} of {format_count(totals.num_drafted)} drafted tokens accepted"
     return (
         f"{reuse}\n{format_count(totals.num_answer)} tokens answered; medians: first token"
-        f" {format_seconds(totals.median_ttft_s)}, {rate} tok/s"
+        f" {format_seconds(totals.median_ttft_s)}, {rate} tok/s{drafts}"
     )
 
 

@@ -164,6 +164,8 @@ class Repl:
             self._screen.escape,
             self._pastes.expand,
             screen=self._screen,
+            settings=self._request.settings,
+            answers=answers,
         )
         block = read_block(text)
         if block is None:

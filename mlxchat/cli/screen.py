@@ -178,6 +178,11 @@ class Screen:
             columns, rows = 80, 24
         return Size(columns or 80, rows or 24)
 
+    @property
+    def width(self) -> int:
+        """Columns that lines may take."""
+        return self._width() if self._is_terminal else 80
+
     def _width(self) -> int:
         return self._size().columns
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from mlxchat import paths
 from mlxchat.errors import SettingsError
-from mlxchat.settings import check_settings, parse_toml, read_settings, settings_path
+from mlxchat.settings import check_settings, parse_toml, read_settings, settings_path, split_name
 
 
 def save_setting(name: str, value: str | float | bool | None) -> Path:
@@ -51,8 +51,11 @@ def change_setting(text: str, name: str, value: str | float | bool | None, path:
     table = parse_toml(text, path)
     check_settings(table, path)
     wanted = copy.deepcopy(table)
-    section, _, key = name.rpartition(".")
-    place = wanted.setdefault(section, {}) if section else wanted
+    *tables, key = split_name(name)
+    place = wanted
+    for inner in tables:
+        place = place.setdefault(inner, {})
+    section = ".".join(map(_quote, tables))
     if value is None:
         place.pop(key, None)
     else:
@@ -86,7 +89,14 @@ def _candidates(lines: list[str], section: str, key: str, line: str | None) -> I
 
 
 def _without_empty(table: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in table.items() if value != {}}
+    """Returns tables without those that say nothing."""
+    inner = {k: _without_empty(v) if isinstance(v, dict) else v for k, v in table.items()}
+    return {name: value for name, value in inner.items() if value != {}}
+
+
+def _quote(name: str) -> str:
+    """Returns the name of a table as TOML writes it."""
+    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else _toml(name)
 
 
 def _toml(value: str | float | bool) -> str:

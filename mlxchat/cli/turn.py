@@ -217,7 +217,8 @@ class Answers:
         turn_line: bool = False,
     ) -> None:
         self.session, self.screen = session, screen
-        self._as_json, self._timing, self._turn_line = as_json, timing, turn_line
+        self._as_json, self._turn_line = as_json, turn_line
+        self.timing = timing
         self._has_told_load = False
         self._context_warned = 0.0  # the share of the context that was told last
         self.offered: Alternatives | None = None  # what the person may choose from
@@ -281,7 +282,7 @@ class Answers:
             )
         if result.verify is not None:
             self.screen.note(format_verify(result.verify))
-        if self._timing:
+        if self.timing:
             self.screen.note(format_timing(result))
         elif self._turn_line:
             self.screen.note(format_turn_line(result))

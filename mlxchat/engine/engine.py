@@ -5,7 +5,7 @@ the person's program handles a token, the device already computes the next. Text
 templates belong to `chat/`.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -14,6 +14,7 @@ import mlx.core as mx
 from mlxchat.engine.chunking import PrefillChunker
 from mlxchat.engine.prefix_cache import Plan, PrefixCache
 from mlxchat.engine.sampling import Sampler
+from mlxchat.engine.speculation import Passes, Speculator
 from mlxchat.model.kv_quantization import make_kv_plan
 from mlxchat.model.language_model import LanguageModel
 from mlxchat.model.sequence_cache import SequenceCache
@@ -75,6 +76,7 @@ class Engine:
         model: Native or zoo.
         chunker: Chooses the length of prefill chunks from measured rates.
         kv_bits: Keys and values are held in so many bits; None holds them as they are.
+        speculator: Decodes several tokens at once where that pays; None decodes one by one.
         kv_notice: Which layers stay as they are all the same, and why.
         taps: Change every pass (steering); set with `steer`.
         prefix: The live sequence with marks and stashes.
@@ -83,6 +85,7 @@ class Engine:
     model: LanguageModel
     chunker: PrefillChunker = field(default_factory=PrefillChunker)
     kv_bits: int | None = None
+    speculator: Speculator | None = None
     kv_notice: str = field(init=False, default="")
     taps: Taps | None = field(init=False, default=None)
     prefix: PrefixCache = field(init=False)
@@ -106,6 +109,9 @@ class Engine:
         if self.taps is None:
             return self.model.forward(token_ids, cache)
         return self.model.forward(token_ids, cache, self.taps)
+
+    def _forward_all(self, token_ids: mx.array, cache: SequenceCache) -> Logits:
+        return self.model.forward_all(token_ids, cache, self.taps)
 
     def prefill(
         self,
@@ -164,7 +170,7 @@ class Engine:
 
     def decode(
         self, logits: Logits, sampler: Sampler, *, max_tokens: int, check: Check = _nothing
-    ) -> Iterator[int]:
+    ) -> Generator[int, None, None]:
         """Samples tokens and feeds each before it is yielded, one step ahead.
 
         The consumer ends the generator when it has seen a stop token; that token is then in the
@@ -179,6 +185,16 @@ class Engine:
         Yields:
             Token ids.
         """
+        if self.speculator is not None:
+            yield from self.speculator.decode(
+                Passes(self._forward, self._forward_all),
+                self.prefix,
+                logits,
+                sampler,
+                max_tokens=max_tokens,
+                check=check,
+            )
+            return
         prefix = self.prefix
         token = sampler.sample(logits)
         mx.async_eval(token)  # type: ignore[no-untyped-call]

@@ -6,8 +6,10 @@ penalties keep one count per vocabulary entry. Sources: top-k (Fan et al. 2018),
 et al. 2020), min-p (Nguyen et al. 2024), repetition penalty (Keskar et al. 2019).
 """
 
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import islice
 from typing import Any
 
 import mlx.core as mx
@@ -16,6 +18,10 @@ from mlxchat.engine.options import SamplingSettings
 from mlxchat.settings import SAMPLING_BOUNDS
 
 _KEYS_AT_ONCE = 64  # one split serves this many tokens
+# Passes over one and over several tokens round differently, by about 1e-6 of the largest logit in
+# float32 and one step of bfloat16 in half precision. Where the two best are nearer, the order in
+# which they come out is the pass's and not the model's.
+_NEAR_TIE_SHARE = {mx.float32: 1e-5, mx.float16: 1e-2, mx.bfloat16: 1e-2}
 # Below this the likeliest token's lead is all there is, and float32 logits would overflow.
 _GREEDY_BELOW = 1e-5
 
@@ -42,11 +48,6 @@ class Sampling:
             or self.presence_penalty != 0.0
             or self.frequency_penalty != 0.0
         )
-
-    @property
-    def is_greedy(self) -> bool:
-        """Whether the likeliest token is always taken."""
-        return self.temperature < _GREEDY_BELOW or self.top_k == 1
 
 
 def resolve_sampling(
@@ -91,7 +92,7 @@ class Sampler:
     ) -> None:
         self.sampling = sampling
         self._key = mx.random.key(sampling.seed % 2**64)  # a retry counts up from any seed
-        self._keys: list[mx.array] = []
+        self._keys: deque[mx.array] = deque()
         self._counts: mx.array | None = None
         if sampling.has_penalties:
             ids = mx.array(list(context_ids), mx.int32)
@@ -114,10 +115,49 @@ class Sampler:
         if self._counts is not None:
             self._counts = self._counts.at[token].add(1)
 
-    def count(self, token_ids: Sequence[int]) -> None:
-        """Counts ids that were fed without being drawn."""
-        if self._counts is not None:
-            self._counts = self._counts.at[mx.array(list(token_ids), mx.int32)].add(1)
+    def sample_ahead(self, logits: mx.array, drafts: Sequence[int]) -> tuple[mx.array, mx.array]:
+        """Draws the tokens that `sample` would draw, were the drafts before each of them drawn.
+
+        Nothing is counted yet, and no key is spent: `accept` does that.
+
+        Args:
+            logits: (T, V), of a token and the T - 1 drafts after it.
+            drafts: Ids.
+
+        Returns:
+            Ids (T,), and where the likeliest is taken whether the second was too near to tell,
+            (T,); both lazily.
+        """
+        before, rows = self._counts, []
+        for i, row in enumerate(mx.split(logits, logits.shape[0])):
+            if i and self._counts is not None:
+                self._counts = self._counts.at[mx.array(drafts[i - 1])].add(1)
+            rows.append(self.process(row))
+        self._counts = before
+        if self.is_greedy:
+            near = _NEAR_TIE_SHARE.get(logits.dtype, 1e-2) * mx.abs(logits).max(axis=-1)
+            return _find_best(mx.concatenate(rows), near)
+        keyed = zip(rows, self._peek_keys(len(rows)), strict=True)
+        drawn = [self._draw(row, key) for row, key in keyed]
+        return mx.concatenate(drawn), mx.zeros((len(rows),), mx.bool_)
+
+    def accept(self, token_ids: Sequence[int]) -> None:
+        """Counts tokens that `sample_ahead` drew, and spends their keys."""
+        if not self.is_greedy:
+            self._peek_keys(len(token_ids))
+            for _ in token_ids:
+                self._keys.popleft()
+        self.count(token_ids)
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the likeliest token is taken."""
+        return self.sampling.temperature < _GREEDY_BELOW or self.sampling.top_k == 1
+
+    def count(self, token_ids: Sequence[int], times: int = 1) -> None:
+        """Counts ids that were fed without being drawn, or takes back that they were drawn."""
+        if self._counts is not None and token_ids:
+            self._counts = self._counts.at[mx.array(list(token_ids), mx.int32)].add(times)
 
     def process(self, logits: mx.array) -> mx.array:
         """Applies penalties and bias to logits (1, V)."""
@@ -133,13 +173,13 @@ class Sampler:
                 logits = logits - s.presence_penalty * seen - s.frequency_penalty * self._counts
         return logits if self._bias is None else logits + self._bias
 
-    def _draw(self, logits: mx.array) -> mx.array:
+    def _draw(self, logits: mx.array, key: mx.array | None = None) -> mx.array:
         s = self.sampling
-        if s.is_greedy:
+        if self.is_greedy:
             return mx.argmax(logits, axis=-1)
         return draw(
             logits,
-            self.next_key(),
+            self.next_key() if key is None else key,
             temperature=s.temperature,
             top_k=s.top_k,
             top_p=s.top_p,
@@ -147,11 +187,24 @@ class Sampler:
         )
 
     def next_key(self) -> mx.array:
-        """Returns the random key of the next token."""
-        if not self._keys:
-            self._key, *self._keys = list(mx.random.split(self._key, _KEYS_AT_ONCE + 1))
-            self._keys.reverse()
-        return self._keys.pop()
+        """Returns the random key of the next token, and spends it."""
+        self._peek_keys(1)
+        return self._keys.popleft()
+
+    def _peek_keys(self, num: int) -> list[mx.array]:
+        """Returns the keys of the next tokens."""
+        while len(self._keys) < num:
+            self._key, *more = list(mx.random.split(self._key, _KEYS_AT_ONCE + 1))
+            self._keys += more
+        return list(islice(self._keys, num))
+
+
+def _find_best(scores: mx.array, near: mx.array) -> tuple[mx.array, mx.array]:
+    """Returns the best of each row of scores (T, N), and whether the second is nearer than that."""
+    best = mx.argmax(scores, axis=-1)
+    is_best = mx.arange(scores.shape[-1]) == best[:, None]
+    second = mx.where(is_best, -mx.inf, scores).max(axis=-1)
+    return best, scores.max(axis=-1) - second < near
 
 
 def sample_rows(samplers: Sequence[Sampler], logits: mx.array) -> mx.array:
@@ -170,7 +223,7 @@ def sample_rows(samplers: Sequence[Sampler], logits: mx.array) -> mx.array:
     if first.has_penalties or first.logit_bias:
         pairs = enumerate(samplers)
         logits = mx.concatenate([s.process(logits[row : row + 1]) for row, s in pairs])
-    if first.is_greedy:
+    if samplers[0].is_greedy:
         tokens = mx.argmax(logits, axis=-1)
     else:
         logprobs, ids = truncated_logprobs(

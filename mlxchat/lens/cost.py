@@ -19,7 +19,7 @@ from mlxchat.model.transformer import Transformer
 CHUNK = 512  # ids that are fed at once, as the engine does on most machines
 # Lengths that are measured; a longer one is left out when it would take more than MOST_S.
 LENGTHS = (64, 256, 512, 1024)
-MOST_S = 2.0
+MOST_S = 5.0
 REPEATS = 2
 DECODED = 12  # tokens that are decoded at each of two depths
 
@@ -155,7 +155,7 @@ def measure_rates(model: Transformer, *, clock: Callable[[], float] = time.perf_
     for length in LENGTHS:
         if length > model.info.max_context - DECODED:
             break
-        if times and times[-1] * (length / costs[-1].num_tokens) ** 2 > MOST_S:
+        if times and times[-1] * (length / costs[-1].num_tokens) ** 1.5 > MOST_S:
             break
         costs.append(compute_cost(model.config, length, size))
         times.append(min(_time_prefill(model, length, clock) for _ in range(REPEATS)))

@@ -1,35 +1,21 @@
 """The BERT family (Devlin et al. 2018): encoders that read a text in both directions at once.
 
 Learned positions are added to the token rows, LayerNorm follows each half of a block, and every
-token sees every other but padding. BERT, RoBERTa and XLM-RoBERTa differ in where positions begin
-and in the names around the weights. Weights are float32: the models are small, and their vectors
-are compared with those of other programs.
+token sees every other but padding. MPNet also adds a learned bias for the distance of two tokens to
+their scores. Everything is float32: the models are small, and their vectors are compared with those
+of other programs.
 
-Knows token ids and arrays; texts, pooling and prompts belong to the modules around it.
+Knows token ids and arrays; names and files are `bert_files.py`'s, texts belong above.
 """
 
 import math
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import mlx.core as mx
 
-from mlxchat.errors import CheckpointError, UnsupportedModelError
-from mlxchat.model.checkpoint import Checkpoint
-from mlxchat.model.families import Reader
-from mlxchat.model.quantization import QuantizationPlan
-from mlxchat.model.weights import dequantise
-
-# Positions of RoBERTa's kin begin after the padding id; BERT's at 0.
-_FAMILIES: Mapping[str, bool] = {
-    "bert": False,
-    "roberta": True,
-    "xlm-roberta": True,
-    "camembert": True,
-}
-_MOST_LAYERS = 4096
-_PREFIXES = ("", "bert.", "roberta.")
+# MPNet, as T5: distances beyond this share the last bucket.
+_MAX_DISTANCE = 128
 
 Block = dict[str, mx.array]
 
@@ -40,6 +26,7 @@ class BertConfig:
 
     Attributes:
         first_position: The position of the first token.
+        n_distances: Buckets of distances that have a bias; 0 where there is none.
         max_tokens: The longest text that has positions.
     """
 
@@ -54,6 +41,7 @@ class BertConfig:
     norm_eps: float
     activation: str
     first_position: int
+    n_distances: int = 0
 
     @property
     def max_tokens(self) -> int:
@@ -66,67 +54,13 @@ class BertConfig:
         return self.d_model // self.n_heads
 
 
-def is_encoder(config: Mapping[str, Any]) -> bool:
-    """Whether a config is of the BERT family."""
-    return config.get("model_type") in _FAMILIES
-
-
-def make_bert_config(config: Mapping[str, Any]) -> BertConfig:
-    """Reads a Hugging Face config of the BERT family.
-
-    Raises:
-        CheckpointError: A value is missing or makes no sense.
-        UnsupportedModelError: It is a variant with other positions, masks or activations.
-    """
-    read, family = Reader(config), str(config["model_type"])
-    n_layers, n_heads = read.integer("num_hidden_layers"), read.integer("num_attention_heads")
-    d_model = read.integer("hidden_size")
-    if n_layers > _MOST_LAYERS or d_model % n_heads:
-        raise CheckpointError(
-            f"config.json has {n_layers} layers, {n_heads} heads and width {d_model}; the width"
-            f" must be a multiple of the heads, and at most {_MOST_LAYERS} layers are read"
-        )
-    if config.get("is_decoder"):
-        raise UnsupportedModelError(f"this {family} is a decoder; only encoders give vectors here")
-    positions = config.get("position_embedding_type") or "absolute"
-    if positions != "absolute":
-        raise UnsupportedModelError(
-            f"this {family} has {positions!r} positions; only 'absolute' ones are known"
-        )
-    activation = str(config.get("hidden_act") or "gelu")
-    if activation not in _ACTIVATIONS:
-        raise UnsupportedModelError(
-            f"this {family} has the activation {activation!r}; known are {', '.join(_ACTIVATIONS)}"
-        )
-    default_pad = 1 if _FAMILIES[family] else 0
-    first = read.integer("pad_token_id", default_pad, low=0) + 1 if _FAMILIES[family] else 0
-    n_positions = read.integer("max_position_embeddings", 512)
-    if n_positions <= first:
-        raise CheckpointError(
-            f"config.json has {n_positions} positions, but they begin at {first};"
-            " the files do not belong together"
-        )
-    return BertConfig(
-        family=family,
-        n_layers=n_layers,
-        n_heads=n_heads,
-        d_model=d_model,
-        d_mlp=read.integer("intermediate_size"),
-        vocab_size=read.integer("vocab_size"),
-        n_positions=n_positions,
-        n_types=read.integer("type_vocab_size", 2),
-        norm_eps=read.number("layer_norm_eps", 1e-12),
-        activation=activation,
-        first_position=first,
-    )
-
-
 class BertEncoder:
     """An encoder of the BERT family.
 
     Args:
         config: Its shape.
-        embeddings: The rows of tokens, positions and types, and the norm after them.
+        embeddings: The rows of tokens, positions and types, the norm after them, and the biases of
+            distances.
         blocks: The arrays of each block.
     """
 
@@ -147,27 +81,37 @@ class BertEncoder:
         Returns:
             (B, T, D); rows of padding hold nothing of use.
         """
-        x = self.embed(token_ids)
+        x, mask = self.embed(token_ids), self._mask(is_token)
         for index in range(self.config.n_layers if layer is None else layer):
-            x = self.block(index, x, is_token)
+            x = self._block(self._blocks[index], x, mask)
         return x
 
     def embed(self, token_ids: mx.array) -> mx.array:
         """Adds the rows of tokens, positions and the first type, and norms them: (B, T, D)."""
         e, first = self._embeddings, self.config.first_position
-        x = e["tokens"][token_ids] + e["types"][0]
-        x = x + e["positions"][first : first + token_ids.shape[1]]
+        x = e["tokens"][token_ids] + e["positions"][first : first + token_ids.shape[1]]
+        if "types" in e:
+            x = x + e["types"][0]
         return self._norm(x, e["norm"], e["norm_bias"])
 
     def block(self, layer: int, x: mx.array, is_token: mx.array) -> mx.array:
         """Runs one block: (B, T, D) in, (B, T, D) out."""
-        return self._block(self._blocks[layer], x, is_token)
+        return self._block(self._blocks[layer], x, self._mask(is_token))
+
+    def _mask(self, is_token: mx.array) -> mx.array:
+        """Returns what is added to the scores, (B, H or 1, T or 1, T): the lowest for padding."""
+        lowest = mx.finfo(mx.float32).min
+        mask = mx.where(is_token, 0.0, lowest)[:, None, None, :]
+        if not self.config.n_distances:
+            return mask
+        buckets = _bucket_distances(is_token.shape[1], self.config.n_distances)
+        biases = self._embeddings["distances"][buckets].transpose(2, 0, 1)  # (H, T, T)
+        return mx.maximum(mask + biases[None], lowest)
 
     def pattern(self, layer: int, x: mx.array, is_token: mx.array) -> mx.array:
         """Returns how much each token of the states before a block looks at each: (B, H, T, T)."""
         q, k, _ = self._qkv(self._blocks[layer], x)
-        scores = q @ k.swapaxes(-1, -2) / math.sqrt(self.config.head_dim)
-        scores = mx.where(is_token[:, None, None, :], scores, mx.finfo(scores.dtype).min)
+        scores = q @ k.swapaxes(-1, -2) / math.sqrt(self.config.head_dim) + self._mask(is_token)
         return mx.softmax(scores, axis=-1, precise=True)
 
     def mix(self, layer: int, x: mx.array, pattern: mx.array) -> mx.array:
@@ -186,10 +130,10 @@ class BertEncoder:
         y = attended.transpose(0, 2, 1, 3).reshape(batch, length, self.config.d_model)
         return y @ w["o"].T + w["o_bias"]
 
-    def _run_block(self, w: Block, x: mx.array, is_token: mx.array) -> mx.array:
+    def _run_block(self, w: Block, x: mx.array, mask: mx.array) -> mx.array:
         q, k, v = self._qkv(w, x)
         attended = mx.fast.scaled_dot_product_attention(
-            q, k, v, scale=self.config.head_dim**-0.5, mask=is_token[:, None, None, :]
+            q, k, v, scale=self.config.head_dim**-0.5, mask=mask
         )
         return self._finish(w, x, self._join(w, attended))
 
@@ -199,12 +143,25 @@ class BertEncoder:
 
     def _finish(self, w: Block, x: mx.array, attn_out: mx.array) -> mx.array:
         x = self._norm(x + attn_out, w["attn_norm"], w["attn_norm_bias"])
-        y = _ACTIVATIONS[self.config.activation](x @ w["up"].T + w["up_bias"])
+        y = ACTIVATIONS[self.config.activation](x @ w["up"].T + w["up_bias"])
         y = y @ w["down"].T + w["down_bias"]
         return self._norm(x + y, w["mlp_norm"], w["mlp_norm_bias"])
 
     def _norm(self, x: mx.array, weight: mx.array, bias: mx.array) -> mx.array:
         return mx.fast.layer_norm(x, weight, bias, self.config.norm_eps)
+
+
+def _bucket_distances(length: int, count: int) -> mx.array:
+    """Returns the bucket of each pair of positions (T, T): small ones apart, large ones by log.
+
+    One half of the buckets is for tokens before, the other for tokens behind.
+    """
+    where, half = mx.arange(length), count // 2
+    distance = where[None] - where[:, None]
+    far, near = mx.abs(distance), half // 2
+    ratio = mx.log(mx.maximum(far, 1) / near) / math.log(_MAX_DISTANCE / near)
+    large = mx.minimum(near + (ratio * (half - near)).astype(mx.int32), half - 1)
+    return mx.where(distance > 0, half, 0) + mx.where(far < near, far, large)
 
 
 def _gelu(x: mx.array) -> mx.array:
@@ -215,103 +172,10 @@ def _gelu_tanh(x: mx.array) -> mx.array:
     return 0.5 * x * (1 + mx.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
 
 
-_ACTIVATIONS: Mapping[str, Callable[[mx.array], mx.array]] = {
+ACTIVATIONS: Mapping[str, Callable[[mx.array], mx.array]] = {
     "gelu": _gelu,
     "gelu_new": _gelu_tanh,
     "gelu_pytorch_tanh": _gelu_tanh,
     "relu": lambda x: mx.maximum(x, 0),
     "silu": lambda x: x * mx.sigmoid(x),
 }
-
-
-def load_bert(
-    config: BertConfig,
-    checkpoint: Checkpoint,
-    quantization: QuantizationPlan,
-    on_layer: Callable[[int, int], None] | None = None,
-) -> BertEncoder:
-    """Builds an encoder from a checkpoint; its arrays are evaluated.
-
-    Args:
-        config: Its shape.
-        checkpoint: Its opened weights.
-        quantization: What the config says of quantisation; quantised matrices become float32.
-        on_layer: Called with (layers done, layers in all); may raise to cancel.
-
-    Raises:
-        CheckpointError: Tensors are missing or have other shapes than the config says.
-    """
-    taker = _Taker(checkpoint, quantization)
-    d, m = config.d_model, config.d_mlp
-    rows = "embeddings."
-    embeddings = {
-        "tokens": taker.matrix(f"{rows}word_embeddings", config.vocab_size, d),
-        "positions": taker.matrix(f"{rows}position_embeddings", config.n_positions, d),
-        "types": taker.matrix(f"{rows}token_type_embeddings", config.n_types, d),
-        **taker.norm("norm", f"{rows}LayerNorm", d),
-    }
-    mx.eval(embeddings)
-    blocks = []
-    for index in range(config.n_layers):
-        at = f"encoder.layer.{index}."
-        parts = [f"{at}attention.self.{name}" for name in ("query", "key", "value")]
-        block = {
-            "qkv": mx.concatenate([taker.matrix(part, d, d) for part in parts]),
-            "qkv_bias": mx.concatenate([taker.vector(f"{part}.bias", d) for part in parts]),
-            **taker.linear("o", f"{at}attention.output.dense", d, d),
-            **taker.norm("attn_norm", f"{at}attention.output.LayerNorm", d),
-            **taker.linear("up", f"{at}intermediate.dense", m, d),
-            **taker.linear("down", f"{at}output.dense", d, m),
-            **taker.norm("mlp_norm", f"{at}output.LayerNorm", d),
-        }
-        try:
-            mx.eval(block)
-        except RuntimeError as error:
-            raise CheckpointError(
-                f"the weights in {checkpoint.folder} cannot be read"
-                f" ({str(error).splitlines()[0]}); fetch the model again"
-            ) from error
-        blocks.append(block)
-        if on_layer is not None:
-            on_layer(index + 1, config.n_layers)
-    return BertEncoder(config, embeddings, blocks)
-
-
-class _Taker:
-    """Takes tensors out of a checkpoint as float32, whatever stands before their names."""
-
-    def __init__(self, checkpoint: Checkpoint, quantization: QuantizationPlan) -> None:
-        self.checkpoint = checkpoint
-        self.quantization = quantization
-        self.tensors: MutableMapping[str, mx.array] = checkpoint.load()
-        name = "embeddings.word_embeddings.weight"
-        self.prefix = next((p for p in _PREFIXES if p + name in checkpoint.tensors), "")
-
-    def vector(self, name: str, *shape: int) -> mx.array:
-        self.checkpoint.require({self.prefix + name: shape})
-        return self.tensors[self.prefix + name].astype(mx.float32)
-
-    def matrix(self, path: str, n_out: int, n_in: int) -> mx.array:
-        full = self.prefix + path
-        quant = self.quantization.for_module(full, self.checkpoint.tensors, n_in)
-        if quant is None:
-            return self.vector(f"{path}.weight", n_out, n_in)
-        self.checkpoint.require(quant.stored_shapes(full, n_out, n_in))
-        parts = [self.tensors.get(f"{full}.{name}") for name in ("weight", "scales", "biases")]
-        assert parts[0] is not None
-        return dequantise(parts[0], parts[1], parts[2], quant)
-
-    def linear(self, name: str, path: str, n_out: int, n_in: int) -> Block:
-        return {
-            name: self.matrix(path, n_out, n_in),
-            f"{name}_bias": self.vector(f"{path}.bias", n_out),
-        }
-
-    def norm(self, name: str, path: str, width: int) -> Block:
-        # Checkpoints that came from TensorFlow call weight and bias gamma and beta.
-        is_old = f"{self.prefix}{path}.gamma" in self.tensors
-        weight, bias = ("gamma", "beta") if is_old else ("weight", "bias")
-        return {
-            name: self.vector(f"{path}.{weight}", width),
-            f"{name}_bias": self.vector(f"{path}.{bias}", width),
-        }

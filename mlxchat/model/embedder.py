@@ -14,7 +14,8 @@ from typing import Any, Protocol
 import mlx.core as mx
 
 from mlxchat.errors import UnsupportedModelError
-from mlxchat.model.bert import BertEncoder, is_encoder, load_bert, make_bert_config
+from mlxchat.model.bert import BertEncoder
+from mlxchat.model.bert_files import is_encoder, load_bert, make_bert_config
 from mlxchat.model.checkpoint import Checkpoint, compute_fingerprint, read_config
 from mlxchat.model.embedding_files import EmbeddingFiles, Pooling, read_embedding_files
 from mlxchat.model.families import is_native

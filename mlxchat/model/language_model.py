@@ -46,6 +46,11 @@ class LanguageModel(Protocol):
     def prefill(self, token_ids: mx.array, cache: SequenceCache, taps: Taps | None = None) -> None:
         """Feeds ids (B, T) whose logits nobody wants; evaluate `cache.arrays()` afterwards."""
 
+    def forward_all(
+        self, token_ids: mx.array, cache: SequenceCache, taps: Taps | None = None
+    ) -> mx.array:
+        """Feeds ids (B, T), extends the cache, returns the logits of all, (B, T, V), lazily."""
+
     def forward(
         self, token_ids: mx.array, cache: SequenceCache, taps: Taps | None = None
     ) -> mx.array:

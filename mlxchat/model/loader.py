@@ -13,7 +13,7 @@ from typing import Any, Literal
 import mlx.core as mx
 
 from mlxchat.errors import CheckpointError, UnsupportedModelError
-from mlxchat.model.bert import is_encoder
+from mlxchat.model.bert_files import is_encoder
 from mlxchat.model.checkpoint import (
     Checkpoint,
     compute_fingerprint,

@@ -134,6 +134,12 @@ class Transformer:
         """Feeds ids (B, T) and returns the logits of the last position, (B, V), lazily."""
         return self.unembed(self.hidden(token_ids, cache, taps)[:, -1:])[:, 0]
 
+    def forward_all(
+        self, token_ids: mx.array, cache: SequenceCache, taps: Taps | None = None
+    ) -> mx.array:
+        """Feeds ids (B, T) and returns the logits of every position, (B, T, V), lazily."""
+        return self.unembed(self.hidden(token_ids, cache, taps))
+
     def prefill(self, token_ids: mx.array, cache: SequenceCache, taps: Taps | None = None) -> None:
         """Feeds ids (B, T) without logits; evaluate `cache.arrays()` afterwards."""
         self.hidden(token_ids, cache, taps)

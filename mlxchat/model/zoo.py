@@ -131,6 +131,12 @@ class ZooModel:
             mx.eval(cache.arrays())
         return self._call(token_ids[:, -1:], cache, taps)[:, -1, :]
 
+    def forward_all(
+        self, token_ids: mx.array, cache: SequenceCache, taps: Taps | None = None
+    ) -> mx.array:
+        """Feed ids (B, T) and return the logits of every position, (B, T, V), lazily."""
+        return self._call(token_ids, cache, taps)
+
     def _call(self, token_ids: mx.array, cache: SequenceCache, taps: Taps | None) -> mx.array:
         if taps is None:
             logits: mx.array = self.model(token_ids, cache=cache.raw)

@@ -152,7 +152,7 @@ def look(
         load_mlx()
         from mlxchat.chat.loading import find_model, load_folder
         from mlxchat.chat.options import ChatOptions
-        from mlxchat.model.bert import is_encoder
+        from mlxchat.model.bert_files import is_encoder
         from mlxchat.model.checkpoint import read_config
         from mlxchat.model.embedder import load_embedder
 

@@ -37,7 +37,7 @@ def to_json(view: "ParameterView") -> Json:
     """Returns what `--json` prints; shapes are those of the file."""
     from mlxchat.lens.parameters import GROUPS
 
-    groups = {}
+    groups: Json = {}
     for name in GROUPS:
         num_tensors, params, num_bytes = view.group(name)
         groups[name] = {
@@ -46,6 +46,7 @@ def to_json(view: "ParameterView") -> Json:
             "bytes": num_bytes,
             "share": params / (view.total_params or 1),
         }
+    groups["head"]["tied"] = view.is_tied
     return {
         "tensors": [
             {
@@ -60,7 +61,6 @@ def to_json(view: "ParameterView") -> Json:
             for t in view.tensors
         ],
         "groups": groups,
-        "tied": view.is_tied,
         "total_params": view.total_params,
         "total_bytes": view.total_bytes,
     }

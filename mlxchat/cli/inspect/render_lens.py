@@ -3,6 +3,7 @@
 import math
 from typing import TYPE_CHECKING
 
+from rich.cells import set_cell_size
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -33,16 +34,13 @@ def make_view(
         Text("likeliest next token after each layer; brightness is its probability", style="dim"),
         _grid(view, names, shown),
         heading("the last position", "what it settles on, layer by layer"),
-        make_story(view, names, len(view.positions) - 1),
+        make_story(view, names, len(view.positions) - 1, width),
     ]
     return parts
 
 
 def _fit(text: str) -> str:
-    from rich.cells import set_cell_size
-
-    text = show_token(text)
-    return set_cell_size(text, _CELL)
+    return set_cell_size(show_token(text), _CELL)
 
 
 def _grid(view: "LensView", names: dict[int, str], shown: range) -> Table:
@@ -59,15 +57,15 @@ def _grid(view: "LensView", names: dict[int, str], shown: range) -> Table:
     return table
 
 
-def make_story(view: "LensView", names: dict[int, str], index: int) -> Table:
-    """Returns what one position would have said after each layer."""
-    final = show_token(names[view.final[index]])
+def make_story(view: "LensView", names: dict[int, str], index: int, width: int) -> Table:
+    """Returns what one position would have said after each layer, for a width in columns."""
+    final = set_cell_size(show_token(names[view.final[index]]), 12).rstrip()
+    rank = f"rank of {final}"
     table = Table(box=None, pad_edge=False, header_style="dim")
-    table.add_column("layer", justify="right")
-    table.add_column("top tokens", no_wrap=True, overflow="ellipsis", ratio=1)
-    table.add_column(f"rank of {final}", justify="right", no_wrap=True)
-    table.add_column("probability", justify="right")
-    table.add_column("entropy", justify="right")
+    for name in ("layer", rank, "prob", "entropy"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("likeliest")
+    room = max(width - 30 - len(rank), 12)
     settled = view.settled_at(index)
     for number, layer in enumerate(view.layers):
         reading = layer[index]
@@ -75,23 +73,19 @@ def make_story(view: "LensView", names: dict[int, str], index: int) -> Table:
         for i, p in reading.top:
             top.append(show_token(names[i]), style="bold green" if i == view.final[index] else "")
             top.append(f" {p:.2f}  ", style="dim")
-        mark = " ◀ settled" if number == settled else ""
-        table.add_row(
-            str(number),
-            top,
-            f"{reading.rank}{mark}",
-            f"{reading.prob:.3f}",
-            f"{reading.entropy:.2f}",
-        )
+        if number == settled and reading.rank == 1:
+            top = Text("◀ settled  ", style="green").append_text(top)
+        top.truncate(room, overflow="ellipsis")
+        numbers = (str(reading.rank), f"{reading.prob:.3f}", f"{reading.entropy:.2f}")
+        table.add_row(str(number), *numbers, top)
     readings = [layer[index] for layer in view.layers]
-    table.add_row(
-        "",
-        "",
+    courses = (
         spark([-math.log(r.rank) for r in readings]),
         spark([r.prob for r in readings], 0.0, 1.0),
         spark([r.entropy for r in readings], 0.0),
-        style="cyan",
     )
+    if len(readings) <= _MOST_SHOWN:  # of deep models the bars would widen the columns
+        table.add_row("", *courses, "", style="cyan")
     return table
 
 

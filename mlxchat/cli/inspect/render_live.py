@@ -64,7 +64,7 @@ def make_lens_view(shown: LensShown, width: int) -> list[RenderableType]:
         word = Text.assemble(
             ("in place of ", "dim"), (show_token(shown.texts[view.final[0]]), "bold")
         )
-        return [word, make_story(view, shown.texts, 0)]
+        return [word, make_story(view, shown.texts, 0, width)]
     count = min(len(view.positions), max((width - 8) // (_CELL + 1), 1))
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     table.add_column("layer", justify="right", style="dim")

@@ -35,14 +35,14 @@ def make_parameter_view(
             cells = (str(num), format_count(params), f"{share:.1%}")
             parts.add_row(name, *cells, bar(share), format_bytes(num_bytes))
     hidden = 0
-    table = make_table("tensor", "shape>", "stored as", "bits>", "bytes>", "part")
+    table = make_table("tensor~", "shape>", "stored as", "bits>", "bytes>")
     for tensor in sorted(view.tensors, key=_natural):
         if not shows_all and _LATER_LAYER.search(tensor.name):
             hidden += 1
             continue
         table.add_row(
             Text(one_line(tensor.name)), _shape(tensor), tensor.dtype, str(tensor.bits),
-            format_bytes(tensor.nbytes), Text(tensor.group, style="dim"),
+            format_bytes(tensor.nbytes),
         )  # fmt: skip
     note = f"{hidden} more in later layers; --all lists them" if hidden else ""
     return [
@@ -107,31 +107,26 @@ def make_cost_view(
     costs: "list[Cost]", rates: "Rates", limit: int, model: str
 ) -> list[RenderableType]:
     """Returns a row for each context."""
-    columns = (
-        "tokens>",
-        "attention>",
-        "projections>",
-        "feed-forward>",
-        "attention is",
-        "KV cache>",
+    table = make_table(
+        *("tokens>", "attention>", "feed-forward>", "attention is", "KV cache>", "prefill>"),
+        "tok/s>",
     )
-    table = make_table(*columns, "prefill>", "decode>")
     for c in costs:
         share = c.attention / c.total
         beyond = "" if c.num_tokens <= limit else "*"
         table.add_row(
             format_count(c.num_tokens) + beyond,
-            format_flops(c.attention),
-            format_flops(c.projections),
-            format_flops(c.feed_forward),
+            format_flops(c.attention).removesuffix("FLOP"),
+            format_flops(c.feed_forward).removesuffix("FLOP"),
             bar(share, 6).append(f" {share:4.0%}"),
             format_bytes(c.kv_bytes),
             format_seconds(rates.prefill_s(c)),
-            f"{1 / rates.decode_token_s(c):.3g} tok/s",
+            f"{1 / rates.decode_token_s(c):.3g}",
         )
+    what = "operations, and seconds from rates measured now"
     measured = ", ".join(f"{format_count(n)} tokens {format_seconds(s)}" for n, s in rates.measured)
     lines: list[RenderableType] = [
-        Text.assemble(("cost", "bold"), (f"  {model}, estimated from rates measured now", "dim")),
+        Text.assemble(("cost", "bold"), (f"  {model}; {what}", "dim")),
         table,
         Text(f"measured prefills: {measured}", style="dim"),
         Text(_formulas(rates), style="dim"),

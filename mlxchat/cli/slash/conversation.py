@@ -1,10 +1,11 @@
 """The slash commands that move in the conversation, or keep it."""
 
+import contextlib
 from typing import TYPE_CHECKING
 
 from mlxchat.cli.history import conversation_names
 from mlxchat.cli.options import MOST_ANSWERS
-from mlxchat.cli.render import format_count, format_tree
+from mlxchat.cli.render import format_count, format_tree, one_line
 from mlxchat.cli.slash.registry import (
     Context,
     command,
@@ -13,17 +14,31 @@ from mlxchat.cli.slash.registry import (
     say_cost,
     whole_number,
 )
-from mlxchat.errors import MlxchatError, UsageError
+from mlxchat.errors import MlxchatError, SettingsError, UsageError
+from mlxchat.settings import find_system, load_settings
 
 if TYPE_CHECKING:
     from mlxchat.cli.turn import Start
 
 
-@command("system", "[TEXT]", "Show the system prompt, or set it; `none` removes it.")
+def _complete_system(start: str) -> list[tuple[str, str]]:
+    words = {"none": "no system prompt"}
+    with contextlib.suppress(SettingsError):
+        words |= {f"@{name}": text for name, text in load_settings().systems.items()}
+    return [(word, one_line(text)[:40]) for word, text in words.items() if word.startswith(start)]
+
+
+@command(
+    "system",
+    "[TEXT]",
+    "Show or set the system prompt: a text, `@name` or `none`.",
+    _complete_system,
+)
 def system(context: Context, argument: str) -> None:
     """Shows or sets the system prompt."""
     if argument:
-        context.session.set_system(None if argument == "none" else argument)
+        text = None if argument == "none" else find_system(argument, load_settings())
+        context.session.set_system(text)
     prompt = context.session.system
     context.say("No system prompt." if prompt is None else f"System prompt: {prompt}")
     if argument:

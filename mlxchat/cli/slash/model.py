@@ -16,13 +16,15 @@ def model(context: Context, argument: str) -> None:
         rows.append(("context", f"{format_count(session.info.context_limit)} tokens"))
         context.say(format_table(rows))
         return
+    from mlxchat.cli.choices import apply_to_model
     from mlxchat.cli.turn import follow
 
-    before = session.info
+    before, old = session.info, session.model
     info = follow(lambda: session.switch_model(argument), context.screen)
     if info is before:
         context.say(f"{one_line(info.model)} is loaded already.")
         return
+    apply_to_model(context, old, session.model)
     for text in info.notices:
         context.say(text)
     context.say(f"From here {one_line(info.model)} answers; the conversation goes on.")

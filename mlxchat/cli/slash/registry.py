@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from mlxchat.cli.failures import stoppable
 from mlxchat.errors import MlxchatError, UsageError
+from mlxchat.settings import Settings
 
 if TYPE_CHECKING:
     from mlxchat.chat.session import Session
     from mlxchat.cli.attachments import Attachments
     from mlxchat.cli.screen import Screen
-    from mlxchat.cli.turn import Start
+    from mlxchat.cli.turn import Answers, Start
 
 _SHELL = re.compile(r"!(?=\s*[^\s!])\s*(.+)", re.DOTALL)
 _COMMAND = re.compile(r"(/?)/([A-Za-z][\w-]*)(?:\s+(.*))?", re.DOTALL | re.ASCII)
@@ -40,6 +41,8 @@ class Context:
         expand: Puts what was pasted in the place of the chips that stand for it.
         runs_shell: `!` runs a command; else it is text.
         screen: What shows answers; None where nothing can be set on it.
+        settings: What `config.toml` said at the start.
+        answers: Shows what comes of a turn; None where nothing can be set on it.
     """
 
     session: "Session"
@@ -50,6 +53,13 @@ class Context:
     expand: Callable[[str], str] = lambda text: text
     runs_shell: bool = True
     screen: "Screen | None" = None
+    settings: Settings = field(default_factory=Settings)
+    answers: "Answers | None" = None
+
+    @property
+    def width(self) -> int:
+        """Columns that a line of a report may take."""
+        return 80 if self.screen is None else self.screen.width
 
     def message(self, text: str, *, is_literal: bool = False) -> str:
         """Returns a message with what is attached and what its `@` name; pastes have no `@`."""
@@ -126,7 +136,7 @@ def interpret(context: Context, line: str) -> "Start | None":
     escape, name, argument = match.groups()
     if escape:
         return send(context, line.lstrip()[1:])
-    entry, argument = _find(name.lower()), (argument or "").strip()
+    entry, argument = find(name.lower()), (argument or "").strip()
     if argument and not entry.arguments:
         raise UsageError(f"/{name} takes no argument; write //{name} to send the line as text")
     return entry.run(context, argument if entry.takes_message else context.expand(argument))
@@ -163,7 +173,12 @@ def _take_text(context: Context, line: str) -> "Start | None":
     return send(context, line[1:] if is_escape else line)
 
 
-def _find(name: str) -> Command:
+def find(name: str) -> Command:
+    """Returns a command by its name or another name of it.
+
+    Raises:
+        UsageError: There is none; the message names the nearest.
+    """
     name = ALIASES.get(name, name)
     if name in COMMANDS:
         return COMMANDS[name]

@@ -12,15 +12,52 @@ def stats(context: Context, argument: str) -> None:
     context.say(format_stats(context.session))
 
 
+def _complete_mode(start: str) -> list[tuple[str, str]]:
+    return [(mode, "") for mode in ("on", "off") if mode.startswith(start)]
+
+
+@command("context", "", "Show what fills the context: system prompt, turns, room.")
+def context_(context: Context, argument: str) -> None:
+    """Shows what fills the context."""
+    from mlxchat.cli.render_views import format_context
+
+    context.say(format_context(context.session.view_context()))
+
+
+@command(
+    "timing", "[MODE]", "Show where the last turn's time went; `on`: after each.", _complete_mode
+)
+def timing(context: Context, argument: str) -> None:
+    """Shows the phases of the last turn, or switches the report after each answer."""
+    from mlxchat.cli.render_views import format_phases
+
+    if argument in ("on", "off"):
+        if context.answers is not None:
+            context.answers.timing = argument == "on"
+        context.say(f"Timing after each answer: {argument}.")
+    elif argument:
+        raise UsageError(f"/timing {argument} is not allowed; write /timing, /timing on or off")
+    elif context.session.last is None:
+        raise MlxchatError("there is no answer yet; send a message first")
+    else:
+        context.say(format_phases(context.session.last))
+
+
+@command("tokens", "[TEXT]", "Show the token ids of the last message, or of TEXT.")
+def tokens(context: Context, argument: str) -> None:
+    """Shows ids with their texts."""
+    from mlxchat.cli.render_views import format_tokens
+
+    if not argument and not context.session.num_turns:
+        raise MlxchatError("the conversation is empty; send a message first, or write /tokens TEXT")
+    context.say(format_tokens(context.session.list_tokens(argument or None), context.width - 1))
+
+
 @command("cache", "", "Show what the KV cache holds.")
 def cache(context: Context, argument: str) -> None:
     """Shows what the KV cache holds."""
     report = context.session.cache_report()
     context.say("The model is not loaded yet." if report is None else format_cache(report))
-
-
-def _complete_mode(start: str) -> list[tuple[str, str]]:
-    return [(mode, "") for mode in ("on", "off") if mode.startswith(start)]
 
 
 def _complete_theme(start: str) -> list[tuple[str, str]]:

@@ -1,0 +1,82 @@
+"""What `/context`, `/timing` and `/tokens` show, as text; pure functions, nothing here writes."""
+
+import textwrap
+from typing import TYPE_CHECKING
+
+from mlxchat.cli.render import format_bar, format_count, format_seconds, one_line
+
+if TYPE_CHECKING:
+    from mlxchat.chat.results import TurnResult
+    from mlxchat.chat.views import ContextView, TokenPiece
+
+_BAR, _TEXT = 20, 36
+# Older turns than these are shown as one row; more ids than these are counted only.
+_MAX_TURNS, _MAX_PIECES = 20, 400
+
+
+def format_context(view: "ContextView") -> str:
+    """Returns a table with a bar for each part of the context, the free rest last."""
+    rows: list[tuple[str, int, str]] = []
+    turns = [part for part in view.parts if part.turn is not None]
+    early = turns[: max(len(turns) - _MAX_TURNS, 0)]
+    for part in view.parts:
+        if part.turn is None:
+            rows.append(("system", part.num_tokens, one_line(part.text)))
+    if early:
+        size = sum(part.num_tokens for part in early)
+        rows.append((f"turns {early[0].turn} to {early[-1].turn}", size, ""))
+    rows += [(f"turn {p.turn}", p.num_tokens, one_line(p.text)) for p in turns[len(early) :]]
+    used = sum(part.num_tokens for part in view.parts)
+    rows.append(("free", max(view.limit - used, 0), ""))
+    width = max(len(name) for name, *_ in rows)
+    lines = [
+        f"{name:<{width}}  {format_count(size):>9}  {format_bar(size / view.limit, _BAR)}"
+        f"  {textwrap.shorten(text, _TEXT, placeholder='…')}".rstrip()
+        for name, size, text in rows
+    ]
+    if view.num_left_out:
+        which = "turn 1 is" if view.num_left_out == 1 else f"turns 1 to {view.num_left_out} are"
+        lines.append(f"{which} left out of the prompt")
+    share = f"{100 * used / view.limit:.0f} %"
+    lines.append(f"{format_count(used)} of {format_count(view.limit)} tokens are used ({share})")
+    return "\n".join(lines)
+
+
+def format_phases(result: "TurnResult") -> str:
+    """Returns the phases of a turn, each with its share of the time as a bar."""
+    timing, usage = result.timing, result.usage
+    before = timing.template_s + timing.restore_s + timing.prefill_s
+    phases = [
+        ("template", timing.template_s, f"{format_count(usage.prompt_tokens)} tokens"),
+        ("restore", timing.restore_s, f"{format_count(usage.cached_tokens)} reused"),
+        ("prefill", timing.prefill_s, f"{format_count(usage.prefill_tokens)} read"),
+        ("first token", max(timing.ttft_s - before, 0.0), ""),
+        ("decode", timing.decode_s, f"{format_count(usage.completion_tokens)} tokens"),
+    ]
+    rest = timing.total_s - sum(seconds for _, seconds, _ in phases)
+    phases.append(("rest", max(rest, 0.0), ""))
+    total = sum(seconds for _, seconds, _ in phases) or 1.0
+    lines = [
+        f"{name:<11}  {format_seconds(seconds):>11}  {format_bar(seconds / total, _BAR)}"
+        f"  {note}".rstrip()
+        for name, seconds, note in phases
+    ]
+    return "\n".join([*lines, f"{'total':<11}  {format_seconds(timing.total_s):>11}"])
+
+
+def format_tokens(pieces: "list[TokenPiece]", width: int) -> str:
+    """Returns ids with their texts in running rows; special ones are marked with a star."""
+    rows = [""]
+    for piece in pieces[:_MAX_PIECES]:
+        text = piece.text if piece.is_special else repr(piece.text)
+        cell = f"{one_line(text)}{'*' if piece.is_special else ''} {piece.token_id}"
+        joined = f"{rows[-1]}  {cell}" if rows[-1] else cell
+        if len(joined) <= width or not rows[-1]:
+            rows[-1] = joined
+        else:
+            rows.append(cell)
+    left = len(pieces) - _MAX_PIECES
+    rows += [f"… and {format_count(left)} more"] if left > 0 else []
+    marks = "; * marks special ones" if any(piece.is_special for piece in pieces) else ""
+    rows.append(f"{format_count(len(pieces))} tokens{marks}")
+    return "\n".join(row for row in rows if row)

@@ -1,0 +1,156 @@
+"""What prompt lookup gains on a copy, and what it costs where there is nothing to copy.
+
+The model is random, float32, 12 layers of width 512, so what it says of itself is noise. A sampler
+therefore takes each token from a script, whatever the logits are: a copy of a part of the prompt
+with an edit in every hundred tokens, or ids in random order. Forward passes, drawing, drafts,
+rejections and the controller's clock are the real ones; only the share of accepted tokens is the
+script's and not a model's. Plain decoding and speculation alternate (A B A B) in one process over
+the same script; the ratio is that of the sums of their times. The last line is JSON.
+"""
+
+import argparse
+import json
+import platform
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from mlxchat.model.device import load_mlx  # noqa: E402
+
+mx = load_mlx()
+
+from bench_vs_mlx_lm import SHAPE, make_checkpoint  # noqa: E402
+
+from mlxchat.engine.engine import Engine  # noqa: E402
+from mlxchat.engine.lookup import PromptLookup  # noqa: E402
+from mlxchat.engine.sampling import Sampler, Sampling  # noqa: E402
+from mlxchat.engine.speculation import Speculator  # noqa: E402
+from mlxchat.model.loader import load_model  # noqa: E402
+
+PROMPT_TOKENS = 600
+EDIT_EVERY = 100
+
+
+class ScriptedSampler(Sampler):
+    """Draws as ever, then says what the script says."""
+
+    def __init__(self, script: Sequence[int], vocab_size: int) -> None:
+        super().__init__(Sampling(temperature=0.0), vocab_size)
+        self._script, self._place = [*script, *[0] * 64], 0
+
+    def sample(self, logits: Any) -> Any:
+        token = super().sample(logits)
+        self._place += 1
+        return mx.depends(mx.array([self._script[self._place - 1]]), token)
+
+    def sample_ahead(self, logits: Any, drafts: Sequence[int]) -> Any:
+        tokens, near = super().sample_ahead(logits, drafts)
+        said = mx.array(self._script[self._place : self._place + len(drafts) + 1])
+        return mx.depends([said, near & False], [tokens, near])
+
+    def accept(self, token_ids: Sequence[int]) -> None:
+        super().accept(token_ids)
+        self._place += len(token_ids)
+
+
+def decode(engine: Engine, prompt: list[int], script: list[int]) -> float:
+    """Decodes a script after a prompt; returns the seconds it took."""
+    engine.prefix.apply(engine.prefix.plan(prompt))
+    logits = engine.prefill(prompt, engine.prefix.plan(prompt))
+    assert logits is not None
+    sampler = ScriptedSampler(script, engine.model.info.vocab_size)
+    start = time.perf_counter()
+    said = list(engine.decode(logits, sampler, max_tokens=len(script)))
+    seconds = time.perf_counter() - start
+    assert said == script, "the text is not the script's"
+    return seconds
+
+
+def compare(model: Any, speculator: Speculator, script: Any, rounds: int) -> dict[str, Any]:
+    """Plays a kind of text, plain and speculating in turns."""
+    plain, ours = Engine(model), Engine(model, speculator=speculator)
+    times: dict[str, list[float]] = {"plain": [], "speculating": []}
+    drafted = accepted = 0
+    for round_ in range(rounds + 1):
+        prompt, text = script(round_)
+        pair = decode(plain, prompt, text), decode(ours, prompt, text)
+        if round_:  # the first one compiles
+            times["plain"].append(pair[0])
+            times["speculating"].append(pair[1])
+            drafted += speculator.stats.drafted
+            accepted += speculator.stats.accepted
+    total = {name: sum(values) for name, values in times.items()}
+    ratios = [round(a / b, 3) for a, b in zip(*times.values(), strict=True)]
+    return {
+        "ratio": total["plain"] / total["speculating"],
+        "rounds": ratios,
+        "plain_tok_per_s": rounds * len(text) / total["plain"],
+        "drafted": drafted,
+        "accepted": accepted,
+    }
+
+
+def make_copy(num: int, vocab_size: int) -> Any:
+    """A part of the prompt again, with an edit now and then."""
+
+    def script(round_: int) -> tuple[list[int], list[int]]:
+        dice = random.Random(round_)
+        prompt = [dice.randrange(vocab_size) for _ in range(PROMPT_TOKENS)]
+        text = prompt[50 : 50 + num]
+        for place in range(EDIT_EVERY // 2, num, EDIT_EVERY):
+            text[place] = dice.randrange(vocab_size)
+        return prompt, text
+
+    return script
+
+
+def make_noise(num: int, vocab_size: int, few: int | None = None) -> Any:
+    """Nothing of the prompt; of `few` ids chance repeats some, as common words are repeated."""
+
+    def script(round_: int) -> tuple[list[int], list[int]]:
+        dice = random.Random(1000 + round_)
+        ids = [dice.randrange(few or vocab_size) for _ in range(PROMPT_TOKENS + num)]
+        return ids[:PROMPT_TOKENS], ids[PROMPT_TOKENS:]
+
+    return script
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--tokens", type=int, default=300)
+    args = parser.parse_args()
+    SHAPE.update(hidden_size=512, num_hidden_layers=12, intermediate_size=1536, head_dim=64)
+    with tempfile.TemporaryDirectory() as name:
+        make_checkpoint(Path(name), None)
+        model = load_model(Path(name)).model
+    size = model.info.vocab_size
+    kinds = {
+        "a copy, an edit in every 100 tokens": make_copy(args.tokens, size),
+        "nothing to copy, random ids": make_noise(args.tokens, size),
+        "nothing to copy, 12 ids in random order": make_noise(args.tokens, size, few=12),
+    }
+    results: dict[str, Any] = {"machine": platform.machine(), "tokens": args.tokens}
+    print("| text | plain tok/s | speculating to plain | rounds | accepted of drafted |")
+    print("|---|---|---|---|---|")
+    for kind, script in kinds.items():
+        # One speculator for each kind: what it learned of copies would not help the others.
+        found = results[kind] = compare(model, Speculator(PromptLookup()), script, args.rounds)
+        print(
+            f"| {kind} | {found['plain_tok_per_s']:.0f} | {found['ratio']:.2f}x"
+            f" | {' '.join(map(str, found['rounds']))}"
+            f" | {found['accepted']} of {found['drafted']} |",
+            flush=True,
+        )
+    print(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()
