@@ -179,6 +179,10 @@ def test_what_a_person_sees(encoder, monkeypatch):
     assert re.search(r"1  the cat sat +\d+ +1 +[▁-█]{24} +#\d 0\.\d{3}", out)
     assert re.search(r"^ ?1 +1\.00 +-?0\.\d\d +-?0\.\d\d", out, re.MULTILINE)
     assert all(len(line.rstrip()) <= 100 for line in out.splitlines())
+    monkeypatch.setenv("COLUMNS", "80")
+    narrow = run("-m", encoder, "the cat sat on the mat " * 5, "dog").stdout.splitlines()
+    assert all(len(line.rstrip()) <= 80 for line in narrow[1:])
+    assert re.search(r"^1  the cat sat.*…  +33 +1 +[▁-█]{12} +#2 -?0\.\d{3}$", narrow[3])
 
 
 def test_what_was_found(encoder, tmp_path, monkeypatch):
@@ -209,6 +213,8 @@ def test_page(encoder, tmp_path):
         (["--dims", "25", "cat"], "1 to 24"),
         (["--dims", "0", "cat"], "1 to 24"),
         (["--query", " ", "cat"], "--query is empty"),
+        (["-o", "/nowhere/x.npy", "cat"], "no folder that can be written to"),
+        (["--html", "/nowhere/x.html", "cat"], "no folder that can be written to"),
         (["-o", "x.csv", "cat"], ".npy, .jsonl, .json are allowed"),
         (["--pooling", "sum", "cat"], "'mean', 'last', 'first', 'max', 'mean+max'"),
         (["  "], "no text"),

@@ -1,5 +1,7 @@
 """Patchscope and planes against slow references."""
 
+import json
+
 import numpy as np
 import pytest
 from tiny import make_tiny_folder
@@ -15,6 +17,7 @@ from mlxchat.lens.patchscope import Place, patch_states  # noqa: E402
 from mlxchat.lens.trace import trace  # noqa: E402
 from mlxchat.lens.writing import write_tokens  # noqa: E402
 from mlxchat.model.loader import load_model  # noqa: E402
+from mlxchat.model.zoo import load_zoo_model  # noqa: E402
 
 SOURCE, TARGET = [7, 30, 31, 40, 41], [9, 50, 51, 52]
 
@@ -77,6 +80,21 @@ def test_what_is_written_after_a_patch(model):
         logits = trace(model, ids, [], edits=Replace(0, 2, state)).logits
         assert token == int(mx.argmax(logits[-1]).item())
         ids.append(token)
+
+
+def test_models_of_mlx_lm_are_patched_alike(tmp_path):
+    """Through mlx-lm's blocks the same is written, and a state onto itself changes nothing."""
+    folder = make_tiny_folder(tmp_path)
+    native = load_model(folder).model
+    zoo = load_zoo_model(folder, json.loads((folder / "config.json").read_text()))
+    found = [
+        patch_states(one, Place(SOURCE, 3), Place(TARGET, 2), max_tokens=5)[1]
+        for one in (native, zoo)
+    ]
+    assert [p.token_ids for p in found[0]] == [p.token_ids for p in found[1]]
+    plain, same = patch_states(zoo, Place(SOURCE, 3), Place(SOURCE, 3), max_tokens=5)
+    assert {p.token_ids for p in same} == {plain.token_ids}
+    assert all(p.divergence == 0 for p in same)
 
 
 def test_layers_that_do_not_exist(model):

@@ -1,5 +1,7 @@
 """Steering: directions by their formulas, files, and a conversation whose cache stays honest."""
 
+import json
+
 import numpy as np
 import pytest
 from stored import ROOMY
@@ -24,6 +26,7 @@ from mlxchat.lens.steering import SWEEP, make_vector  # noqa: E402
 from mlxchat.lens.trace import trace  # noqa: E402
 from mlxchat.lens.writing import write_tokens  # noqa: E402
 from mlxchat.model.loader import load_model  # noqa: E402
+from mlxchat.model.zoo import load_zoo_model  # noqa: E402
 
 POSITIVE = [[7, 8, 9 + i, 10] for i in range(6)]
 NEGATIVE = [[7, 8, 9 + i, 20 + i, 30] for i in range(6)]
@@ -141,6 +144,21 @@ def test_steered_chunks_equal_one_pass(loaded, vector):
         for start in range(0, len(ids), size):
             logits = model.forward(mx.array([ids[start : start + size]]), cache, taps)
         np.testing.assert_allclose(np.array(logits), np.array(whole), atol=1e-4)
+
+
+def test_models_of_mlx_lm_are_steered_alike(folder, loaded, vector):
+    """Through mlx-lm's own blocks the same vector is made, and it writes the same tokens."""
+    zoo = load_zoo_model(folder, json.loads((folder / "config.json").read_text()))
+    other = make_vector(zoo, POSITIVE, NEGATIVE)
+    np.testing.assert_allclose(np.array(other.mean), np.array(vector.mean), atol=1e-3)
+    effects = [[facts.effect for facts in v.layers] for v in (other, vector)]
+    np.testing.assert_allclose(effects[0], effects[1], atol=1e-2)
+    for coeff in (0.0, 1.5):
+        written = [
+            write_tokens(model, NEGATIVE[0], max_tokens=8, taps=vector.taps(coeff))
+            for model in (zoo, loaded.model)
+        ]
+        assert written[0] == written[1]
 
 
 def test_pairs_must_pair(loaded):
@@ -328,6 +346,20 @@ def test_a_vector_of_another_model_is_refused(start, loaded, vector, tmp_path):
         session.set_steering((Steer("foreign", 1.0),))
     assert session.options.steering == ()
     assert say(session, TEXTS[1]).usage.cached_tokens > first.usage.prompt_tokens - 1
+
+
+def test_another_model_under_steering_is_refused(start, tmp_path):
+    """`/model` with a vector in force leaves the old model, steered, as it was."""
+    session = start(ODD)
+    say(session, TEXTS[0])
+    other = make_tiny_folder(tmp_path / "other", seed=1)
+    with pytest.raises(UsageError, match="was made on tiny, not on"):
+        session.switch_model(str(other)).result(60)
+    assert session.options.steering == (ODD,)
+    assert say(session, TEXTS[1]).usage.cached_tokens > 0
+    session.set_steering(())
+    session.switch_model(str(other)).result(60)
+    say(session, TEXTS[1])
 
 
 # -- the built-in model ----------------------------------------------------------------------------

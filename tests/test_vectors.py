@@ -261,3 +261,10 @@ def test_zoo_models_give_vectors(tmp_path, monkeypatch):
     for layer in (None, 0, 1, 2):
         a, b = (v.embed_ids(e, ids, pooling="mean", layer=layer) for e in (native, zoo))
         np.testing.assert_allclose(np.array(a), np.array(b), atol=1e-4)
+
+
+def test_what_gives_no_vectors(tmp_path):
+    """An architecture that nobody knows is refused with those that give vectors."""
+    folder = write_encoder(tmp_path, config={"model_type": "modernbert"})
+    with pytest.raises(UnsupportedModelError, match="modernbert gives no vectors here; BERT"):
+        load_embedder(folder)

@@ -1,6 +1,7 @@
 """`mlxchat embed`: texts and files to vectors, and the passages nearest to a question."""
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -71,6 +72,7 @@ def embed(
     if not str(params.get("query") or "x").strip():
         raise UsageError("--query is empty; give a question")
     _check_out(out)
+    check_folder(html)
     passages = _read_texts(text)
     if not passages:
         raise UsageError("there is no text; give a text, a file, or lines on stdin")
@@ -128,6 +130,19 @@ def _names_files(argument: str) -> bool:
 def _check_out(out: str | None) -> None:
     if out is not None and Path(out).suffix not in _FORMATS:
         raise UsageError(f"--out {out} has no known ending; {', '.join(_FORMATS)} are allowed")
+    check_folder(out)
+
+
+def check_folder(file: str | None) -> None:
+    """Checks that a file can be made where a person wants it, before the work is done.
+
+    Raises:
+        UsageError: Its folder is not there or cannot be written to.
+    """
+    if file is not None and not os.access(
+        folder := Path(file).expanduser().absolute().parent, os.W_OK
+    ):
+        raise UsageError(f"{folder} is no folder that can be written to; name another file")
 
 
 def _run(

@@ -22,19 +22,23 @@ _BLOCKS = "▁▂▃▄▅▆▇█"
 _MOST_IN_MATRIX = 12
 _SPARK_WIDTH = 24
 _EXCERPT_LINES = 4
+# What the columns beside text and vector take, the blanks between them included.
+_OTHER_COLUMNS = 38
+_WIDE = 90
 
 
 def show(done: "Embedded") -> None:
     """Writes the vectors, or what was found, to stdout."""
-    Console(file=sys.stdout, highlight=False, soft_wrap=False).print(make_view(done))
+    console = Console(file=sys.stdout, highlight=False)
+    console.print(make_view(done, console.width))
 
 
-def make_view(done: "Embedded") -> RenderableType:
-    """Returns what a person sees of the vectors."""
+def make_view(done: "Embedded", width: int) -> RenderableType:
+    """Returns what a person sees of the vectors in so many columns."""
     parts: list[RenderableType] = [Text(format_summary(done), style="dim"), ""]
     if done.query is not None:
         return Group(*parts, *_make_hits(done))
-    parts.append(_make_table(done))
+    parts.append(_make_table(done, width))
     if done.likeness and len(done.passages) <= _MOST_IN_MATRIX:
         parts += ["", _make_matrix(done)]
     return Group(*parts)
@@ -79,12 +83,14 @@ def format_spark(row: list[float], width: int = _SPARK_WIDTH) -> str:
     return "".join(_BLOCKS[round((m - low) / span * (len(_BLOCKS) - 1))] for m in means)
 
 
-def _make_table(done: "Embedded") -> Table:
+def _make_table(done: "Embedded", width: int) -> Table:
+    bars = _SPARK_WIDTH if width >= _WIDE else _SPARK_WIDTH // 2
+    room = max(width - bars - _OTHER_COLUMNS, 12)
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("#", justify="right", style="dim")
-    table.add_column("text", ratio=1, no_wrap=True, overflow="ellipsis")
-    table.add_column("tokens", justify="right")
-    table.add_column("length", justify="right")
+    table.add_column("#", justify="right", style="dim", no_wrap=True)
+    table.add_column("text", no_wrap=True, overflow="ellipsis", max_width=room)
+    table.add_column("tokens", justify="right", no_wrap=True)
+    table.add_column("length", justify="right", no_wrap=True)
     table.add_column("vector", no_wrap=True, style="cyan")
     if done.likeness:
         table.add_column("nearest", justify="right", no_wrap=True)
@@ -95,7 +101,7 @@ def _make_table(done: "Embedded") -> Table:
             Text(_label(done, index, 200)),
             format_count(done.num_tokens[index]),
             f"{length:.3g}",
-            format_spark(row),
+            format_spark(row, bars),
         ]
         if (found := nearest(done, index)) is not None:
             cells.append(f"#{found[0] + 1} {found[1]:.3f}")

@@ -168,8 +168,15 @@ def _load_decoder(
         native = load_native(config, checkpoint, quantization, report, needs_head=False)
         model, final_norm, width = native, native.final_norm, native.config.d_model
     else:
-        from mlxchat.model.zoo import load_zoo_model
+        from mlxchat.model.zoo import load_zoo_model, validate_architecture
 
+        try:
+            validate_architecture(config)
+        except UnsupportedModelError as error:
+            raise UnsupportedModelError(
+                f"{config.get('model_type')} gives no vectors here; BERT, RoBERTa, XLM-RoBERTa,"
+                " DistilBERT, MPNet and the models that chat do"
+            ) from error
         zoo = load_zoo_model(
             folder, config, progress=lambda done, total: report("load", done, total)
         )
