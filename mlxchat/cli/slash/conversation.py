@@ -52,7 +52,7 @@ def reset(context: Context, argument: str) -> None:
     context.say("The conversation is empty.")
 
 
-@command("retry", "[N]", "Answer the last message again, or N times at once to choose from.")
+@command("retry", "[N]", "Answer the last message again, or N times to choose from.")
 def retry(context: Context, argument: str) -> "Start":
     """Answers the last message again, once or several times."""
     count = whole_number(argument, "/retry [N]") if argument else 1
