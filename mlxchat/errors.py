@@ -66,3 +66,7 @@ class TemplateError(MlxchatError):
 
 class ContextFullError(MlxchatError):
     """The prompt does not fit into the context window."""
+
+
+class MemoryShortError(MlxchatError):
+    """A turn would take more memory than is free."""

@@ -78,6 +78,7 @@ class Settings:
         engine: How models run: `kv_bits` and `speculate`.
         overflow: One of `OVERFLOW`.
         systems: System prompts by name.
+        memory_check: Whether a turn that would not fit into memory is refused.
         models: Sampling and `system` by the name of a model.
         typeahead: Whether a message is read while it is typed.
     """
@@ -95,6 +96,7 @@ class Settings:
     typeahead: bool = True
     systems: dict[str, str] = field(default_factory=dict)
     models: dict[str, dict[str, Any]] = field(default_factory=dict)
+    memory_check: bool = True
 
 
 def settings_path() -> Path:
@@ -111,6 +113,7 @@ KINDS: dict[str, type] = {
     "keys.mode": str,
     "files.max_kib": int,
     "context.overflow": str,
+    "context.memory_check": bool,
     "cache.max_gib": float,
     "display.markdown": bool,
     "display.theme": str,
@@ -224,7 +227,12 @@ def check_settings(table: dict[str, Any], path: Path) -> Settings:
     keys = _read_table(table, "keys", ("mode",), path).get("mode", "emacs")
     if keys not in ("emacs", "vi"):
         raise SettingsError(f"{path}: keys.mode = {keys!r} is not allowed; give 'emacs' or 'vi'")
-    overflow = _read_table(table, "context", ("overflow",), path).get("overflow")
+    context = _read_table(table, "context", ("overflow", "memory_check"), path)
+    overflow, memory_check = context.get("overflow"), context.get("memory_check", True)
+    if not isinstance(memory_check, bool):
+        raise SettingsError(
+            f"{path}: context.memory_check = {memory_check!r} is not allowed; give true or false"
+        )
     if overflow not in (None, *OVERFLOW):
         raise SettingsError(
             f"{path}: context.overflow = {overflow!r} is not allowed; give"
@@ -254,6 +262,7 @@ def check_settings(table: dict[str, Any], path: Path) -> Settings:
         typeahead,
         _read_systems(table, path),
         _read_models(table, path),
+        memory_check,
     )
 
 

@@ -314,7 +314,7 @@ def test_inspect_attention_looks_both_ways(tmp_path, monkeypatch):
     assert "LayerNorm" in page.read_text()
     monkeypatch.setenv("COLUMNS", "100")
     shown = CliRunner().invoke(cli, [*arguments, "--word", "cat"]).stdout
-    assert "all tokens, before and after it" in shown
+    assert "all tokens, both ways" in shown
     assert "who looks at cat" in shown
     refused = CliRunner().invoke(cli, [*arguments, "--chat"])
     assert "an encoder has no chat template" in refused.stderr

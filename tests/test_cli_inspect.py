@@ -10,8 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from architectures import make_config, make_model, write_folder
+from bad_folders import write_json
 from click.testing import CliRunner, Result
-from tiny import make_tiny_folder
+from tiny import make_tiny_folder, make_tokenizer_json
 
 from mlxchat.cli.inspect import NAMES
 from mlxchat.cli.main import cli
@@ -294,3 +296,28 @@ def test_hostile_tokens_are_harmless(tmp_path):
         assert "\x1b" not in done.stdout
         assert "<b>bold" not in file.read_text()
         assert "\x1b" not in file.read_text()
+
+
+def test_a_model_of_mlx_lm_shows_what_it_can(tmp_path):
+    """Between the blocks of a zoo model all is shown; what lies inside is refused in a line."""
+    size = {"vocab_size": 300}
+    zoo_model, config = make_model("mamba2", **size), {**make_config("mamba2"), **size}
+    folder = write_folder("mamba2", tmp_path / "zoo", zoo_model, config)
+    write_json(folder / "tokenizer.json", make_tokenizer_json())
+    model = ["-m", str(folder)]
+    walk = inspect_json("walk", "hello", *model)
+    assert [s["name"] for s in walk["steps"] if s["name"].startswith("0.")] == [
+        "0.resid_pre",
+        "0.resid_post",
+    ]
+    lens = inspect_json("lens", "hello", *model)
+    assert lens["layers"][-1]["positions"][-1]["top"][0][0] == walk["probs_top"][0][0]
+    assert inspect_json("parameters", *model)["total_params"] > 0
+    assert len(inspect_json("neighbours", "l", *model)["results"]) == 10
+    found = inspect_json("context", "l", "hello", "well", *model)
+    assert found["layers"][0] == pytest.approx([1], abs=1e-6)
+    for command in (["attention", "hello"], ["neurons", "hello"], ["cost"]):
+        done = inspect(*command, *model)
+        assert done.exit_code == 1
+        assert "mlx-lm runs its blocks" in done.stderr
+        assert done.stderr.count("\n") == 1

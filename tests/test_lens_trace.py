@@ -1,11 +1,12 @@
 """The lens and the engine run the same blocks: what is recorded, replaced and added."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mlxchat.model.device import load_mlx
+from mlxchat.model.device import load_mlx, make_device_plan
 
 mx = load_mlx()
 
@@ -13,7 +14,7 @@ from architectures import ARCHITECTURES, VOCAB_SIZE, make_config  # noqa: E402
 from architectures import make_model as make_zoo_model  # noqa: E402
 from test_parity import FAMILIES, SMALL, load, make_oracle, save  # noqa: E402
 
-from mlxchat.engine.engine import Engine  # noqa: E402
+from mlxchat.engine.engine import HALF_TOLERANCE_SHARE, Engine  # noqa: E402
 from mlxchat.engine.prefix_cache import Plan  # noqa: E402
 from mlxchat.errors import ContextFullError, UnsupportedModelError, UsageError  # noqa: E402
 from mlxchat.lens.edits import Add, Both, Replace  # noqa: E402
@@ -195,3 +196,39 @@ def test_what_cannot_be_read_is_said() -> None:
     twisted = ZooModel(make_zoo_model("gemma3n"), make_config("gemma3n"))
     with pytest.raises(UnsupportedModelError, match="more than one stream"):
         trace(twisted, IDS)
+
+
+@pytest.mark.parametrize("name", ["qwen3", "gemma2", "gemma3_text"])
+def test_the_kernels_of_a_gpu_are_watched_too(name: str, tmp_path: Path) -> None:
+    """With the functions that a GPU runs, everything recorded leads to the same logits."""
+    config = {**SMALL, **FAMILIES[name]}
+    save(make_oracle(config), config, tmp_path)
+    model = load(tmp_path, replace(make_device_plan(), fast_kernels=True, matvec="row"))
+    plain = trace(model, IDS, [])
+    seen = trace(model, IDS, BLOCK_POINTS)
+    assert far(seen.logits, plain.logits) <= CLOSE
+    assert far(seen.logits[-1], engine_logits(model, IDS)) <= CLOSE
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2"])
+def test_half_precision_keeps_its_maps_exact(name: str, tmp_path: Path) -> None:
+    """In bfloat16 the rows of a map sum to 1 as in float32, and the logits stay close."""
+    config = {**SMALL, **FAMILIES[name]}
+    save(make_oracle(config, mx.bfloat16), config, tmp_path)
+    model = load(tmp_path, replace(make_device_plan(), float32=False))
+    seen = trace(model, IDS, ["pattern", "resid_post"])
+    assert seen["resid_post", 0].dtype == mx.bfloat16
+    rows = seen["pattern", 2].sum(-1)
+    assert far(rows, mx.ones(rows.shape)) <= 1e-5
+    wanted = trace(model, IDS, []).logits.astype(mx.float32)
+    bound = HALF_TOLERANCE_SHARE * mx.abs(wanted).max().item()  # what `--verify` allows
+    assert far(seen.logits.astype(mx.float32), wanted) <= bound
+
+
+def test_the_end_of_a_text_is_read_alone(model: Any) -> None:
+    """What comes before `start` is fed, edits included, but not recorded."""
+    whole = trace(model, IDS, edits=Add({0: mx.linspace(-1, 1, 64)}))
+    end = trace(model, IDS, edits=Add({0: mx.linspace(-1, 1, 64)}), start=15)
+    for layer in range(3):
+        assert far(end["resid_post", layer], whole["resid_post", layer][15:]) <= CLOSE
+    assert far(end.logits, whole.logits[15:]) <= CLOSE

@@ -206,7 +206,7 @@ def test_history_that_cannot_be_kept(make_chat, mlxchat_home):
 @pytest.mark.parametrize(
     ("text", "names"),
     [
-        ("/s", ["/system", "/save", "/set", "/stats"]),
+        ("/sa", ["/save"]),
         ("/he", ["/help"]),
         ("he", []),
         ("/system t", []),

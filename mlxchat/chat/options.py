@@ -27,6 +27,7 @@ class ChatOptions:
         think_budget: Tokens of thinking after which the answer must come; None is no limit.
         keep_thinking: Earlier thinking stays in the prompt, where the template can.
         overflow: At the context limit, refuse the message or drop the oldest turns.
+        checks_memory: Refuse a turn that would not fit into memory.
         verify: Compare every turn with a from-scratch prefill.
         idle_work: After an answer, bring the cache to what the next turn will render, and store it.
         keeps_history: The conversation may be on disk, its keys and values too.
@@ -46,6 +47,7 @@ class ChatOptions:
     think_budget: int | None = None
     keep_thinking: bool = False
     overflow: Literal["error", "drop-oldest"] = "error"
+    checks_memory: bool = True
     verify: bool = False
     idle_work: bool = True
     keeps_history: bool = True

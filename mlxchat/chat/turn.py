@@ -13,6 +13,7 @@ from typing import Any
 from mlxchat.chat.answering import Answer, AnswerDecoder
 from mlxchat.chat.continuation import CUT_OFF, Begun, begin_again
 from mlxchat.chat.conversation import Conversation, Node, Origin
+from mlxchat.chat.memory import MemoryGuard
 from mlxchat.chat.options import ChatOptions, pick_seed
 from mlxchat.chat.overflow import choose_messages, drop_oldest, format_dropped
 from mlxchat.chat.prompt import PromptRenderer, RenderedPrompt
@@ -113,6 +114,7 @@ class TurnRunner:
         self.num_settled = 0  # ids read in idle time since the last turn
         self.ahead = ReadAhead(self)
         self._bandwidth: float | None = None
+        self.memory = MemoryGuard(loaded.model.info.weight_bytes)
         self.ends_thinking = Event()  # set while an answer comes: its thinking shall end
         self._pin = 0  # where the turn began: sliding windows keep their rows back to it
         self._settle_note = ""
@@ -301,6 +303,9 @@ class TurnRunner:
         messages, prompt, begun = self._render(conversation, question, cut_off)
         token_ids = (*prompt.token_ids, *begun.token_ids)
         self._check_room(len(token_ids))
+        if self.options.checks_memory:
+            room = self.context_limit - len(token_ids)
+            self.memory.check(self.engine, len(token_ids), room, self.options.max_tokens)
         plan = self._plan(messages, prompt, token_ids)
         now = watch.add("template", now)
         if self._reuses:
@@ -505,6 +510,7 @@ class TurnRunner:
             completion_tokens=len(answer.tokens),
         )
         kv_bytes = self.engine.prefix.cache.nbytes
+        self.memory.note(peak_memory_bytes(), kv_bytes)
         timing = watch.finish(
             usage.prefill_tokens,
             load_s=self.loaded.load_s if self._is_first else 0.0,

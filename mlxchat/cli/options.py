@@ -259,6 +259,8 @@ def read_request(params: dict[str, Any], kind: str = "chat") -> Request:
         system = choose_system(settings, model)
     if settings.overflow is not None and "overflow" not in given:
         given["overflow"], origins["overflow"] = settings.overflow, "config.toml"
+    if not settings.memory_check:
+        given["checks_memory"], origins["checks_memory"] = False, "config.toml"
     if settings.max_file_kib is not None:
         origins["max-file-kib"] = "config.toml"
     if given.pop("no_history", False) or not settings.history:

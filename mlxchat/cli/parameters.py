@@ -82,6 +82,7 @@ PARAMETERS = {
     "think-budget": Parameter("think_budget", LENGTH_BOUNDS["think_budget"]),
     "keep-thinking": Parameter("keep_thinking", has_default=False),
     "verify": Parameter("verify", has_default=False),
+    "memory-check": Parameter("checks_memory", has_default=False),
     "speculate": Parameter("speculate", has_default=False, choices=SPECULATE),
     "overflow": Parameter("overflow", has_default=False, choices=OVERFLOW),
 }
@@ -163,8 +164,8 @@ def list_parameters(context: "Context") -> list[tuple[str, str, str]]:
         is_sampling = hasattr(session.options.sampling, field)
         value = getattr(session.options.sampling if is_sampling else session.options, field)
         is_chosen = value is not None and (value is not False or field == "think")
-        if parameter.choices:
-            rows.append((name, value, origins.get(field, BY_DEFAULT)))
+        if parameter.choices or field == "checks_memory":
+            rows.append((name, format_value(value), origins.get(field, BY_DEFAULT)))
         elif is_chosen:
             rows.append((name, format_value(value), origins.get(field, BY_CONVERSATION)))
         elif is_sampling:

@@ -12,6 +12,7 @@ Reading, `trace.py`:
     seen.stack("resid_post")  # (L, T, D)
     seen.logits             # (T, V)
     unembed(model, rows)    # the logits of any residual rows (N, D): the logit lens
+    trace(model, ids, start=900)  # of a long text record the end only
 
 Changing, `edits.py`, each also a `taps` argument of `model.forward/prefill/hidden`:
 

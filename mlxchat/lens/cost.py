@@ -147,8 +147,24 @@ def kv_itemsize(model: Transformer) -> int:
     return int(model.weights.final_norm.dtype.size)
 
 
-def measure_rates(model: Transformer, *, clock: Callable[[], float] = time.perf_counter) -> Rates:
-    """Measures prefill at some lengths and decode at two depths."""
+def measure_rates(
+    model: Transformer,
+    *,
+    clock: Callable[[], float] = time.perf_counter,
+    check: Callable[[], None] = lambda: None,
+) -> Rates:
+    """Measures prefill at some lengths and decode at two depths.
+
+    Args:
+        model: Runs.
+        clock: Tells seconds.
+        check: Called between measurements; what it raises ends them.
+    """
+
+    def tick() -> float:
+        check()
+        return clock()
+
     size = kv_itemsize(model)
     costs: list[Cost] = []
     times: list[float] = []
@@ -158,11 +174,10 @@ def measure_rates(model: Transformer, *, clock: Callable[[], float] = time.perf_
         if times and times[-1] * (length / costs[-1].num_tokens) ** 1.5 > MOST_S:
             break
         costs.append(compute_cost(model.config, length, size))
-        times.append(min(_time_prefill(model, length, clock) for _ in range(REPEATS)))
+        times.append(min(_time_prefill(model, length, tick) for _ in range(REPEATS)))
     depths = (8, costs[-1].num_tokens)
     decodes = [
-        (compute_cost(model.config, n, size).kv_bytes, _time_decode(model, n, clock))
-        for n in depths
+        (compute_cost(model.config, n, size).kv_bytes, _time_decode(model, n, tick)) for n in depths
     ]
     return fit_rates(costs, times, decodes)
 

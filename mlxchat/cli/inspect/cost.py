@@ -35,7 +35,12 @@ def cost(contexts: tuple[int, ...], model: str | None, **out: Any) -> None:
         native = need_native(subject.model)
         sizes = sorted({*(contexts or CONTEXTS)})
         costs = [compute_cost(native.config, n, kv_itemsize(native)) for n in sizes]
-        return costs, measure_rates(native), native.info.max_context, subject.name
+        return (
+            costs,
+            measure_rates(native, check=subject.check),
+            native.info.max_context,
+            subject.name,
+        )
 
     costs, rates, limit, name = look(model, work)
     from mlxchat.cli.inspect import render_shape

@@ -169,6 +169,7 @@ def look(
             return encoder(EncoderSubject(folder.name, embedder))
         runner, _ = load_folder(folder, options, report)
         loaded = runner.loaded
+        context.emit("looking inside")
         return work(
             Subject(
                 *(runner.name, loaded.model, runner.tokenizer, runner.renderer),
@@ -182,6 +183,9 @@ def look(
     try:
         started, phase = time.monotonic(), ""
         for event in running:
+            if isinstance(event, str):
+                screen.progress(event)
+                continue
             if isinstance(event, LookProgress):
                 screen.progress(f"{format_bar(event.done / event.total)} {event.done} passes")
                 continue

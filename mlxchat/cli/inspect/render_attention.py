@@ -83,10 +83,10 @@ def make_view(drawn: Drawn, console: Console) -> list[RenderableType]:
 
 # What an encoder of the BERT family does, and what the models that one chats with do.
 _DIFFERENCES = (
-    ("a token looks at", "all tokens, before and after it", "itself and those before it"),
-    ("positions", "a learned row for each, added to the token's", "q and k are turned (RoPE)"),
-    ("norm", "LayerNorm, behind each half of a block", "RMSNorm, before each half (most)"),
-    ("its last states", "stand for the text: mlxchat embed", "tell the next token"),
+    ("a token sees", "all tokens, both ways", "itself and those before it"),
+    ("positions", "a learned row added to each", "q and k turned (RoPE)"),
+    ("norm", "LayerNorm behind each half", "RMSNorm, mostly before each half"),
+    ("last states", "stand for the text (embed)", "tell the next token"),
 )
 
 

@@ -1,0 +1,65 @@
+"""A turn that would not fit into memory is refused before it hurts the machine."""
+
+from mlxchat.engine.engine import Engine
+from mlxchat.engine.kv_memory import has_room, measure_kv_bytes_per_token
+from mlxchat.errors import MemoryShortError
+from mlxchat.model.device import available_memory_bytes
+
+# Turns that end below this many tokens are never refused.
+SMALL_TURN = 4096
+# Nobody knows how long an answer will be that nothing limits; most are shorter.
+USUAL_ANSWER = 1024
+# What reading a prompt takes besides, until it was measured; of small models much less.
+_WORKING_BYTES = 512 << 20
+
+
+class MemoryGuard:
+    """Compares what a turn will take with what is free.
+
+    Args:
+        weight_bytes: Of the model.
+    """
+
+    def __init__(self, weight_bytes: int) -> None:
+        self._weight_bytes = weight_bytes
+        self._working_bytes = min(_WORKING_BYTES, weight_bytes // 4)
+        self._bytes_per_token: float | None = None
+
+    def note(self, peak_bytes: int, kv_bytes: int) -> None:
+        """Takes in what a turn has taken at most besides weights, keys and values."""
+        used = peak_bytes - kv_bytes - self._weight_bytes
+        self._working_bytes = max(self._working_bytes, min(used, _WORKING_BYTES))
+
+    def check(self, engine: Engine, num_prompt: int, room: int, max_tokens: int | None) -> None:
+        """Checks a turn before anything is read.
+
+        Args:
+            engine: Whose cache grows.
+            num_prompt: Tokens of the prompt.
+            room: Tokens that the context leaves for the answer.
+            max_tokens: Longest answer, where that was said.
+
+        Raises:
+            MemoryShortError: It would not fit; the line has the figures.
+        """
+        answer = min(max_tokens or USUAL_ANSWER, room)
+        total = num_prompt + answer
+        if total < SMALL_TURN or has_room(engine.prefix.cache, total):
+            return
+        if self._bytes_per_token is None:
+            self._bytes_per_token = measure_kv_bytes_per_token(engine)
+        # The old buffers are there until the larger ones are filled.
+        needed = int(total * self._bytes_per_token) + self._working_bytes
+        free = available_memory_bytes()
+        if needed > free:
+            raise MemoryShortError(
+                f"this turn would take {_gib(needed)} GiB more memory (keys and values of"
+                f" {num_prompt} tokens and an answer of {answer}), but {_gib(free)} GiB are free;"
+                " shorten the message, /compact the conversation, set a smaller --max-tokens, try"
+                " --kv-bits 8 or a smaller /model, or do without this check:"
+                " mlxchat config set context.memory_check false"
+            )
+
+
+def _gib(num_bytes: int) -> str:
+    return f"{num_bytes / 2**30:.1f}"

@@ -1,0 +1,43 @@
+"""What keys and values take in memory: measured on the model, not guessed from its config."""
+
+import mlx.core as mx
+
+from mlxchat.engine.engine import Engine
+from mlxchat.model.kv_cache import RowCache
+from mlxchat.model.sequence_cache import SequenceCache
+
+# As many as the warm-up reads, so that nothing is compiled for this.
+_NUM_IDS = 8
+
+
+def measure_kv_bytes_per_token(engine: Engine) -> float:
+    """Measures by how many bytes the cache grows with each token.
+
+    Layers that do not grow with the text (windows, recurrent state) count nothing, nor do those
+    whose rows cannot be told: rather too little than too much.
+    """
+    cache = engine.prefix.make_cache()
+    mx.eval(engine.model.forward(mx.zeros((1, _NUM_IDS), mx.int32), cache), cache.arrays())
+    return sum(_bytes_per_row(layer) for layer in _growing(cache))
+
+
+def has_room(cache: SequenceCache, num_tokens: int) -> bool:
+    """Whether the buffers hold so many tokens without growing."""
+    layers = _growing(cache)
+    return bool(layers) and all(_capacity(layer) >= num_tokens for layer in layers)
+
+
+def _growing(cache: SequenceCache) -> list[RowCache]:
+    return [
+        layer
+        for layer in cache.layers
+        if isinstance(layer, RowCache) and layer.kind == "full" and layer.buffers
+    ]
+
+
+def _capacity(layer: RowCache) -> int:
+    return int(next(iter(layer.buffers.values())).shape[2])
+
+
+def _bytes_per_row(layer: RowCache) -> float:
+    return layer.nbytes / max(_capacity(layer), 1)

@@ -1,0 +1,117 @@
+"""A turn that would not fit into memory is refused with figures; nothing small ever is."""
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from tiny import KINDS, TinySession, make_tiny_folder
+
+from mlxchat.chat import memory
+from mlxchat.cli.main import cli
+from mlxchat.engine.engine import Engine
+from mlxchat.engine.kv_memory import has_room, measure_kv_bytes_per_token
+from mlxchat.errors import MemoryShortError
+from mlxchat.model.device import available_memory_bytes, load_mlx, total_memory_bytes
+from mlxchat.model.loader import load_model
+
+GIB = 2**30
+
+
+@pytest.fixture
+def session(tmp_path: Path):
+    """A session on a tiny model with full attention."""
+    session = TinySession(make_tiny_folder(tmp_path / "model"))
+    yield session
+    session.close()
+
+
+def test_bytes_per_token(tmp_path: Path) -> None:
+    """Keys and values of every layer that grows: layers x heads x width x 2 x 4 bytes."""
+    load_mlx()
+    for kind, layers in (("full", 2), ("window", 1)):
+        model = load_model(make_tiny_folder(tmp_path / kind, kind)).model
+        engine = Engine(model)
+        assert measure_kv_bytes_per_token(engine) == layers * 1 * 8 * 2 * 4
+        assert engine.prefix.token_ids == []
+        assert not has_room(engine.prefix.cache, 1)
+
+
+def test_quantised_keys_take_less(tmp_path: Path) -> None:
+    """The measure follows the form in which keys and values are kept."""
+    load_mlx()
+    model = load_model(make_tiny_folder(tmp_path / "model", hidden_size=128)).model
+    plain = measure_kv_bytes_per_token(Engine(model))
+    assert measure_kv_bytes_per_token(Engine(model, kv_bits=8)) < plain / 2
+
+
+def test_the_refusal(session: TinySession, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has both figures and what to try; the conversation and the cache are as they were."""
+    session.say("hello")
+    held = list(session.prefix.token_ids)
+    monkeypatch.setattr(memory, "SMALL_TURN", 100)
+    monkeypatch.setattr(memory, "available_memory_bytes", lambda: GIB // 2)
+    monkeypatch.setattr(memory, "measure_kv_bytes_per_token", lambda engine: GIB / 100)
+    with pytest.raises(MemoryShortError) as caught:
+        session.send("word " * 60).result(20)
+    message = str(caught.value)
+    assert "0.5 GiB are free; shorten the message, /compact" in message
+    assert "context.memory_check false" in message
+    assert session.num_turns == 1
+    assert session.prefix.token_ids == held
+    session.say("hi")
+
+
+def test_small_turns_are_never_refused(
+    session: TinySession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is free."""
+    monkeypatch.setattr(memory, "available_memory_bytes", lambda: 0)
+    session.say("hello")
+
+
+def test_what_is_there_already_takes_nothing(
+    session: TinySession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the buffers are large enough nothing more is needed."""
+    monkeypatch.setattr(memory, "SMALL_TURN", 10)
+    session.say("word " * 60)
+    monkeypatch.setattr(memory, "available_memory_bytes", lambda: 0)
+    assert session.undo() == 1
+    session.say("hi")
+
+
+def test_what_is_free() -> None:
+    """More than nothing and less than the machine has."""
+    load_mlx()
+    assert 0 < available_memory_bytes() <= total_memory_bytes() + GIB
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_passes_the_check(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With real figures a tiny model is never refused, whatever its cache."""
+    monkeypatch.setattr(memory, "SMALL_TURN", 1)
+    folder_kind = "full" if kind == "recurrent" else kind
+    session = TinySession(make_tiny_folder(tmp_path / "model", folder_kind), kind)
+    try:
+        session.say("hello")
+        session.say("and more " * 20)
+    finally:
+        session.close()
+
+
+def test_it_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By /set and by the setting; without either the turn is refused and the chat goes on."""
+    monkeypatch.setattr(memory, "SMALL_TURN", 1)
+    monkeypatch.setattr(memory, "available_memory_bytes", lambda: 1000)
+    result = CliRunner().invoke(cli, ["chat"], input="hello\n/set memory-check off\nhello\n")
+    assert "Error: this turn would take" in result.stderr
+    assert len(result.stdout.splitlines()) == 1
+    assert result.exit_code == 1
+    assert (
+        CliRunner().invoke(cli, ["config", "set", "context.memory_check", "false"]).exit_code == 0
+    )
+    result = CliRunner().invoke(cli, ["chat"], input="hello\n/params\n")
+    assert result.exit_code == 0
+    assert "config.toml" in next(x for x in result.stderr.split("\n") if x.startswith("memory-"))
