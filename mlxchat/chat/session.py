@@ -647,7 +647,7 @@ class Session:
 
             assert self._runner is not None
             try:
-                return work(read_live(self._runner, conversation))
+                return work(read_live(self._runner, conversation, context.check))
             finally:
                 self._settle_when_idle()
 

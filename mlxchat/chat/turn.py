@@ -38,7 +38,7 @@ from mlxchat.engine.lookup import PromptLookup
 from mlxchat.engine.options import SamplingSettings
 from mlxchat.engine.prefix_cache import Plan
 from mlxchat.engine.sampling import Sampler, resolve_sampling
-from mlxchat.engine.speculation import Speculator, explain_unfit
+from mlxchat.engine.speculation import Drafter, Speculator, explain_unfit
 from mlxchat.engine.stored_prefix import make_key
 from mlxchat.engine.timing import Stopwatch
 from mlxchat.engine.worker import JobCancelledError, JobContext
@@ -95,6 +95,7 @@ class TurnRunner:
         self.options = options
         self.engine = Engine(loaded.model, kv_bits=options.kv_bits)
         self._speculator = Speculator(PromptLookup())
+        self._drafting: Speculator | None = None
         self._unfit = explain_unfit(loaded.model, self.engine.prefix.cache)
         self.keeping: PromptKeeping = open_keeping(
             name,
@@ -248,8 +249,7 @@ class TurnRunner:
             cause=cause,
         )
         sampler = self.make_sampler(conversation, reading.token_ids)
-        speculates = self.options.speculate != "off" and not self._unfit
-        self.engine.speculator = self._speculator if speculates else None
+        self._choose_speculator()
         answer = self._decode(reading, sampler, context)
         if answer.stop_reason in ("token_limit", "context_full"):
             self.engine.prefix.mark()  # the answer may go on from here
@@ -541,6 +541,17 @@ class TurnRunner:
             tokens=tuple(answer.tokens),
         )
 
+    def set_drafter(self, drafter: Drafter) -> None:
+        """Takes a draft model, which goes before looking up earlier text."""
+        self._drafting = Speculator(drafter)
+
+    def _choose_speculator(self) -> None:
+        chosen = self._speculator
+        if self._drafting is not None and self.options.speculate == "auto":
+            chosen = self._drafting
+        is_off = self.options.speculate == "off" or self._unfit
+        self.engine.speculator = None if is_off else chosen
+
     def _report_speculation(self) -> Speculation | None:
         """Tells what was foreseen of the last answer."""
         if self.engine.speculator is None:
@@ -551,7 +562,7 @@ class TurnRunner:
     @property
     def speculation_notice(self) -> str:
         """Why the speculation that was asked for is off; nothing where it is not."""
-        is_wanted = self.options.speculate in ("lookup",)
+        is_wanted = self.options.speculate == "lookup" or self.options.draft_model is not None
         return f"speculation is off: {self._unfit}" if is_wanted and self._unfit else ""
 
     def verify(self, reading: Reading, context: JobContext) -> Verify | None:

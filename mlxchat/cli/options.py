@@ -122,6 +122,11 @@ _OPTIONS = (
         help="Several tokens a step where text repeats: 'off', 'lookup', or 'auto'.",
     ),
     click.option(
+        "--draft-model",
+        metavar="NAME",
+        help="A smaller model with the same tokenizer, which foresees tokens for this one.",
+    ),
+    click.option(
         "--think/--no-think",
         default=None,
         help="Reason before the answer or not, where the model knows a switch.",
