@@ -290,13 +290,15 @@ class FakeSession:
     def count_rereads(self) -> tuple[int, int] | None:
         return (700, 1000) if self.sent else None
 
-    def view_context(self) -> ContextView:
+    def view_context(self) -> Job[ContextView]:
         parts = [ContextPart(n, text, 10) for n, text in enumerate(self.sent, start=1)]
-        return ContextView((ContextPart(None, self.system or "", 32), *parts), 512)
+        view = ContextView((ContextPart(None, self.system or "", 32), *parts), 512)
+        return self._worker.submit(lambda _: view)
 
-    def list_tokens(self, text: str | None) -> list[TokenPiece]:
+    def list_tokens(self, text: str | None) -> Job[list[TokenPiece]]:
         words = (text or f"<end> {self.sent[-1]}").split()
-        return [TokenPiece(n, word, word[0] == "<") for n, word in enumerate(words)]
+        pieces = [TokenPiece(n, word, word[0] == "<") for n, word in enumerate(words)]
+        return self._worker.submit(lambda _: pieces)
 
     def cache_report(self) -> CacheReport | None:
         if not self.sent:

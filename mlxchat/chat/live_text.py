@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from mlxchat.chat.conversation import Conversation
 from mlxchat.chat.overflow import choose_messages
-from mlxchat.chat.prompt import common_length
 from mlxchat.chat.turn import TurnRunner
+from mlxchat.engine.token_ids import count_common
 from mlxchat.errors import UsageError
 from mlxchat.lens.edits import Both, Checked
 from mlxchat.model.language_model import LanguageModel
@@ -65,7 +65,7 @@ def read_live(
         raise UsageError("there is no answer yet; send a message first")
     prompt = runner.renderer.render_ids(messages[:-1]).token_ids
     whole = runner.renderer.render_ids(messages, add_generation_prompt=False).token_ids
-    start = common_length(prompt, whole)
+    start = count_common(prompt, whole)
     ends = (n for n in range(start, len(whole)) if whole[n] in runner.tokenizer.eos_ids)
     end = next(ends, len(whole))
     if start >= end:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from mlxchat.chat.continuation import find_cut_off
 from mlxchat.chat.conversation import Branch, Conversation, Node
@@ -20,21 +20,16 @@ from mlxchat.chat.options import ChatOptions, Steer
 from mlxchat.chat.pause import AfterPause
 from mlxchat.chat.read_ahead import Draft, DraftCost
 from mlxchat.chat.results import Alternatives, LoadProgress, ReplayedTurn, SessionInfo, TurnResult
+from mlxchat.chat.session_views import SessionViews
 from mlxchat.engine.worker import Job, JobCancelledError, JobContext, Worker
 from mlxchat.errors import UsageError
 
 if TYPE_CHECKING:
     from mlxchat.chat.history import Record, Restored
-    from mlxchat.chat.live_text import LiveText
     from mlxchat.chat.recorder import Recorder
     from mlxchat.chat.results import Compaction
     from mlxchat.chat.turn import TurnRunner
-    from mlxchat.chat.views import ContextView, TokenPiece
     from mlxchat.chat.warming import Warmed
-    from mlxchat.engine.prefix_cache import CacheReport
-
-T = TypeVar("T")
-
 
 # The conversation is stored when nothing was said for so long: seldom enough for the disk.
 STORE_AFTER_S = 20.0
@@ -45,7 +40,7 @@ LEAVE_S = 5.0
 __all__ = ["ChatOptions", "Session"]
 
 
-class Session:
+class Session(SessionViews):
     """One conversation with one model.
 
     Args:
@@ -475,43 +470,6 @@ class Session:
         runner = self._runner
         return self._worker.run(lambda _: runner.set_options(options))
 
-    def resolve_sampling(self) -> tuple[dict[str, float], frozenset[str]] | None:
-        """Tells how the next answer is sampled.
-
-        Returns:
-            All values by the names of `SamplingSettings`, and the names that the model's
-            generation_config.json decides where the options leave them open; None before the
-            model is loaded.
-        """
-        return None if self._runner is None else self._runner.resolve_sampling()
-
-    def count_tokens(self, text: str) -> int | None:
-        """Counts the tokens of a text; None before the model is loaded."""
-        # Not a job: it needs no MLX, and a job would end the work that is done in idle time.
-        return None if self._runner is None else len(self._runner.tokenizer.encode(text))
-
-    def last_answer(self) -> str | None:
-        """Returns the text of the last answer on the current branch."""
-        messages = self.conversation.messages()
-        return next((m.content for m in reversed(messages) if m.role == "assistant"), None)
-
-    def count_rereads(self) -> tuple[int, int] | None:
-        """Tells what a change of system prompt, thinking or branch costs.
-
-        Returns:
-            Ids of the conversation that the next turn reads again, and ids in all; None before
-            anything is cached.
-        """
-        if self._runner is None or not self._runner.num_cached:
-            return None
-        runner, conversation = self._runner, self.conversation
-        return self._worker.run(lambda _: runner.count_rereads(conversation))
-
-    @property
-    def system(self) -> str | None:
-        """The system prompt."""
-        return self.conversation.system
-
     def prepare_history(self) -> None:
         """Opens the history in the background, so that the first turn finds it open."""
         if self.recorder is not None:
@@ -612,68 +570,7 @@ class Session:
         """Forgets the ids of answers that another model gave: its text alone counts."""
         self.conversation.forget_ids(self.info.fingerprint if self.info is not None else None)
 
-    # -- what is shown -----------------------------------------------------------------------------
-
-    @property
-    def num_turns(self) -> int:
-        """Questions on the current branch."""
-        return len(self.conversation.questions())
-
-    @property
-    def context_used(self) -> int:
-        """Tokens of the conversation that the cache holds."""
-        if self._runner is None or self.conversation.head is None:
-            return 0
-        return self._runner.num_cached - self._runner.ahead.num_ids
-
-    def cache_report(self) -> "CacheReport | None":
-        """Describes what the cache holds; None before the model is loaded."""
-        if self._runner is None:
-            return None
-        runner = self._runner
-        return self._worker.run(lambda _: runner.engine.prefix.report())
-
-    def look(self, work: "Callable[[LiveText], T]") -> "Job[T]":
-        """Looks inside while the conversation goes on; the next turn stays as it is.
-
-        Args:
-            work: Runs on the worker; returns plain data.
-        """
-        conversation = self.conversation
-
-        def job(context: JobContext) -> T:
-            self._load(context)
-            from mlxchat.chat.live_text import read_live
-
-            assert self._runner is not None
-            try:
-                return work(read_live(self._runner, conversation, context.check))
-            finally:
-                self._settle_when_idle()
-
-        return self._worker.submit(job)
-
-    def view_context(self) -> "ContextView":
-        """Returns what fills the context; loads the model first."""
-
-        def job(context: JobContext) -> "ContextView":
-            self._load(context)
-            assert self._runner is not None
-            return self._runner.view_context(self.conversation)
-
-        return self._worker.run(job)
-
-    def list_tokens(self, text: str | None) -> "list[TokenPiece]":
-        """Returns the ids of a text, or of the last message (None); loads the model first."""
-
-        def job(context: JobContext) -> "list[TokenPiece]":
-            self._load(context)
-            from mlxchat.chat.views import list_pieces
-
-            assert self._runner is not None
-            return list_pieces(self._runner.renderer, self.conversation.messages(), text)
-
-        return self._worker.run(job)
+    # -- the end -----------------------------------------------------------------------------------
 
     def wait_until_idle(self, timeout_s: float = 60.0) -> None:
         """Waits for background work; for tests and measurements."""
