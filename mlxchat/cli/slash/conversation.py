@@ -3,9 +3,9 @@
 import contextlib
 from typing import TYPE_CHECKING
 
-from mlxchat.cli.history import conversation_names
 from mlxchat.cli.options import MOST_ANSWERS
 from mlxchat.cli.render import format_count, format_tree, one_line
+from mlxchat.cli.resume import conversation_names
 from mlxchat.cli.slash.registry import (
     Context,
     command,
