@@ -6,8 +6,8 @@ from typing import Any
 import click
 
 from mlxchat.cli.failures import INTERRUPTED
-from mlxchat.cli.history import complete_conversation
 from mlxchat.cli.options import MODEL_OPTION
+from mlxchat.cli.resume import complete_conversation
 from mlxchat.errors import UsageError
 
 # Ends a test: all of them together stay below a minute on two slow cores.
