@@ -16,6 +16,8 @@ from typing import Any, ClassVar
 from mlxchat.chat.conversation import Branch, Node
 from mlxchat.chat.read_ahead import DraftCost
 from mlxchat.chat.results import (
+    Alternatives,
+    BatchProgress,
     CacheUse,
     Compaction,
     LoadProgress,
@@ -187,6 +189,19 @@ class FakeSession:
     def retry(self) -> Job[TurnResult]:
         text = self.sent.pop()
         return self.send(f"{text} again")
+
+    def retry_many(self, count: int) -> Job[Alternatives]:
+        text = self.sent.pop()
+
+        def job(context: JobContext) -> Alternatives:
+            context.emit(BatchProgress(count, count, 7))
+            results = tuple(make_result(f"{text} answer {n + 1}") for n in range(count))
+            return Alternatives(results, tuple(range(11, 11 + count)), old=2)
+
+        return self._worker.submit(job)
+
+    def choose(self, offered: Alternatives, number: int) -> None:
+        self.chosen = number
 
     def go_on(self) -> Job[TurnResult]:
         if self.last is None or self.last.stop_reason == "eos_token":
