@@ -4,6 +4,7 @@
 """
 
 import os
+import random
 import signal
 import threading
 import time
@@ -101,12 +102,20 @@ def make_result(text: str = "Hello!", **changes: Any) -> TurnResult:
     return TurnResult(usage=Usage(**usage), timing=Timing(**timing), **top)
 
 
+def make_noise(seed: str) -> list[str]:
+    """Returns pieces that a broken model may write: escapes, half characters, half Markdown."""
+    chance = random.Random(seed)
+    bits = ["\x1b[", "2J", "?1049h", "31m", "\x1b]0;t\x07", "\x1bc", "\x9b", "\r", "\x08", "\x00"]
+    bits += ["\ufffd", "漢", "🙂", "\u202e", "# ", "```", "**", "| a |", "\n", "- ", "<b>", "word "]
+    return ["".join(chance.choices(bits, k=chance.randrange(1, 6))) for _ in range(60)]
+
+
 class FakeSession:
     """Answers `you said: ...`; some messages ask for more.
 
     `think ...` reasons first; `long` writes until it is stopped; `stuck` ignores a cancel; `fail`
-    raises; `crash` breaks; `escape` writes terminal escapes; `markdown` has headings, code and
-    tables; `read` takes its time to prefill; `notice` has one.
+    raises; `crash` breaks; `escape` writes terminal escapes, `fuzz` noise; `markdown` has headings,
+    code and tables; `read` takes its time to prefill; `notice` has one.
     """
 
     made: "ClassVar[list[FakeSession]]" = []  # noqa: RUF012  # the annotation is a string
@@ -336,6 +345,7 @@ class FakeSession:
         if first == "notice":
             context.emit(Notice("Something to know."))
         pieces = {
+            "fuzz": make_noise(text),
             "long": [f"word{n} " for n in range(LONG_ANSWER_TOKENS)],
             "escape": ["\x1b", "[31mred\x07", "\x9b2J\r", "\u202eabc\n\ttab"],
             "stuck": ["started "],
