@@ -10,7 +10,8 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from mlxchat.chat.continuation import find_cut_off
 from mlxchat.chat.conversation import Branch, Conversation, Node
@@ -18,7 +19,7 @@ from mlxchat.chat.history_writer import LiveTurn
 from mlxchat.chat.options import ChatOptions, Steer
 from mlxchat.chat.pause import AfterPause
 from mlxchat.chat.read_ahead import Draft, DraftCost
-from mlxchat.chat.results import LoadProgress, ReplayedTurn, SessionInfo, TurnResult
+from mlxchat.chat.results import Alternatives, LoadProgress, ReplayedTurn, SessionInfo, TurnResult
 from mlxchat.chat.session_views import SessionViews
 from mlxchat.engine.worker import Job, JobCancelledError, JobContext, Worker
 from mlxchat.errors import UsageError
@@ -148,6 +149,34 @@ class Session(SessionViews):
         question = self.conversation.question()
         return self._turn(None, lambda: question.id, keep_branch=True, cause="/retry")
 
+    def retry_many(self, count: int) -> Job[Alternatives]:
+        """Answers the last question several times at once; the old answer stays in the tree.
+
+        The head is then the first of them; `choose` takes another.
+
+        Raises:
+            UsageError: Nothing was said yet.
+        """
+        question = self.conversation.question()
+        return self._turn(None, lambda: question.id, keep_branch=True, cause="/retry", count=count)
+
+    def send_many(self, text: str, count: int) -> Job[Alternatives]:
+        """Answers a message several times at once; the head is then the first answer."""
+        return self._turn(text, lambda: self.conversation.head, count=count)
+
+    def choose(self, offered: Alternatives, number: int) -> None:
+        """Goes on with one of several answers.
+
+        Args:
+            offered: By `retry_many`.
+            number: Counted from 1; 0 is the answer that was there before.
+        """
+        node = offered.nodes[number - 1] if number else offered.old
+        if node is not None and node != self.conversation.head:
+            self.goto(node)
+        if number:
+            self.last = offered.results[number - 1]
+
     def go_on(self) -> Job[TurnResult]:
         """Goes on with the last answer, which was cut off; the shorter one stays in the tree.
 
@@ -174,7 +203,8 @@ class Session(SessionViews):
         keep_branch: bool = False,
         cut_off: Node | None = None,
         cause: str = "",
-    ) -> Job[TurnResult]:
+        count: int | None = None,
+    ) -> Job[Any]:
         """Queues a turn; where it goes is asked when it runs, after the turns before it."""
         start = time.perf_counter()
         self._draft.drop()
@@ -189,7 +219,7 @@ class Session(SessionViews):
             turn.begun = cut_off.message
         more = {} if cut_off is None else {"cut_off": cut_off}
 
-        def job(context: JobContext) -> TurnResult:
+        def job(context: JobContext) -> Any:
             nonlocal causes
             loading = time.perf_counter()
             self._load(context)
@@ -199,8 +229,9 @@ class Session(SessionViews):
             before, head = conversation.head, find_head()
             conversation.head = head
             num_before = len(conversation.nodes)
+            run = self._runner.run if count is None else partial(self._runner.run_many, count=count)
             try:
-                self.last = self._runner.run(
+                result = run(
                     conversation,
                     question,
                     context,
@@ -216,9 +247,14 @@ class Session(SessionViews):
                 if conversation.head == head:  # the turn was not kept
                     conversation.head = before
                     self._causes = (*causes, *self._causes)
-            turn.nodes = tuple(range(num_before + 1, len(conversation.nodes) + 1))
+            if isinstance(result, Alternatives):
+                self.last, result = result.results[0], replace(result, old=before)
+                turn.split(result, conversation)
+            else:
+                self.last = result
+                turn.nodes = tuple(range(num_before + 1, len(conversation.nodes) + 1))
             self._settle_when_idle()
-            return self.last
+            return result
 
         self._turn_job = submitted = self._worker.submit(job)
         if self.recorder is None:

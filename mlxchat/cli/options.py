@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from mlxchat.chat.session import Session
     from mlxchat.cli.attachments import Attachments
 
+# Each answer of a batch holds keys and values of its own.
+MOST_ANSWERS = 64
 DEFAULT_SPECULATE = "auto"  # it stops where nothing is gained: scripts/bench_speculation
 
 

@@ -33,7 +33,7 @@ from mlxchat.cli.terminal_modes import TerminalModes, chat_signals
 from mlxchat.errors import AttachError
 
 if TYPE_CHECKING:
-    from mlxchat.chat.results import SessionInfo
+    from mlxchat.chat.results import Alternatives, SessionInfo
     from mlxchat.chat.session import Session
     from mlxchat.cli.attachments import Attachments
     from mlxchat.cli.drafts import Drafts
@@ -135,6 +135,8 @@ class Repl:
                     answers.tell_load()
                     answers.give(start)
                     self._attached.sent()
+            if answers.offered is not None:
+                self._choose(answers, answers.offered)
         except Stopped:
             self._screen.note("Stopped.")
         except AttachError as error:
@@ -146,6 +148,14 @@ class Repl:
             if answers.session.info is None and self._load is not None and self._load.done:
                 raise  # without a model there is nothing to go on with
             self._screen.error(str(explain(error)))
+
+    def _choose(self, answers: "Answers", offered: "Alternatives") -> None:
+        """Lets the person choose between several answers."""
+        from mlxchat.cli.choose import ask_which
+
+        answers.offered = None
+        width = self._prompt.app.output.get_size().columns
+        ask_which(answers.session, offered, self._screen, width)
 
     def _understand(self, text: str, answers: "Answers") -> "Start | None":
         context = slash.Context(
