@@ -75,7 +75,7 @@ class Settings:
 
     Attributes:
         history: Whether conversations are kept on disk.
-        engine: How models run: `kv_bits` and `speculate`.
+        engine: How models run: `kv_bits`, `speculate` and `draft_model`.
         overflow: One of `OVERFLOW`.
         systems: System prompts by name.
         memory_check: Whether a turn that would not fit into memory is refused.
@@ -119,6 +119,7 @@ KINDS: dict[str, type] = {
     "display.theme": str,
     "engine.kv_bits": int,
     "engine.speculate": str,
+    "engine.draft_model": str,
     "chat.typeahead": bool,
 }
 
@@ -294,11 +295,13 @@ def _read_models(table: dict[str, Any], path: Path) -> dict[str, dict[str, Any]]
 
 
 def _read_engine(table: dict[str, Any], path: Path) -> dict[str, Any]:
-    engine = _read_table(table, "engine", ("kv_bits", "speculate"), path)
+    engine = _read_table(table, "engine", ("kv_bits", "speculate", "draft_model"), path)
     bits = engine.get("kv_bits", KV_BITS[0])
     if isinstance(bits, bool) or bits not in KV_BITS:
         raise SettingsError(f"{path}: engine.kv_bits = {bits!r} is not allowed; give 8 or 4")
     speculate = engine.get("speculate", SPECULATE[0])
+    if not isinstance(draft := engine.get("draft_model", ""), str):
+        raise SettingsError(f"{path}: engine.draft_model = {draft!r} is not allowed; give a string")
     if speculate not in SPECULATE:
         raise SettingsError(
             f"{path}: engine.speculate = {speculate!r} is not allowed; give"

@@ -18,6 +18,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench_store import make_checkpoint  # found by the line above
 
+from mlxchat.model.device import load_mlx
+
 SHAPES = {"4 layers, width 256": (4, 256, 4), "12 layers, width 512": (12, 512, 8)}
 
 
@@ -66,6 +68,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--tokens", type=int, default=200)
     args = parser.parse_args()
+    load_mlx()  # before anything else imports MLX, as the program does
     results = {}
     print("| model | tok/s without history | with | ratio | processor time | one write |")
     print("|---|---|---|---|---|---|")

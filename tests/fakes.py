@@ -4,6 +4,7 @@
 """
 
 import os
+import random
 import signal
 import threading
 import time
@@ -15,6 +16,8 @@ from typing import Any, ClassVar
 from mlxchat.chat.conversation import Branch, Node
 from mlxchat.chat.read_ahead import DraftCost
 from mlxchat.chat.results import (
+    Alternatives,
+    BatchProgress,
     CacheUse,
     Compaction,
     LoadProgress,
@@ -99,12 +102,20 @@ def make_result(text: str = "Hello!", **changes: Any) -> TurnResult:
     return TurnResult(usage=Usage(**usage), timing=Timing(**timing), **top)
 
 
+def make_noise(seed: str) -> list[str]:
+    """Returns pieces that a broken model may write: escapes, half characters, half Markdown."""
+    chance = random.Random(seed)
+    bits = ["\x1b[", "2J", "?1049h", "31m", "\x1b]0;t\x07", "\x1bc", "\x9b", "\r", "\x08", "\x00"]
+    bits += ["\ufffd", "漢", "🙂", "\u202e", "# ", "```", "**", "| a |", "\n", "- ", "<b>", "word "]
+    return ["".join(chance.choices(bits, k=chance.randrange(1, 6))) for _ in range(60)]
+
+
 class FakeSession:
     """Answers `you said: ...`; some messages ask for more.
 
     `think ...` reasons first; `long` writes until it is stopped; `stuck` ignores a cancel; `fail`
-    raises; `crash` breaks; `escape` writes terminal escapes; `markdown` has headings, code and
-    tables; `read` takes its time to prefill; `notice` has one.
+    raises; `crash` breaks; `escape` writes terminal escapes, `fuzz` noise; `markdown` has headings,
+    code and tables; `read` takes its time to prefill; `notice` has one.
     """
 
     made: "ClassVar[list[FakeSession]]" = []  # noqa: RUF012  # the annotation is a string
@@ -178,6 +189,19 @@ class FakeSession:
     def retry(self) -> Job[TurnResult]:
         text = self.sent.pop()
         return self.send(f"{text} again")
+
+    def retry_many(self, count: int) -> Job[Alternatives]:
+        text = self.sent.pop()
+
+        def job(context: JobContext) -> Alternatives:
+            context.emit(BatchProgress(count, count, 7))
+            results = tuple(make_result(f"{text} answer {n + 1}") for n in range(count))
+            return Alternatives(results, tuple(range(11, 11 + count)), old=2)
+
+        return self._worker.submit(job)
+
+    def choose(self, offered: Alternatives, number: int) -> None:
+        self.chosen = number
 
     def go_on(self) -> Job[TurnResult]:
         if self.last is None or self.last.stop_reason == "eos_token":
@@ -275,13 +299,15 @@ class FakeSession:
     def count_rereads(self) -> tuple[int, int] | None:
         return (700, 1000) if self.sent else None
 
-    def view_context(self) -> ContextView:
+    def view_context(self) -> Job[ContextView]:
         parts = [ContextPart(n, text, 10) for n, text in enumerate(self.sent, start=1)]
-        return ContextView((ContextPart(None, self.system or "", 32), *parts), 512)
+        view = ContextView((ContextPart(None, self.system or "", 32), *parts), 512)
+        return self._worker.submit(lambda _: view)
 
-    def list_tokens(self, text: str | None) -> list[TokenPiece]:
+    def list_tokens(self, text: str | None) -> Job[list[TokenPiece]]:
         words = (text or f"<end> {self.sent[-1]}").split()
-        return [TokenPiece(n, word, word[0] == "<") for n, word in enumerate(words)]
+        pieces = [TokenPiece(n, word, word[0] == "<") for n, word in enumerate(words)]
+        return self._worker.submit(lambda _: pieces)
 
     def cache_report(self) -> CacheReport | None:
         if not self.sent:
@@ -319,6 +345,7 @@ class FakeSession:
         if first == "notice":
             context.emit(Notice("Something to know."))
         pieces = {
+            "fuzz": make_noise(text),
             "long": [f"word{n} " for n in range(LONG_ANSWER_TOKENS)],
             "escape": ["\x1b", "[31mred\x07", "\x9b2J\r", "\u202eabc\n\ttab"],
             "stuck": ["started "],

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -126,10 +127,7 @@ def test_a_history_that_takes_too_long_is_left_out(folder):
     tests = [Case("pp", 8, 500, chunk=1), Case("tg", 8, 500), Case("pp", 8)]
     notes, samples = measured(OurEngine.load(folder), tests, 1, 1e-4)
     assert [sample.test for sample in samples] == [2]
-    assert [note.split(":")[0] for note in notes] == [
-        "pp8 @ d500, chunk 1 left out",
-        "tg8 @ d500 left out",
-    ]
+    assert [note.split(":")[0] for note in notes] == ["depths from 500 on left out"]
 
 
 def test_a_limit_raises_when_the_time_is_up():
@@ -168,6 +166,22 @@ def test_sweep_of_kv_bits(tmp_path):
     assert sizes[None] > sizes[8] > sizes[4]
 
 
+def test_sweep_of_speculation(folder):
+    """Decoding with prompt lookup has a row of its own, and says how many drafts stood."""
+    text = run("-m", folder, "-p", 0, "-n", 24, "-d", 64, "-r", 2, "--speculate", "off,lookup")
+    assert "| tg24 @ d64 " in text
+    assert "| tg24 @ d64, lookup " in text
+    assert re.search(r"^tg24 @ d64, lookup: \d+ of \d+ drafts accepted$", text, re.MULTILINE)
+
+
+def test_speculation_where_it_cannot_be():
+    """A cache that cannot take tokens back has no such test; the reason is said."""
+    engine = OurEngine(make_loaded(build("zoo:mamba2")))
+    notes, samples = measured(engine, [Case("tg", 4, speculate="lookup")])
+    assert samples == []
+    assert notes[0].startswith("tg4, lookup left out: ")
+
+
 def test_against_mlx_lm(folder):
     """The peer runs on the same weights in turns with ours, and ratios are printed."""
     text = run("-m", folder, "-p", 24, "-n", 4, "-d", 0, "-r", 2, "--against", "mlx-lm")
@@ -184,7 +198,7 @@ def test_against_mlx_lm(folder):
         (["-d", "1,-2"], "'1,-2' is not allowed"),
         (["--chunk", "0"], "'0' is not allowed; give whole numbers from 1 on"),
         (["-p", "0", "-n", "0", "-d", "0"], "-p 0, -n 0 and -d 0 leave nothing to measure"),
-        (["--kv-bits", "5"], "'5' is not allowed; give none, 8 and 4"),
+        (["--kv-bits", "5"], "'5' is not allowed; give some of none, 8, 4"),
         (["file.json"], "FILE 'file.json' goes with --baseline only"),
     ],
 )

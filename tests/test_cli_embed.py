@@ -236,6 +236,15 @@ def test_unknown_pooling_asks_for_one(tmp_path):
     assert run_json("-m", folder, "--pooling", "mean", "cat")["pooling"] == "mean"
 
 
+def test_e5_prefixes_are_hinted_at(tmp_path):
+    """An e5 model whose files name no prefixes says what it wants, unless one is given."""
+    folder = write_encoder(tmp_path / "my-e5-small")
+    assert "'passage: ' before texts" in run("-m", folder, "cat").stderr
+    assert run("-m", folder, "--prefix", "passage: ", "cat").stderr == ""
+    other = write_encoder(tmp_path / "e5-told", about=PROMPTS)
+    assert run("-m", other, "cat").stderr == ""
+
+
 def test_an_encoder_cannot_chat(encoder):
     """Asked to write text, an encoder is refused with the command that it is made for."""
     done = CliRunner().invoke(cli, ["generate", "-m", encoder, "hello"])

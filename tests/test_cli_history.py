@@ -20,11 +20,11 @@ from mlxchat.chat.recorder import Recorder
 from mlxchat.chat.session import ChatOptions, Session
 from mlxchat.cli import forget
 from mlxchat.cli.completion import ChatCompleter
-from mlxchat.cli.history import complete_conversation, history
+from mlxchat.cli.history import history
 from mlxchat.cli.main import cli
 from mlxchat.cli.recall import open_history
 from mlxchat.cli.render_history import format_restored
-from mlxchat.cli.resume import fitting
+from mlxchat.cli.resume import complete_conversation, fitting
 from mlxchat.settings import settings_path
 
 REPOSITORY = Path(__file__).parents[1]

@@ -81,7 +81,7 @@ def test_options(name):
     """Every option of `chat` and `generate` is in the tables with its help."""
     rows = options_of(name)
     shared = table("### Options of `chat` and `generate`")
-    own = table("### Options of `chat` alone") if name == "chat" else {}
+    own = table(f"### Options of `{name}` alone")
     assert shared | own == rows
 
 

@@ -77,6 +77,22 @@ def test_the_newest_turns_stay(open_session: Open, kind: str) -> None:
     assert len(session.tree()) == len(session.conversation.nodes)
 
 
+def test_a_cache_that_proved_wrong_is_not_summarised_from(open_session: Open) -> None:
+    """Where reuse is off, the summary reads everything again too."""
+    read = []
+    for reuses in (True, False):
+        session = open_session()
+        session.say("one")
+        session.say("two")
+        held = len(session.prefix.token_ids)
+        session.runner._reuses = reuses
+        session.model_.calls.clear()
+        session.model_.is_live = lambda cache: True
+        session.compact(0).result(20)
+        read.append(sum(session.model_.calls))
+    assert read[1] >= read[0] + held - 1
+
+
 def test_an_exact_summary(open_session: Open) -> None:
     """The summary keeps the ids that were generated; kept turns keep theirs."""
     session = open_session()

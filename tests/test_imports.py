@@ -194,6 +194,28 @@ with create_pipe_input() as pipe, create_app_session(pipe, DummyOutput()):
     assert loaded_by(AT_OPEN + code) <= {"prompt_toolkit", "asyncio"}
 
 
+def test_the_prompt_needs_no_floor_below():
+    """Until the prompt is drawn nothing of chat, engine, model, bench and lens is imported.
+
+    Nor are other commands than `chat`: each takes a part of the time to the prompt.
+    """
+    code = """
+BELOW = tuple(f'mlxchat.{name}.' for name in ('chat', 'engine', 'model', 'bench', 'lens'))
+NAMES = 'generate embed history inspect cache bench timings config doctor'.split()
+OTHERS = {f'mlxchat.cli.{name}' for name in NAMES}
+heavy = lambda: [m for m in sys.modules if m.startswith(BELOW) or m in OTHERS]
+from mlxchat.cli.repl import Repl
+Repl._begin = reached
+from prompt_toolkit.application import create_app_session
+from prompt_toolkit.input import create_pipe_input
+from prompt_toolkit.output import DummyOutput
+sys.stdin.isatty = sys.stdout.isatty = lambda: True
+with create_pipe_input() as pipe, create_app_session(pipe, DummyOutput()):
+    cli(['chat'])
+"""
+    assert loaded_by(AT_OPEN + code) == set()
+
+
 def test_a_whole_answer_needs_no_big_library():
     """An answer of the built-in model is given without mlx-lm, transformers, Hub client or Rich."""
     code = """

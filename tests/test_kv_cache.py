@@ -92,7 +92,7 @@ class RowCacheMachine(RuleBasedStateMachine):
             return
         self.cache.rewind(pos)
         self.held = self.held[:pos]
-        if self.pinned is not None and pos < self.pinned:
+        if pos == 0 or (self.pinned is not None and pos < self.pinned):
             self.pinned = None
 
     @rule()

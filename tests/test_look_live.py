@@ -2,6 +2,7 @@
 
 import json
 import math
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from mlxchat.chat.live_text import LiveText  # noqa: E402
 from mlxchat.cli.main import cli  # noqa: E402
 from mlxchat.cli.screen import Screen  # noqa: E402
 from mlxchat.cli.slash import Context, interpret  # noqa: E402
+from mlxchat.engine.worker import JobCancelledError  # noqa: E402
 from mlxchat.errors import MlxchatError, UnsupportedModelError, UsageError  # noqa: E402
 from mlxchat.lens.attention import read_attention  # noqa: E402
 from mlxchat.lens.edits import Add  # noqa: E402
@@ -250,7 +252,6 @@ def test_a_steered_answer_is_read_as_it_was_made(folder: Path) -> None:
     session._worker.run(steer)
     assert look(session, "/confidence") != plain
     text = live(session)
-    assert text.taps is not None
 
     def work(_: Any) -> None:
         logits = trace(text.model, text.token_ids, edits=text.taps).logits
@@ -262,3 +263,28 @@ def test_a_steered_answer_is_read_as_it_was_made(folder: Path) -> None:
 
     session._worker.run(work)
     session.close()
+
+
+def test_a_look_can_be_stopped(folder: Path) -> None:
+    """A cancelled look ends at the next block, and the next turn is as it would have been."""
+    session, other = TinySession(folder), TinySession(folder)
+    for one in (session, other):
+        one.say("hello")
+    passes: list[int] = []
+    ready = threading.Event()
+
+    def work(text: LiveText) -> None:
+        ready.wait(20)
+        for _ in range(1000):
+            passes.append(1)
+            job.cancel()
+            trace(text.model, text.token_ids, edits=text.taps)
+
+    job = session.look(work)
+    ready.set()
+    with pytest.raises(JobCancelledError):
+        job.result(30)
+    assert len(passes) <= 1
+    assert session.say("and now?").tokens == other.say("and now?").tokens
+    session.close()
+    other.close()

@@ -50,6 +50,37 @@ def test_screen_of_a_conversation(terminal):
     assert terminal.text == screen + "\n" * (23 - screen.count("\n")) + toolbar
 
 
+@pytest.mark.parametrize("columns", [80, 120])
+@pytest.mark.parametrize("environment", [{"TERM": "xterm-256color"}, {"NO_COLOR": "1"}])
+def test_screen_at_two_widths(columns, environment):
+    """Golden screens of 80 and 120 columns, dark and without colour: the same words."""
+    with Terminal(FAKES, columns=columns, **environment) as terminal:
+        terminal.wait_for("builtin · 0 of 512")
+        terminal.send("/theme dark\rhello\r")
+        terminal.wait_for("10 of 512")
+        figures = FIGURES if columns == 80 else FIGURES.replace(")\n", ") · ")
+        answer = f"> hello\nyou said: hello\n{figures}>"
+        assert terminal.text.startswith(f"{BANNER}> /theme dark\n")
+        assert answer in terminal.text
+        is_dim = b"\x1b[2m312 tokens" in terminal.raw
+        assert is_dim == ("NO_COLOR" not in environment)
+        assert terminal.lines[-1].startswith("builtin · 10 of 512 tokens (2 %) ░░░░░░░░ · 54.1")
+
+
+def test_noise_never_corrupts_the_screen(terminal):
+    """After answers of escapes, half characters and half Markdown the prompt is in its place."""
+    for number in range(8):
+        terminal.send(f"fuzz {number}\r")
+        terminal.wait_for(f"builtin · {10 * (number + 1)} of 512")
+        terminal.send("typed after it")
+        terminal.wait_for("> typed after it")
+        assert [line for line in terminal.lines if line][-2:][0] == "> typed after it"
+        assert terminal.lines[-1].startswith("builtin · ")
+        terminal.send("\x15")
+    for forbidden in (b"\x1b[2J", b"\x1b[?1049h", b"\x1b]0;", b"\x1bc", b"\x9b2J", b"\x00"):
+        assert forbidden not in terminal.raw
+
+
 def test_screen_of_thinking_and_commands(terminal):
     """Golden screen: the line that reasoning folds to, a notice, a command's output."""
     terminal.send("think\rnotice\r/system Be brief.\r/undo x\r")
@@ -109,7 +140,7 @@ def test_load_progress_is_in_the_toolbar():
         terminal.wait_for("slow · loading ")
         terminal.send("typed while loading")
         terminal.wait_for("> typed while loading")
-        terminal.wait_for("slow · 0 of 512 tokens")
+        terminal.wait_for("slow · +3 tokens")
         assert "> typed while loading" in terminal.text
 
 

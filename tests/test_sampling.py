@@ -230,7 +230,7 @@ def test_the_same_seed_draws_the_same_tokens() -> None:
 def test_keys_never_repeat() -> None:
     """Each token has a key of its own, across the borders of splits."""
     sampler = Sampler(PLAIN, 4)
-    keys = [tuple(sampler._next_key().tolist()) for _ in range(300)]
+    keys = [tuple(sampler.next_key().tolist()) for _ in range(300)]
     assert len(set(keys)) == 300
 
 

@@ -5,7 +5,8 @@ from hypothesis import strategies as st
 from template_fixtures import examples, stand_in
 from tiny import bounded
 
-from mlxchat.chat.splice import Segment, SegmentEncoder, Span
+from mlxchat.chat.splice import Segment, SegmentEncoder, Span, count_common_ids
+from mlxchat.engine.token_ids import count_common
 
 TOKENIZER = stand_in(next(e for e in examples() if e.name == "exact"))
 # Pieces of one length: two conversations of them often have spans in common, and part anywhere.
@@ -31,8 +32,13 @@ def test_an_encoder_with_a_memory_encodes_as_a_new_one(
 ) -> None:
     """What the last call did is gone on with only where this one would do the same."""
     encoder = SegmentEncoder(TOKENIZER)
+    before: list[Segment] = []
     for text, spans in calls:
-        assert encoder.encode(text, spans) == SegmentEncoder(TOKENIZER).encode(text, spans)
+        segments = encoder.encode(text, spans)
+        assert segments == SegmentEncoder(TOKENIZER).encode(text, spans)
+        ids, earlier = ([i for s in part for i in s.token_ids] for part in (segments, before))
+        assert count_common_ids(segments, before) == count_common(ids, earlier)
+        before = segments
 
 
 def test_a_longer_text_changes_how_the_last_span_is_encoded() -> None:

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from stored import ROOMY
+from test_speculation import Always
 from tiny import make_tiny_folder
 
 from mlxchat import paths
@@ -271,6 +272,17 @@ def test_a_steered_conversation_is_exact(start):
     answers = [(say(steered, text), say(plain, text)) for text in TEXTS]
     assert all(a.cache.source == "live" for a, _ in answers[1:])
     assert any(a.tokens != b.tokens for a, b in answers)
+
+
+def test_passes_that_judge_drafts_are_steered(start):
+    """Speculation under steering gives the text that steering alone gives, and stays exact."""
+    options = {"max_tokens": 40, "sampling": SamplingSettings(temperature=0.0)}
+    steered, foreseen = start(ODD, **options), start(ODD, speculate="lookup", **options)
+    foreseen.load().result()
+    foreseen._runner._speculator.controller = Always()
+    answers = [(say(steered, text), say(foreseen, text)) for text in TEXTS]
+    assert all(a.tokens == b.tokens for a, b in answers)
+    assert any(b.speculation.drafted for _, b in answers)
 
 
 def test_steering_takes_effect_on_the_next_turn(start):

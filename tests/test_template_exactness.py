@@ -17,9 +17,10 @@ from test_tokenizer import byte_level_with_sections, sentencepiece
 from tokenizers import AddedToken, normalizers
 
 import mlxchat
-from mlxchat.chat.prompt import PromptRenderer, RenderedPrompt, common_length
+from mlxchat.chat.prompt import PromptRenderer, RenderedPrompt
 from mlxchat.chat.reasoning import Split
 from mlxchat.chat.template import ChatTemplate, Message
+from mlxchat.engine.token_ids import count_common
 from mlxchat.errors import TemplateError
 from mlxchat.model.tokenizer import Tokenizer
 
@@ -43,12 +44,12 @@ class TrimmableCache:
     ids: list[int] = field(default_factory=list)
 
     def prefill(self, prompt: tuple[int, ...]) -> int:
-        kept = min(common_length(prompt, self.ids), len(prompt) - 1)
+        kept = min(count_common(prompt, self.ids), len(prompt) - 1)
         self.ids = [*self.ids[:kept], *prompt[kept:]]
         return len(prompt) - kept
 
     def settle(self, target: tuple[int, ...]) -> int:
-        kept = common_length(target, self.ids)
+        kept = count_common(target, self.ids)
         self.ids = [*self.ids[:kept], *target[kept:]]
         return len(target) - kept
 
@@ -61,7 +62,7 @@ class CheckpointCache:
     marks: list[int] = field(default_factory=list)
 
     def prefill(self, prompt: tuple[int, ...], probe: int) -> int:
-        common = min(common_length(prompt, self.ids), len(prompt) - 1)
+        common = min(count_common(prompt, self.ids), len(prompt) - 1)
         if common < len(self.ids):
             common = max((mark for mark in self.marks if mark <= common), default=0)
         self.marks = [mark for mark in self.marks if mark <= common]
@@ -182,7 +183,7 @@ def play(example: Example, mode: str, seed: int, *, tokenizer=None, odd=True, nu
         assert list(prompt.message_ends) == sorted(prompt.message_ends)
         assert prompt.message_ends[-1] == len(prompt.token_ids)
 
-        common = common_length(prompt.token_ids, cache.ids)
+        common = count_common(prompt.token_ids, cache.ids)
         lost.append(len(cache.ids) - common)
         num_read = cache.prefill(prompt.token_ids)
         assert cache.ids == list(prompt.token_ids)
@@ -368,7 +369,7 @@ def test_an_answer_cut_by_a_stop_string_keeps_the_ids_before_the_cut():
     answer = renderer.stored_answer(messages, prompt, split)
     later = renderer.render_ids([*messages, answer, Message("user", "And?")])
     assert_decodes_as_its_text(renderer, later)
-    assert common_length(later.token_ids, (*prompt.token_ids, *ids)) == len(prompt.token_ids) + 5
+    assert count_common(later.token_ids, (*prompt.token_ids, *ids)) == len(prompt.token_ids) + 5
 
 
 def test_the_builtin_model_loses_nothing():
@@ -428,14 +429,14 @@ def test_message_ends_bound_what_later_messages_can_change():
         messages.append(Message("user", f"{word}?"))
         messages.append(Message("assistant", word, content_ids=tuple(encode(word))))
     prompt = renderer.render_ids(messages, add_generation_prompt=False)
-    assert prompt.message_ends[0] == common_length(
+    assert prompt.message_ends[0] == count_common(
         prompt.token_ids, renderer.render_ids([messages[0], Message("user", "Else")]).token_ids
     )
     for index in range(1, len(messages) - 1):
         role = "user" if messages[index].role == "assistant" else "assistant"
         other = [*messages[: index + 1], Message(role, "Quite another")]
         changed = renderer.render_ids(other)
-        assert common_length(prompt.token_ids, changed.token_ids) >= prompt.message_ends[index]
+        assert count_common(prompt.token_ids, changed.token_ids) >= prompt.message_ends[index]
     assert len(set(prompt.message_ends)) == len(messages)
 
 

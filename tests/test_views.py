@@ -55,7 +55,7 @@ def test_the_parts_add_up(open_session: Open, template: str) -> None:
     session = open_session(template, system="be brief and kind", verify=False)
     for text in ("hello there", "go on with it", "and more"):
         session.say(text)
-    view = session.view_context()
+    view = session.view_context().result(30)
     messages = session.conversation.messages()
     whole = session.runner.renderer.render_ids(messages, add_generation_prompt=False)
     assert sum(part.num_tokens for part in view.parts) == len(whole.token_ids)
@@ -68,8 +68,8 @@ def test_the_parts_add_up(open_session: Open, template: str) -> None:
 
 def test_an_empty_conversation(open_session: Open) -> None:
     """Only the system prompt is there, or nothing at all."""
-    assert open_session().view_context().parts == ()
-    (part,) = open_session(system="be brief").view_context().parts
+    assert open_session().view_context().result(30).parts == ()
+    (part,) = open_session(system="be brief").view_context().result(30).parts
     assert part.turn is None
     assert part.num_tokens > 8
 
@@ -79,7 +79,7 @@ def test_turns_that_were_dropped(open_session: Open) -> None:
     session = open_session(overflow="drop-oldest", max_context=200)
     for number in range(6):
         session.say(f"question {number} with some words")
-    view = session.view_context()
+    view = session.view_context().result(30)
     assert view.num_left_out > 0
     assert view.parts[0].turn == view.num_left_out + 1
     assert "left out of the prompt" in format_context(view)
@@ -130,12 +130,12 @@ def test_tokens_of_the_last_message(open_session: Open) -> None:
     """The ids with the marks around them, in order; of a text its own."""
     session = open_session()
     result = session.say("hello")
-    pieces = session.list_tokens(None)
+    pieces = session.list_tokens(None).result(30)
     ids = [piece.token_id for piece in pieces]
     assert (ids[0], ids[-2]) == (2, 1)  # <|im_start|> ... <|im_end|> and a line feed
     assert tuple(ids[-2 - len(result.tokens) : -2]) == result.tokens
     assert [piece.text for piece in pieces if piece.is_special] == ["<|im_start|>", "<|im_end|>"]
-    of_text = session.list_tokens("hello there")
+    of_text = session.list_tokens("hello there").result(30)
     assert "".join(piece.text for piece in of_text) == "hello there"
 
 

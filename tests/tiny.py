@@ -173,6 +173,8 @@ class RecurrentModel:
     and a chunk has a closed form, so chunked feeding is exact up to rounding.
     """
 
+    can_pad = False
+
     D = 16
 
     def __init__(self, seed: int = 0, max_context: int = 1024) -> None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from mlxchat.bench.workload import FILL_BUDGETS, Case, Request, Sample, fit_tests
 
 if TYPE_CHECKING:
+    from mlxchat.engine.speculation import Speculator
     from mlxchat.model.loader import LoadedModel
 
 Emit = Callable[[str, Any], None]
@@ -80,6 +81,9 @@ class Measurable(Protocol):
     def memory(self) -> tuple[int, int]:
         """Returns the peak since the last `prepare` and what the cache holds, in bytes."""
 
+    def drafts(self) -> tuple[int, int]:
+        """Returns how many tokens the last run foresaw, and how many of them stood."""
+
     def reference_s(self) -> float:
         """Times a fixed piece of work."""
 
@@ -142,7 +146,7 @@ def measure(system: Measurable, request: Request, emit: Emit) -> None:
     for number, test in enumerate(tests):
         try:
             if too_deep is not None and test.depth >= too_deep:
-                raise OverBudgetError
+                continue  # said once
             _measure_test(system, test, number, request, emit)
         except NotMeasuredError as problem:
             if str(problem):
@@ -151,7 +155,7 @@ def measure(system: Measurable, request: Request, emit: Emit) -> None:
             too_deep = test.depth
             emit(
                 "note",
-                f"{test.name} left out: reading {test.depth} tokens takes more than"
+                f"depths from {test.depth} on left out: reading so many tokens takes more than"
                 f" {FILL_BUDGETS * request.budget_s:g} s; --budget 0 takes the time",
             )
 
@@ -173,6 +177,7 @@ def _measure_test(
         clock = system.run(test, Limit(budget_s), test.num_tokens)
         after_s = system.reference_s()
         peak, kv = system.memory()
+        drafted, accepted = system.drafts()
         if not clock.num_done:
             raise NotMeasuredError(f"one step takes more than {budget_s:.0f} s")
         sample = Sample(
@@ -184,6 +189,8 @@ def _measure_test(
             peak,
             kv,
             (before_s + after_s) / 2,
+            num_drafted=drafted,
+            num_accepted=accepted,
         )
         emit("sample", sample)
         num_samples += 1
@@ -218,6 +225,7 @@ class OurEngine:
         self._largest_chunk = self.engine.chunker.largest
         self._sampler = Sampler(Sampling(temperature=0.0), self.model.info.vocab_size)
         self._ids: list[int] = []
+        self._speculator: Speculator | None = None
         self._store: tempfile.TemporaryDirectory[str] | None = None
 
     @classmethod
@@ -260,6 +268,7 @@ class OurEngine:
 
         if test.kv_bits != self.engine.kv_bits:
             self.engine = Engine(self.model, self.engine.chunker, test.kv_bits)
+        self.engine.speculator = self._make_speculator() if test.speculate else None
         chunker = self.engine.chunker
         if test.chunk is not None:
             chunker.size = chunker.largest = test.chunk
@@ -271,6 +280,23 @@ class OurEngine:
         if test.source == "disk":
             self._store_history(test.depth, limit)
         reset_peak_memory()
+
+    def _make_speculator(self) -> "Speculator":
+        from mlxchat.engine.lookup import PromptLookup
+        from mlxchat.engine.speculation import Speculator, explain_unfit
+
+        if problem := explain_unfit(self.model, self.engine.prefix.cache):
+            raise NotMeasuredError(problem)
+        if self._speculator is None:  # what its controller learns serves all repetitions
+            self._speculator = Speculator(PromptLookup())
+        return self._speculator
+
+    def drafts(self) -> tuple[int, int]:
+        """Returns how many tokens the last run foresaw, and how many of them stood."""
+        if self.engine.speculator is None:
+            return 0, 0
+        stats = self.engine.speculator.stats
+        return stats.drafted, stats.accepted
 
     def _first_ids(self, num_ids: int) -> list[int]:
         """Returns the first ids of the one text that all tests read."""

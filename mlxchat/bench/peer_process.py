@@ -67,7 +67,7 @@ class Peer:
 
     def prepare(self, test: Case, limit: Limit) -> None:
         """Brings the cache to the test's depth."""
-        if test.source in ("live", "disk") or test.kv_bits:
+        if test.source in ("live", "disk") or test.kv_bits or test.speculate:
             raise NotMeasuredError("")  # nothing to say: these are measured of ours alone
         depth = 0 if test.source == "cold" else test.depth
         self._go_to(max(depth - 1, 0) if test.kind == "tg" else depth, test, limit)
@@ -176,6 +176,10 @@ class Peer:
         """Returns the peak since the last `prepare` and what the cache holds, in bytes."""
         held = sum(getattr(layer, "nbytes", 0) for layer in self._cache)
         return self._mx.get_peak_memory(), held
+
+    def drafts(self) -> tuple[int, int]:
+        """It does not speculate here."""
+        return 0, 0
 
     def reference_s(self) -> float:
         """Is timed beside our own engine only."""

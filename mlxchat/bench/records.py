@@ -58,6 +58,7 @@ def _record(report: Report, system: System, row: Row) -> dict[str, Any]:
         "model_n_params": facts.get("model_n_params"),
         "n_batch": test.chunk,
         "kv_bits": test.kv_bits,
+        "speculate": test.speculate or None,
         "n_prompt": 0 if test.kind == "tg" else test.num_tokens,
         "n_gen": test.num_tokens if test.kind == "tg" else int(test.kind == "ttft"),
         "n_depth": test.depth,
@@ -80,6 +81,8 @@ def _record(report: Report, system: System, row: Row) -> dict[str, Any]:
         "matmul_use": row.matmul_use,
         "bandwidth_bytes_per_s": facts.get("bandwidth"),
         "matmul_flops_per_s": facts.get("matmul_flops"),
+        "n_drafted": sum(sample.num_drafted for sample in row.samples),
+        "n_accepted": sum(sample.num_accepted for sample in row.samples),
         "samples_ns": [round(sample.seconds * 1e9) for sample in row.samples],
         "samples_ts": [round(sample.tok_per_s, 6) for sample in row.samples],
         "tokens_done": [sample.num_done for sample in row.samples],
@@ -112,6 +115,7 @@ _TEXTS = frozenset(
         "model_type",
         "test",
         "cache",
+        "speculate",
         "test_time",
     ]
 )

@@ -183,6 +183,11 @@ def _conditions(report: Report) -> str:
         lines.append(
             "settings: " + ", ".join(f"{name} {value}" for name, value in report.settings.items())
         )
+    for row in next(iter(report.rows.values()), []):
+        if row.test.speculate:
+            drafted = sum(sample.num_drafted for sample in row.samples)
+            accepted = sum(sample.num_accepted for sample in row.samples)
+            lines.append(f"{row.test.name}: {accepted} of {drafted} drafts accepted")
     lines += report.notes
     return "\n".join(lines) + "\n"
 

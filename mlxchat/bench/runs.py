@@ -17,7 +17,7 @@ from typing import Any
 from mlxchat.bench.workload import Case, Measured, Request, System, make_sample
 from mlxchat.errors import MlxchatError, UsageError
 
-# Called with the system, its tests, and where it is: test and repetition.
+# Called with the system, its tests, and where it is: test and repetition; test -1 is the load.
 OnProgress = Callable[[System, Sequence[Case], int, int], None]
 
 
@@ -63,6 +63,7 @@ class Run:
     def _measure_round(self, system: System, repetitions: int) -> None:
         request = replace(self.request, tests=self.tests, repetitions=repetitions)
         measured = self.measured[system]
+        self._on_progress(system, self.tests, -1, 0)
         with contextlib.closing(_events(system, request)) as events:
             for kind, data in events:
                 if kind == "facts":

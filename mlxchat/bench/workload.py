@@ -31,6 +31,7 @@ class Case:
         source: Where the history of "ttft" comes from.
         chunk: Fixed length of prefill chunks; None is what the program itself chooses.
         kv_bits: Keys and values are held in so many bits; None holds them as they are.
+        speculate: How "tg" speculates: "lookup", or "" for not at all.
     """
 
     kind: Kind
@@ -39,6 +40,7 @@ class Case:
     source: Source = ""
     chunk: int | None = None
     kv_bits: int | None = None
+    speculate: Literal["", "lookup"] = ""
 
     @property
     def name(self) -> str:
@@ -47,7 +49,8 @@ class Case:
         depth = f" @ d{self.depth}" if self.depth else ""
         chunk = f", chunk {self.chunk}" if self.chunk else ""
         kv = f", kv {self.kv_bits} bit" if self.kv_bits else ""
-        return f"{head}{depth}{chunk}{kv}"
+        speculate = f", {self.speculate}" if self.speculate else ""
+        return f"{head}{depth}{chunk}{kv}{speculate}"
 
     @property
     def end(self) -> int:
@@ -69,6 +72,8 @@ class Sample:
         kv_bytes: Held by the cache at the end.
         reference_s: A fixed piece of work, measured right before and after; 0 is not measured.
         round: The process, counted from 0.
+        num_drafted: Tokens that speculation foresaw.
+        num_accepted: Those that stood.
     """
 
     test: int
@@ -80,6 +85,8 @@ class Sample:
     kv_bytes: int = 0
     reference_s: float = 0.0
     round: int = 0
+    num_drafted: int = 0
+    num_accepted: int = 0
 
     @property
     def tok_per_s(self) -> float:
@@ -143,6 +150,7 @@ def make_tests(
     depths: Sequence[int],
     chunks: Sequence[int | None] = (None,),
     kv_bits: Sequence[int | None] = (None,),
+    speculate: Sequence[Literal["", "lookup"]] = ("",),
     *,
     has_ttft: bool = True,
 ) -> tuple[Case, ...]:
@@ -154,6 +162,7 @@ def make_tests(
         depths: Tokens in the cache before.
         chunks: Lengths of prefill chunks.
         kv_bits: Of keys and values.
+        speculate: Ways of decoding.
         has_ttft: Measure the first token after the deepest history too.
     """
     tests: list[Case] = []
@@ -164,7 +173,11 @@ def make_tests(
             for chunk, num in itertools.product(chunks, prompts):
                 if num:
                     tests.append(Case("pp", num, depth, chunk=chunk, kv_bits=bits))
-            tests += [Case("tg", num, depth, kv_bits=bits) for num in answers if num]
+            tests += [
+                Case("tg", num, depth, kv_bits=bits, speculate=way)
+                for way, num in itertools.product(speculate, answers)
+                if num
+            ]
         tests += [Case("ttft", MESSAGE_TOKENS, history, way, kv_bits=bits) for way in sources]
     return tuple(dict.fromkeys(tests))
 

@@ -113,6 +113,10 @@ class AnswerDecoder:
                 reason = self._decode(logits, sampler, left, limit)
         except JobCancelledError:
             reason = "user_cancelled"
+        return self.finish(reason)
+
+    def finish(self, reason: StopReason) -> Answer:
+        """Ends the answer, which nothing follows."""
         was_thinking = self._splitter.is_thinking
         deltas, split = self._splitter.finish()
         self._give(deltas)
@@ -123,23 +127,26 @@ class AnswerDecoder:
         self, logits: Logits, sampler: Sampler, max_tokens: int, limit: StopReason
     ) -> StopReason | None:
         """Takes tokens to the end; returns None where the thinking must be closed first."""
-        eos_ids = self._tokenizer.eos_ids
         decoding = self._engine.decode(
             logits, sampler, max_tokens=max_tokens, check=self._context.check
         )
         # Closed at once: what speculation fed beyond the end must leave the cache.
         with contextlib.closing(decoding) as tokens:
             for token in tokens:
-                self._watch.token()
-                if token in eos_ids:
-                    return "eos_token"
-                self._tokens.append(token)
-                self._take(token)
-                if self._stops.is_hit:
-                    return "stop_string"
+                if reason := self.step(token):
+                    return reason
                 if self._must_close():
                     return None
         return limit
+
+    def step(self, token: int) -> StopReason | None:
+        """Takes the next token; says why the answer ends with it, where it does."""
+        self._watch.token()
+        if token in self._tokenizer.eos_ids:
+            return "eos_token"
+        self._tokens.append(token)
+        self._take(token)
+        return "stop_string" if self._stops.is_hit else None
 
     def _take(self, token_id: int) -> None:
         was_thinking = self._splitter.is_thinking

@@ -133,6 +133,8 @@ class Compactor:
         """Has the model answer the request at the end of some messages."""
         runner, context, engine = self._runner, self._context, self._runner.engine
         prompt = self._renderer.render_ids(messages)
+        if not runner.reuses:
+            engine.prefix.reset()
         plan = engine.prefix.plan(prompt.token_ids)
         engine.prefix.apply(plan, keep_branch=True)
         logits = engine.prefill(

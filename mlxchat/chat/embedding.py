@@ -6,6 +6,7 @@ through untouched, since they are the engine's.
 """
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from mlxchat.model.embedding_files import Pooling
     from mlxchat.model.tokenizer import Tokenizer
 
+_E5 = re.compile(r"(^|[/_-])e5[_-]", re.IGNORECASE)
 # Longer passages hold several thoughts, of which one vector is a blur.
 PASSAGE_TOKENS = 200
 
@@ -145,6 +147,7 @@ def embed(
         check_cancel=context.check,
     )
     embedder = load_embedder(folder.path, on_load)
+    hints = _hint_at_prefixes(folder.name, embedder, options)
     options = _follow_model(embedder, options)
     pieces = list(_cut(passages, options, embedder))
     if not pieces:
@@ -194,7 +197,7 @@ def embed(
         loss=loss,
         hits=hits,
         query=options.query,
-        notices=tuple(_notices(embedder, [is_cut for _, is_cut in ids], dims, width, loss)),
+        notices=(*hints, *_notices(embedder, [is_cut for _, is_cut in ids], dims, width, loss)),
     )
 
 
@@ -218,6 +221,17 @@ def _follow_model(embedder: "Embedder", options: EmbedOptions) -> EmbedOptions:
         prefix=files.prefix if options.prefix is None else options.prefix,
         query_prefix=files.query_prefix if options.query_prefix is None else options.query_prefix,
     )
+
+
+def _hint_at_prefixes(name: str, embedder: "Embedder", options: EmbedOptions) -> list[str]:
+    """Returns a hint for models that want prefixes which stand only in their descriptions."""
+    knows = embedder.files.prefix or embedder.files.query_prefix
+    if not _E5.search(name) or knows or (options.prefix, options.query_prefix) != (None, None):
+        return []
+    return [
+        "e5 models were trained with 'query: ' before questions and 'passage: ' before texts, which"
+        " this one's files do not say; give --query-prefix and --prefix"
+    ]
 
 
 def _cut(

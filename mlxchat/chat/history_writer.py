@@ -11,13 +11,13 @@ import os
 import sys
 import time
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from mlxchat import __version__
 from mlxchat.chat.conversation import Conversation, Origin
 from mlxchat.chat.history_file import clean, pack_ids
-from mlxchat.chat.results import SessionInfo, TextDelta, TurnResult
+from mlxchat.chat.results import Alternatives, SessionInfo, TextDelta, TurnResult
 from mlxchat.chat.template import Message
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ class LiveTurn:
         result: What came of it, if it ended well.
         error: Why it failed.
         is_over: It has ended, well or not.
+        siblings: The turns of other answers that were given with it.
     """
 
     question: str | None
@@ -58,11 +59,38 @@ class LiveTurn:
     result: TurnResult | None = None
     error: str | None = None
     is_over: bool = False
+    siblings: tuple["LiveTurn", ...] = ()
     started_at: float = field(default_factory=time.time)
     row: int | None = None
     question_row: int | None = None
     answer_row: int | None = None
     num_written: int = 0
+
+    def split(self, found: Alternatives, conversation: Conversation) -> None:
+        """Becomes the turn of the first of several answers; the others have turns of their own."""
+        places = [None if n is None else conversation.nodes[n].parent for n in found.nodes]
+        first, *others = found.nodes
+        if first is not None:
+            question = places[0]
+            self.nodes = (first,) if self.question is None else (question or 0, first)
+        self.siblings = tuple(
+            replace(
+                self,
+                question=None,
+                head=place,
+                num_before=node - 1,
+                nodes=(node,),
+                result=result,
+                is_over=True,
+                siblings=(),
+                row=None,
+                question_row=None,
+                answer_row=None,
+                num_written=0,
+            )
+            for node, place, result in zip(others, places[1:], found.results[1:], strict=True)
+            if node is not None
+        )
 
     def forget(self) -> None:
         """Nothing of it is stored (any more)."""

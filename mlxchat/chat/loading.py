@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Callable
 
+from mlxchat.chat.drafting import load_draft_model
 from mlxchat.chat.options import ChatOptions
 from mlxchat.chat.results import LoadProgress, SessionInfo
 from mlxchat.chat.template import Message
@@ -62,6 +63,8 @@ def load_folder(
         folder.path, lambda phase, done, total: report(LoadProgress(phase, done, total))
     )
     runner = TurnRunner("builtin" if folder.is_builtin else folder.name, loaded, options)
+    if options.draft_model is not None:
+        runner.set_drafter(load_draft_model(options.draft_model, loaded, report))
     with contextlib.suppress(TemplateError):  # loads Jinja now; a real refusal shows in a turn
         runner.renderer.render_ids([Message("user", "Hello")])
     info = loaded.model.info

@@ -20,8 +20,9 @@ from mlxchat.chat.reasoning import (
     is_closed_by,
     opened_by,
 )
-from mlxchat.chat.splice import SegmentEncoder, Span
+from mlxchat.chat.splice import SegmentEncoder, Span, count_common_ids
 from mlxchat.chat.template import ChatTemplate, Message
+from mlxchat.engine.token_ids import count_common
 from mlxchat.errors import TemplateError
 from mlxchat.model.tokenizer import Tokenizer
 
@@ -44,21 +45,6 @@ class RenderedPrompt:
     token_ids: tuple[int, ...]
     message_ends: tuple[int, ...]
     text: str
-
-
-def common_length(ids: Sequence[int], other: Sequence[int]) -> int:
-    """How many ids two sequences share at their start."""
-    ids, other = tuple(ids), tuple(other)  # a list slice never equals a tuple slice
-    low, high = 0, min(len(ids), len(other))
-    if ids[:high] == other[:high]:
-        return high
-    while low < high:
-        middle = (low + high + 1) // 2
-        if ids[low:middle] == other[low:middle]:
-            low = middle
-        else:
-            high = middle - 1
-    return low
 
 
 class PromptRenderer:
@@ -144,7 +130,7 @@ class PromptRenderer:
         if system.content not in self._system_ids:
             self._system_ids[system.content] = ()  # settle_target comes back here
             self._system_ids[system.content] = self.settle_target([system])
-        return common_length(token_ids, self._system_ids[system.content])
+        return count_common(token_ids, self._system_ids[system.content])
 
     def probe_point(self, messages: Sequence[Message], prompt: RenderedPrompt) -> int:
         """How many ids of a prompt will still be there in the next turn, whatever is answered.
@@ -158,6 +144,9 @@ class PromptRenderer:
         """
         point = len(prompt.token_ids) - 1
         earlier = self._finder.fields(messages)
+        here = self._encoder.encode(
+            prompt.text, self._finder.find(messages, earlier, prompt.text, True)
+        )
         for answer in self._dummy_answers(prompt.text):
             later = [*messages, answer, Message("user", NEXT_QUESTIONS[0])]
             try:
@@ -165,16 +154,15 @@ class PromptRenderer:
             except TemplateError:
                 continue
             spans = list(self._finder.find(later, earlier, text, True))
-            fields = list(earlier)
+            num_fields = len(earlier)
             # The texts of dummies are our own: no second render is needed to find them.
             for part in filter(None, (answer.reasoning, answer.inline or answer.content)):
                 at = text.rfind(part)
                 if at >= (spans[-1].end if spans else 0):
                     ids = self._encoder.continuation(part)
-                    fields.append(Field(len(messages), "content", part, ids))
-                    spans.append(Span(at, at + len(part), len(fields) - 1, ids))
-            token_ids = self._assemble(later, text, fields, spans).token_ids
-            point = min(point, common_length(prompt.token_ids, token_ids))
+                    spans.append(Span(at, at + len(part), num_fields, ids))
+                    num_fields += 1
+            point = min(point, count_common_ids(here, self._encoder.encode(text, spans)))
         return max(point, 0)
 
     def _dummy_answers(self, prompt_text: str) -> list[Message]:
@@ -212,7 +200,7 @@ class PromptRenderer:
                 token_ids = self.render_ids([*messages, Message("user", question)]).token_ids
             except TemplateError:
                 return ()
-            common = token_ids if common is None else common[: common_length(common, token_ids)]
+            common = token_ids if common is None else common[: count_common(common, token_ids)]
         return self._without_blank(common or ())
 
     def draft_target(
@@ -237,7 +225,7 @@ class PromptRenderer:
         except TemplateError:
             return (), 0
         first, other = prompts
-        common = first.token_ids[: common_length(first.token_ids, other.token_ids)]
+        common = first.token_ids[: count_common(first.token_ids, other.token_ids)]
         is_system = bool(messages) and messages[0].role == "system"
         return self._without_blank(common), first.message_ends[0] if is_system else 0
 
@@ -316,7 +304,7 @@ class PromptRenderer:
                 later = self.render_ids([*messages, answer, Message("user", NEXT_QUESTIONS[0])])
             except TemplateError:
                 continue
-            length = common_length(held, later.token_ids)
+            length = count_common(held, later.token_ids)
             if length > best_length:
                 best, best_length = answer, length
             if length == len(held):

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from mlxchat.chat import history_file, history_writer
 from mlxchat.chat.conversation import Conversation
 from mlxchat.chat.history_writer import LiveTurn, Place
-from mlxchat.chat.results import Notice, TextDelta, TurnResult
+from mlxchat.chat.results import Alternatives, Notice, TextDelta, TurnResult
 from mlxchat.engine.worker import Job, JobCancelledError
 from mlxchat.errors import HistoryError, MlxchatError
 
@@ -174,14 +174,18 @@ class Recorder:
         if turn.is_over or not job.done:
             return
         try:
-            turn.result = job.result(0)
+            result: Any = job.result(0)
+            turn.result = result.results[0] if isinstance(result, Alternatives) else result
         except JobCancelledError:
             pass
         except BaseException as error:
             is_known = isinstance(error, MlxchatError)
             turn.error = str(error) if is_known else f"{type(error).__name__}: {error}"
         turn.is_over = True
+        self._live += [(sibling, job) for sibling in turn.siblings]
         self._write(durable=True)
+        if turn.siblings:
+            self.note_move()  # the head is the first answer, not the one that was written last
 
     def take_notices(self) -> list[Notice]:
         """Returns what the person should know, once."""

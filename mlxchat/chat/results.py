@@ -50,6 +50,15 @@ class TextDelta:
 
 
 @dataclass(frozen=True, slots=True)
+class BatchProgress:
+    """Answers that are decoded together: how many have ended, and how many tokens they have."""
+
+    done: int
+    total: int
+    num_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class Notice:
     """One line that the person should see."""
 
@@ -225,3 +234,18 @@ class ReplayedTurn:
     number: int
     num_prompt: int
     ways: dict[Way, FirstToken]
+
+
+@dataclass(frozen=True, slots=True)
+class Alternatives:
+    """Several answers to one question.
+
+    Attributes:
+        results: The answers.
+        nodes: Their messages in the tree; None where the template refused one.
+        old: The answer at the head before, where there was one.
+    """
+
+    results: tuple[TurnResult, ...]
+    nodes: tuple[int | None, ...]
+    old: int | None = None

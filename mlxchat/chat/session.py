@@ -10,7 +10,8 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
-from typing import TYPE_CHECKING, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from mlxchat.chat.continuation import find_cut_off
 from mlxchat.chat.conversation import Branch, Conversation, Node
@@ -18,22 +19,17 @@ from mlxchat.chat.history_writer import LiveTurn
 from mlxchat.chat.options import ChatOptions, Steer
 from mlxchat.chat.pause import AfterPause
 from mlxchat.chat.read_ahead import Draft, DraftCost
-from mlxchat.chat.results import LoadProgress, ReplayedTurn, SessionInfo, TurnResult
+from mlxchat.chat.results import Alternatives, LoadProgress, ReplayedTurn, SessionInfo, TurnResult
+from mlxchat.chat.session_views import SessionViews
 from mlxchat.engine.worker import Job, JobCancelledError, JobContext, Worker
 from mlxchat.errors import UsageError
 
 if TYPE_CHECKING:
     from mlxchat.chat.history import Record, Restored
-    from mlxchat.chat.live_text import LiveText
     from mlxchat.chat.recorder import Recorder
     from mlxchat.chat.results import Compaction
     from mlxchat.chat.turn import TurnRunner
-    from mlxchat.chat.views import ContextView, TokenPiece
     from mlxchat.chat.warming import Warmed
-    from mlxchat.engine.prefix_cache import CacheReport
-
-T = TypeVar("T")
-
 
 # The conversation is stored when nothing was said for so long: seldom enough for the disk.
 STORE_AFTER_S = 20.0
@@ -44,7 +40,7 @@ LEAVE_S = 5.0
 __all__ = ["ChatOptions", "Session"]
 
 
-class Session:
+class Session(SessionViews):
     """One conversation with one model.
 
     Args:
@@ -153,6 +149,34 @@ class Session:
         question = self.conversation.question()
         return self._turn(None, lambda: question.id, keep_branch=True, cause="/retry")
 
+    def retry_many(self, count: int) -> Job[Alternatives]:
+        """Answers the last question several times at once; the old answer stays in the tree.
+
+        The head is then the first of them; `choose` takes another.
+
+        Raises:
+            UsageError: Nothing was said yet.
+        """
+        question = self.conversation.question()
+        return self._turn(None, lambda: question.id, keep_branch=True, cause="/retry", count=count)
+
+    def send_many(self, text: str, count: int) -> Job[Alternatives]:
+        """Answers a message several times at once; the head is then the first answer."""
+        return self._turn(text, lambda: self.conversation.head, count=count)
+
+    def choose(self, offered: Alternatives, number: int) -> None:
+        """Goes on with one of several answers.
+
+        Args:
+            offered: By `retry_many`.
+            number: Counted from 1; 0 is the answer that was there before.
+        """
+        node = offered.nodes[number - 1] if number else offered.old
+        if node is not None and node != self.conversation.head:
+            self.goto(node)
+        if number:
+            self.last = offered.results[number - 1]
+
     def go_on(self) -> Job[TurnResult]:
         """Goes on with the last answer, which was cut off; the shorter one stays in the tree.
 
@@ -179,7 +203,8 @@ class Session:
         keep_branch: bool = False,
         cut_off: Node | None = None,
         cause: str = "",
-    ) -> Job[TurnResult]:
+        count: int | None = None,
+    ) -> Job[Any]:
         """Queues a turn; where it goes is asked when it runs, after the turns before it."""
         start = time.perf_counter()
         self._draft.drop()
@@ -194,7 +219,7 @@ class Session:
             turn.begun = cut_off.message
         more = {} if cut_off is None else {"cut_off": cut_off}
 
-        def job(context: JobContext) -> TurnResult:
+        def job(context: JobContext) -> Any:
             nonlocal causes
             loading = time.perf_counter()
             self._load(context)
@@ -204,8 +229,9 @@ class Session:
             before, head = conversation.head, find_head()
             conversation.head = head
             num_before = len(conversation.nodes)
+            run = self._runner.run if count is None else partial(self._runner.run_many, count=count)
             try:
-                self.last = self._runner.run(
+                result = run(
                     conversation,
                     question,
                     context,
@@ -221,9 +247,14 @@ class Session:
                 if conversation.head == head:  # the turn was not kept
                     conversation.head = before
                     self._causes = (*causes, *self._causes)
-            turn.nodes = tuple(range(num_before + 1, len(conversation.nodes) + 1))
+            if isinstance(result, Alternatives):
+                self.last, result = result.results[0], replace(result, old=before)
+                turn.split(result, conversation)
+            else:
+                self.last = result
+                turn.nodes = tuple(range(num_before + 1, len(conversation.nodes) + 1))
             self._settle_when_idle()
-            return self.last
+            return result
 
         self._turn_job = submitted = self._worker.submit(job)
         if self.recorder is None:
@@ -439,43 +470,6 @@ class Session:
         runner = self._runner
         return self._worker.run(lambda _: runner.set_options(options))
 
-    def resolve_sampling(self) -> tuple[dict[str, float], frozenset[str]] | None:
-        """Tells how the next answer is sampled.
-
-        Returns:
-            All values by the names of `SamplingSettings`, and the names that the model's
-            generation_config.json decides where the options leave them open; None before the
-            model is loaded.
-        """
-        return None if self._runner is None else self._runner.resolve_sampling()
-
-    def count_tokens(self, text: str) -> int | None:
-        """Counts the tokens of a text; None before the model is loaded."""
-        # Not a job: it needs no MLX, and a job would end the work that is done in idle time.
-        return None if self._runner is None else len(self._runner.tokenizer.encode(text))
-
-    def last_answer(self) -> str | None:
-        """Returns the text of the last answer on the current branch."""
-        messages = self.conversation.messages()
-        return next((m.content for m in reversed(messages) if m.role == "assistant"), None)
-
-    def count_rereads(self) -> tuple[int, int] | None:
-        """Tells what a change of system prompt, thinking or branch costs.
-
-        Returns:
-            Ids of the conversation that the next turn reads again, and ids in all; None before
-            anything is cached.
-        """
-        if self._runner is None or not self._runner.num_cached:
-            return None
-        runner, conversation = self._runner, self.conversation
-        return self._worker.run(lambda _: runner.count_rereads(conversation))
-
-    @property
-    def system(self) -> str | None:
-        """The system prompt."""
-        return self.conversation.system
-
     def prepare_history(self) -> None:
         """Opens the history in the background, so that the first turn finds it open."""
         if self.recorder is not None:
@@ -576,68 +570,7 @@ class Session:
         """Forgets the ids of answers that another model gave: its text alone counts."""
         self.conversation.forget_ids(self.info.fingerprint if self.info is not None else None)
 
-    # -- what is shown -----------------------------------------------------------------------------
-
-    @property
-    def num_turns(self) -> int:
-        """Questions on the current branch."""
-        return len(self.conversation.questions())
-
-    @property
-    def context_used(self) -> int:
-        """Tokens of the conversation that the cache holds."""
-        if self._runner is None or self.conversation.head is None:
-            return 0
-        return self._runner.num_cached - self._runner.ahead.num_ids
-
-    def cache_report(self) -> "CacheReport | None":
-        """Describes what the cache holds; None before the model is loaded."""
-        if self._runner is None:
-            return None
-        runner = self._runner
-        return self._worker.run(lambda _: runner.engine.prefix.report())
-
-    def look(self, work: "Callable[[LiveText], T]") -> "Job[T]":
-        """Looks inside while the conversation goes on; the next turn stays as it is.
-
-        Args:
-            work: Runs on the worker; returns plain data.
-        """
-        conversation = self.conversation
-
-        def job(context: JobContext) -> T:
-            self._load(context)
-            from mlxchat.chat.live_text import read_live
-
-            assert self._runner is not None
-            try:
-                return work(read_live(self._runner, conversation))
-            finally:
-                self._settle_when_idle()
-
-        return self._worker.submit(job)
-
-    def view_context(self) -> "ContextView":
-        """Returns what fills the context; loads the model first."""
-
-        def job(context: JobContext) -> "ContextView":
-            self._load(context)
-            assert self._runner is not None
-            return self._runner.view_context(self.conversation)
-
-        return self._worker.run(job)
-
-    def list_tokens(self, text: str | None) -> "list[TokenPiece]":
-        """Returns the ids of a text, or of the last message (None); loads the model first."""
-
-        def job(context: JobContext) -> "list[TokenPiece]":
-            self._load(context)
-            from mlxchat.chat.views import list_pieces
-
-            assert self._runner is not None
-            return list_pieces(self._runner.renderer, self.conversation.messages(), text)
-
-        return self._worker.run(job)
+    # -- the end -----------------------------------------------------------------------------------
 
     def wait_until_idle(self, timeout_s: float = 60.0) -> None:
         """Waits for background work; for tests and measurements."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
+from mlxchat.engine.token_ids import count_common
 from mlxchat.model.tokenizer import Tokenizer
 
 # How much text on each side of a seam is looked at: longer than any special token with the white
@@ -40,6 +41,15 @@ class Segment:
 
     token_ids: tuple[int, ...]
     owner: int = -1
+
+
+def count_common_ids(segments: Sequence[Segment], others: Sequence[Segment]) -> int:
+    """How many ids two encodings share at their start; what one took from the other is skipped."""
+    pairs = zip(segments, others, strict=False)
+    shorter = min(len(segments), len(others))
+    same = next((i for i, (a, b) in enumerate(pairs) if a is not b), shorter)
+    ids, more = ([i for s in part[same:] for i in s.token_ids] for part in (segments, others))
+    return sum(len(segment.token_ids) for segment in segments[:same]) + count_common(ids, more)
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,9 @@ Ctrl-C leaves it as it was.
 
 import contextlib
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from threading import Event
+from typing import Any
 
 from mlxchat.chat.answering import Answer, AnswerDecoder
 from mlxchat.chat.continuation import CUT_OFF, Begun, begin_again
@@ -19,6 +20,7 @@ from mlxchat.chat.prompt import PromptRenderer, RenderedPrompt
 from mlxchat.chat.prompt_keeping import PromptKeeping, open_keeping
 from mlxchat.chat.read_ahead import ReadAhead
 from mlxchat.chat.results import (
+    Alternatives,
     CacheUse,
     Notice,
     PrefillProgress,
@@ -36,7 +38,7 @@ from mlxchat.engine.lookup import PromptLookup
 from mlxchat.engine.options import SamplingSettings
 from mlxchat.engine.prefix_cache import Plan
 from mlxchat.engine.sampling import Sampler, resolve_sampling
-from mlxchat.engine.speculation import Speculator, explain_unfit
+from mlxchat.engine.speculation import Drafter, Speculator, explain_unfit
 from mlxchat.engine.stored_prefix import make_key
 from mlxchat.engine.timing import Stopwatch
 from mlxchat.engine.worker import JobCancelledError, JobContext
@@ -49,6 +51,33 @@ from mlxchat.model.loader import LoadedModel
 from mlxchat.model.tokenizer import Tokenizer
 
 TEMPLATE = "the template"
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A prompt that has been read: what an answer begins with.
+
+    Attributes:
+        messages: Of the prompt.
+        prompt: As it was rendered.
+        begun: The beginning of an answer that goes on.
+        token_ids: Of prompt and beginning.
+        plan: Which of them were reused.
+        logits: After the last one.
+        watch: Has taken the time so far.
+        why: Why no more were reused.
+        num_ahead: Ids that were read while the person typed.
+    """
+
+    messages: list[Message]
+    prompt: RenderedPrompt
+    begun: Begun
+    token_ids: tuple[int, ...]
+    plan: Plan
+    logits: Logits
+    watch: Stopwatch
+    why: str
+    num_ahead: int
 
 
 class TurnRunner:
@@ -66,6 +95,7 @@ class TurnRunner:
         self.options = options
         self.engine = Engine(loaded.model, kv_bits=options.kv_bits)
         self._speculator = Speculator(PromptLookup())
+        self._drafting: Speculator | None = None
         self._unfit = explain_unfit(loaded.model, self.engine.prefix.cache)
         self.keeping: PromptKeeping = open_keeping(
             name,
@@ -115,10 +145,12 @@ class TurnRunner:
         template = self._template.with_thinking(False, keep)
         return PromptRenderer(template, self.tokenizer, keep_thinking=keep)
 
-    def make_sampler(self, conversation: Conversation, token_ids: tuple[int, ...]) -> Sampler:
-        """Makes the sampler of the next answer, which follows these ids."""
+    def make_sampler(
+        self, conversation: Conversation, token_ids: tuple[int, ...], later: int = 0
+    ) -> Sampler:
+        """Makes the sampler of the answer that follows these ids, `later` messages from now."""
         # Each answer has its own seed, so that a retry differs; the same moves give the same seeds.
-        seed = self._seed + len(conversation.nodes)
+        seed = self._seed + len(conversation.nodes) + later
         sampling = resolve_sampling(self.options.sampling, self.loaded.generation_config, seed)
         return Sampler(sampling, self.loaded.model.info.vocab_size, token_ids)
 
@@ -205,6 +237,48 @@ class TurnRunner:
     ) -> TurnResult:
         """Answers a question.
 
+        Args and errors are those of `read`.
+        """
+        reading = self.read(
+            conversation,
+            question,
+            context,
+            start=start,
+            keep_branch=keep_branch,
+            cut_off=cut_off,
+            cause=cause,
+        )
+        sampler = self.make_sampler(conversation, reading.token_ids)
+        self._choose_speculator()
+        answer = self._decode(reading, sampler, context)
+        if answer.stop_reason in ("token_limit", "context_full"):
+            self.engine.prefix.mark()  # the answer may go on from here
+        for text in self.record(conversation, question, reading, answer):
+            context.emit(Notice(text))
+        result = self.report(reading, answer, reading.watch)
+        return replace(result, verify=self.verify(reading, context))
+
+    def run_many(
+        self, conversation: Conversation, question: str | None, context: JobContext, **more: Any
+    ) -> Alternatives:
+        """Answers a question several times (see `answer_many`)."""
+        from mlxchat.chat.alternatives import answer_many
+
+        return answer_many(self, conversation, question, context, **more)
+
+    def read(
+        self,
+        conversation: Conversation,
+        question: str | None,
+        context: JobContext,
+        *,
+        start: float,
+        keep_branch: bool = False,
+        cut_off: Node | None = None,
+        cause: str = "",
+    ) -> Reading:
+        """Brings the cache to the prompt of a turn.
+
         Args:
             conversation: Its head is where the question goes.
             question: The message, or None where the head is a question to be answered again.
@@ -252,19 +326,7 @@ class TurnRunner:
         logits = self._prefill(token_ids, plan, context)
         watch.add("prefill", now)
         self.keeping.note(messages, token_ids, prompt.message_ends[0])
-        sampler = self.make_sampler(conversation, token_ids)
-        speculates = self.options.speculate != "off" and not self._unfit
-        self.engine.speculator = self._speculator if speculates else None
-        answer = self._decode(prompt, begun, logits, sampler, watch, context)
-        if answer.stop_reason in ("token_limit", "context_full"):
-            self.engine.prefix.mark()  # the answer may go on from here
-        for text in self._record(conversation, question, messages, prompt, answer):
-            context.emit(Notice(text))
-        result = self._result(len(token_ids), plan, answer, watch, why, num_ahead)
-        if self.options.verify:
-            with contextlib.suppress(JobCancelledError):  # the answer stands, unverified
-                result = replace(result, verify=self._verify(prompt, token_ids, logits, context))
-        return result
+        return Reading(messages, prompt, begun, token_ids, plan, logits, watch, why, num_ahead)
 
     # -- before the answer -------------------------------------------------------------------------
 
@@ -354,40 +416,41 @@ class TurnRunner:
 
     # -- the answer --------------------------------------------------------------------------------
 
-    def _decode(
-        self,
-        prompt: RenderedPrompt,
-        begun: Begun,
-        logits: Logits,
-        sampler: Sampler,
-        watch: Stopwatch,
-        context: JobContext,
-    ) -> Answer:
-        room = self.context_limit - len(prompt.token_ids) - len(begun.token_ids)
+    def limit_of(self, num_prompt: int) -> tuple[int, StopReason]:
+        """Returns how long the answer to a prompt may be, and why it ends there."""
+        room = self.context_limit - num_prompt
         max_tokens = min(self.options.max_tokens or room, room)
         is_room = max_tokens == room and self.options.max_tokens != room
-        decoder = AnswerDecoder(
+        return max_tokens, "context_full" if is_room else "token_limit"
+
+    def make_decoder(
+        self, reading: Reading, watch: Stopwatch, context: JobContext
+    ) -> AnswerDecoder:
+        """Makes what turns the tokens of an answer into its text."""
+        return AnswerDecoder(
             self.engine,
             self.tokenizer,
-            self.renderer.splitter(prompt),
+            self.renderer.splitter(reading.prompt),
             self.options.stop,
             watch,
             context,
             think_budget=self.options.think_budget,
             ends_thinking=self.ends_thinking,
         )
-        decoder.replay(begun)
-        limit: StopReason = "context_full" if is_room else "token_limit"
-        return decoder.run(logits, sampler, max_tokens=max_tokens, limit=limit)
+
+    def _decode(self, reading: Reading, sampler: Sampler, context: JobContext) -> Answer:
+        max_tokens, limit = self.limit_of(len(reading.token_ids))
+        decoder = self.make_decoder(reading, reading.watch, context)
+        decoder.replay(reading.begun)
+        return decoder.run(reading.logits, sampler, max_tokens=max_tokens, limit=limit)
 
     # -- after the answer --------------------------------------------------------------------------
 
-    def _record(
+    def record(
         self,
         conversation: Conversation,
         question: str | None,
-        messages: list[Message],
-        prompt: RenderedPrompt,
+        reading: Reading,
         answer: Answer,
     ) -> list[str]:
         """Adds question and answer to the tree; returns notices.
@@ -395,6 +458,7 @@ class TurnRunner:
         Raises:
             JobCancelledError: Ctrl-C came before there was an answer; the turn is dropped.
         """
+        messages, prompt = reading.messages, reading.prompt
         cancelled = answer.stop_reason == "user_cancelled"
         if cancelled and (answer.was_thinking or not answer.tokens):
             raise JobCancelledError
@@ -433,16 +497,10 @@ class TurnRunner:
                 return token_ids[:end]
         return ()
 
-    def _result(
-        self,
-        num_prompt: int,
-        plan: Plan,
-        answer: Answer,
-        watch: Stopwatch,
-        why: str,
-        num_ahead: int,
-    ) -> TurnResult:
-        num_cached = plan.start
+    def report(self, reading: Reading, answer: Answer, watch: Stopwatch) -> TurnResult:
+        """Returns all that is known of an answer, its verification apart."""
+        plan, why, num_ahead = reading.plan, reading.why, reading.num_ahead
+        num_prompt, num_cached = len(reading.token_ids), plan.start
         usage = Usage(
             prompt_tokens=num_prompt,
             cached_tokens=num_cached,
@@ -483,6 +541,17 @@ class TurnRunner:
             tokens=tuple(answer.tokens),
         )
 
+    def set_drafter(self, drafter: Drafter) -> None:
+        """Takes a draft model, which goes before looking up earlier text."""
+        self._drafting = Speculator(drafter)
+
+    def _choose_speculator(self) -> None:
+        chosen = self._speculator
+        if self._drafting is not None and self.options.speculate == "auto":
+            chosen = self._drafting
+        is_off = self.options.speculate == "off" or self._unfit
+        self.engine.speculator = None if is_off else chosen
+
     def _report_speculation(self) -> Speculation | None:
         """Tells what was foreseen of the last answer."""
         if self.engine.speculator is None:
@@ -493,17 +562,23 @@ class TurnRunner:
     @property
     def speculation_notice(self) -> str:
         """Why the speculation that was asked for is off; nothing where it is not."""
-        is_wanted = self.options.speculate in ("lookup",)
+        is_wanted = self.options.speculate == "lookup" or self.options.draft_model is not None
         return f"speculation is off: {self._unfit}" if is_wanted and self._unfit else ""
 
-    def _verify(
+    def verify(self, reading: Reading, context: JobContext) -> Verify | None:
+        """Proves a turn where that is wanted; where it fails, reuse is off for this model."""
+        if self.options.verify:
+            with contextlib.suppress(JobCancelledError):  # the answer stands, unverified
+                return self._prove(reading.prompt, reading.token_ids, reading.logits, context)
+        return None
+
+    def _prove(
         self,
         prompt: RenderedPrompt,
         token_ids: tuple[int, ...],
         logits: Logits,
         context: JobContext,
     ) -> Verify:
-        """Proves the turn; where it fails, reuse is switched off for this model."""
         check = (lambda: None) if context.cancelled else context.check  # an answer was stopped
         found = self.engine.verify(token_ids, logits, check=check)
         decode = self.tokenizer.decode

@@ -6,8 +6,9 @@ Pure functions of a conversation and its renderer; nothing here feeds a model.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mlxchat.chat.prompt import PromptRenderer, common_length
+from mlxchat.chat.prompt import PromptRenderer
 from mlxchat.chat.template import Message
+from mlxchat.engine.token_ids import count_common
 from mlxchat.errors import TemplateError
 
 
@@ -85,7 +86,7 @@ def _end_of(renderer: PromptRenderer, messages: Sequence[Message], whole: tuple[
         prefix = renderer.render_ids(messages, add_generation_prompt=False)
     except TemplateError:
         return 0
-    return common_length(prefix.token_ids, whole)
+    return count_common(prefix.token_ids, whole)
 
 
 def list_pieces(

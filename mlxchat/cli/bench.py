@@ -1,12 +1,13 @@
 """`mlxchat bench`: what this machine and this version give, in llama-bench's table and beyond."""
 
+from collections.abc import Callable
 from typing import Any
 
 import click
 
 from mlxchat.cli.failures import INTERRUPTED
-from mlxchat.cli.history import complete_conversation
 from mlxchat.cli.options import MODEL_OPTION
+from mlxchat.cli.resume import complete_conversation
 from mlxchat.errors import UsageError
 
 # Ends a test: all of them together stay below a minute on two slow cores.
@@ -46,17 +47,17 @@ class Numbers(click.ParamType):  # type: ignore[type-arg]  # not generic in olde
         return numbers
 
 
-def read_kv_bits(text: str) -> tuple[int | None, ...]:
-    """Reads `none,8,4`.
+def _choices(known: dict[str, Any]) -> Callable[..., tuple[Any, ...]]:
+    """Makes the callback of an option that takes some of a few words, with commas."""
 
-    Raises:
-        click.BadParameter: Other bits.
-    """
-    known = {"none": None, "8": 8, "4": 4}
-    parts = text.split(",")
-    if not set(parts) <= known.keys():
-        raise click.BadParameter(f"{text!r} is not allowed; give none, 8 and 4, with commas")
-    return tuple(dict.fromkeys(known[part] for part in parts))
+    def read(context: click.Context, param: click.Parameter, text: str) -> tuple[Any, ...]:
+        parts = text.split(",")
+        if not set(parts) <= known.keys():
+            words = ", ".join(known)
+            raise click.BadParameter(f"{text!r} is not allowed; give some of {words}, with commas")
+        return tuple(dict.fromkeys(known[part] for part in parts))
+
+    return read
 
 
 @click.command()
@@ -88,10 +89,17 @@ def read_kv_bits(text: str) -> tuple[int | None, ...]:
 )
 @click.option(
     "--kv-bits",
-    callback=lambda ctx, param, value: read_kv_bits(value),
+    callback=_choices({"none": None, "8": 8, "4": 4}),
     default="none",
     metavar="N,..",
     help="Hold keys and values in N bits: 8, 4, or none, which holds them as they are.",
+)
+@click.option(
+    "--speculate",
+    callback=_choices({"off": "", "lookup": "lookup"}),
+    default="off",
+    metavar="WAY,..",
+    help="Decode with prompt lookup: lookup, or off.",
 )
 @click.option(
     "--budget",

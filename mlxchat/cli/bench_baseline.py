@@ -21,7 +21,12 @@ from mlxchat.errors import MlxchatError, UsageError
 # A baseline wants to know how much processes differ.
 ROUNDS, REPETITIONS = 3, 9
 # What a check takes from the baseline.
-_FIXED = frozenset({"prompts", "answers", "depths", "repetitions", "chunks", "kv_bits", "budget_s"})
+_FIXED = frozenset(
+    (
+        *("prompts", "answers", "depths", "repetitions"),
+        *("chunks", "kv_bits", "speculate", "budget_s"),
+    )
+)
 
 
 def baseline_path(file: str | None, model: str) -> Path:
@@ -70,7 +75,7 @@ def check_baseline(file: str | None, given: set[str], params: dict[str, Any]) ->
     if given & _FIXED:
         raise UsageError(
             "--baseline check measures what the baseline holds; leave -p, -n, -d, -r, --chunk,"
-            " --kv-bits and --budget out"
+            " --kv-bits, --speculate and --budget out"
         )
     model, folder = open_folder(params["model"], Screen(sys.stdout, sys.stderr))
     baseline = Baseline.load(baseline_path(file, model))

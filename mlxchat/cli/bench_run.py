@@ -56,6 +56,9 @@ class Measurement:
     ) -> None:
         from mlxchat.cli.render import format_bar
 
+        if test < 0:
+            self.screen.progress(f"{system} loading")
+            return
         what = f"repetition {repetition}" if repetition else "warm-up"
         bar = format_bar((test + 0.5) / max(len(tests), 1))
         self.screen.progress(f"{system} {bar} {tests[test].name} · {what}")
@@ -119,7 +122,12 @@ def make_request(params: dict[str, Any], folder: str) -> Request:
     """Makes what the options ask for."""
     chunks = params["chunks"] or (None,)
     tests = make_tests(
-        params["prompts"], params["answers"], params["depths"], chunks, params["kv_bits"]
+        params["prompts"],
+        params["answers"],
+        params["depths"],
+        chunks,
+        params["kv_bits"],
+        params["speculate"],
     )
     if not tests:
         raise UsageError("-p 0, -n 0 and -d 0 leave nothing to measure; give one of them")
@@ -143,7 +151,10 @@ def open_folder(name: str | None, screen: Screen) -> tuple[str, Path]:
         found = hub.resolve_model(resolve_model(name, load_settings()), on_progress=show)
     finally:
         screen.clear_progress()
-    return ("builtin" if found.is_builtin else found.name), found.path
+    if found.is_builtin:
+        return "builtin", found.path
+    is_local = found.commit is None
+    return (found.path.name if is_local else found.name), found.path
 
 
 def _require_mlx_lm() -> None:

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mlxchat.cli.failures import explain
-from mlxchat.cli.history import complete_conversation
 from mlxchat.cli.options import Request, chat_options, make_attachments, read_look, read_request
-from mlxchat.cli.resume import PICK, find_conversation
+from mlxchat.cli.resume import PICK, complete_conversation, find_conversation
 from mlxchat.cli.screen import Screen
 from mlxchat.errors import MlxchatError
 

@@ -4,6 +4,7 @@ A key press only notes the text; counting, attaching and asking for the power su
 thread of its own, once the keys pause for a moment.
 """
 
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -123,7 +124,7 @@ class Drafts:
         self._text = text
         self._has_changed.set()
         if self._thread is None and text:
-            self._thread = threading.Thread(target=self._run, name="drafts", daemon=True)
+            self._thread = threading.Thread(target=self._follow, name="drafts", daemon=True)
             self._thread.start()
 
     def sent(self) -> None:
@@ -132,6 +133,14 @@ class Drafts:
             self._text = self.cost = None
             self._session.drop_draft()
         self._has_changed.set()
+
+    def _follow(self) -> None:
+        try:
+            self._run()
+        except Exception:  # a draft can be sent all the same, and a traceback would hide it
+            self.cost = None
+            if os.environ.get("MLXCHAT_DEBUG") == "1":
+                raise
 
     def _run(self) -> None:
         text: str | None = None

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from mlxchat.cli.options import chat_options, read_look, read_request
+from mlxchat.cli.options import MOST_ANSWERS, chat_options, read_look, read_request
 from mlxchat.cli.screen import Screen
 from mlxchat.errors import MlxchatError, UsageError
 
@@ -15,7 +15,16 @@ from mlxchat.errors import MlxchatError, UsageError
 @click.command()
 @click.argument("prompt", required=False)
 @chat_options
-def generate(prompt: str | None, as_json: bool, timing: bool, plain: bool, **params: Any) -> None:
+@click.option(
+    "--samples",
+    type=click.IntRange(1, MOST_ANSWERS),
+    default=1,
+    metavar="N",
+    help="Give N answers, decoded together.",
+)
+def generate(
+    prompt: str | None, as_json: bool, timing: bool, plain: bool, samples: int, **params: Any
+) -> None:
     """Answer one PROMPT.
 
     The prompt is the argument, the text on stdin, or both: the argument first, then the text. The
@@ -24,11 +33,14 @@ def generate(prompt: str | None, as_json: bool, timing: bool, plain: bool, **par
     text = join_prompt(prompt, read_stdin())
     request = read_request(params, "generate")
     with request.opened(idle_work=False) as session:
-        from mlxchat.cli.turn import Answers
+        from mlxchat.cli.turn import Answers, Start
 
         screen = Screen(sys.stdout, sys.stderr, plain=plain, **read_look())
         answers = Answers(session, screen, as_json=as_json, timing=timing)
-        if answers.give(lambda: session.send(text)).stop_reason == "user_cancelled":
+        start: Start = lambda: session.send(text)  # noqa: E731
+        if samples > 1:
+            start = lambda: session.send_many(text, samples)  # noqa: E731
+        if answers.give(start).stop_reason == "user_cancelled":
             raise KeyboardInterrupt
 
 

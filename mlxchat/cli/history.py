@@ -9,41 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mlxchat.cli.resume import complete_conversation
 from mlxchat.errors import UsageError
 
 if TYPE_CHECKING:
-    from click.shell_completion import CompletionItem
-
     from mlxchat.chat.history import History
 
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-
-
-def complete_conversation(
-    context: click.Context, parameter: click.Parameter, incomplete: str
-) -> "list[CompletionItem]":
-    """Offers the numbers of conversations to the shell, with their titles."""
-    from click.shell_completion import CompletionItem
-
-    return [CompletionItem(number, help=title) for number, title in conversation_names(incomplete)]
-
-
-def conversation_names(beginning: str, limit: int = 50) -> list[tuple[str, str]]:
-    """Returns the numbers of conversations that begin so, the newest first, with their titles."""
-    from mlxchat.chat.history import open_history
-    from mlxchat.cli.render import one_line
-    from mlxchat.errors import HistoryError
-
-    with contextlib.suppress(HistoryError):
-        history = open_history()
-        if history is not None:
-            with contextlib.closing(history):
-                return [
-                    (str(summary.id), one_line(summary.title))
-                    for summary in history.summaries(limit)
-                    if str(summary.id).startswith(beginning)
-                ]
-    return []
 
 
 @contextlib.contextmanager

@@ -48,6 +48,7 @@ class LiveRegion:
         self._write, self._ask_size = write, size
         self._size = size()
         self._shown: list[str] = []
+        self._is_lost = False
         self._reflows = any(os.environ.get(name) for name in _REFLOWS)
 
     @property
@@ -59,6 +60,10 @@ class LiveRegion:
     def is_empty(self) -> bool:
         """Whether nothing is open."""
         return not self._shown
+
+    def lose(self) -> None:
+        """Something else was written below the open rows; the next ones come after it."""
+        self._is_lost = True
 
     def show(self, rows: Sequence[str]) -> None:
         """Shows open rows in the place of those shown before; their end where not all fit."""
@@ -120,6 +125,8 @@ class LiveRegion:
         Rows that a narrower terminal broke anew take more room; rows that left the screen stay in
         the scrollback.
         """
+        if self._is_lost:
+            self._is_lost, self._shown = False, []
         old, self._size = self._size, self._ask_size()
         if old == self._size or not self._shown:
             return ""

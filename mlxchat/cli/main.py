@@ -1,25 +1,51 @@
 """The `mlxchat` command and its subcommands."""
 
 import gc
+import importlib
 import os
 import sys
 import threading
+from collections.abc import Iterator, MutableMapping
 from typing import Any
 
 import click
 
 from mlxchat import __version__
-from mlxchat.cli.bench import bench
-from mlxchat.cli.cache import cache
-from mlxchat.cli.chat import chat
-from mlxchat.cli.config import config
-from mlxchat.cli.doctor import doctor
-from mlxchat.cli.embed import embed
 from mlxchat.cli.failures import report
-from mlxchat.cli.generate import generate
-from mlxchat.cli.history import history
-from mlxchat.cli.inspect import inspect
-from mlxchat.cli.timings import timings
+
+# In the order of --help; each is the object of that name in the module of that name.
+_NAMES = (
+    *("chat", "generate", "embed", "history", "inspect", "cache"),
+    *("bench", "timings", "config", "doctor"),
+)
+
+
+class Commands(MutableMapping[str, click.Command]):
+    """The commands by name; each is imported when it is asked for: the prompt comes first."""
+
+    def __init__(self) -> None:
+        self._added: dict[str, click.Command] = {}
+
+    def __getitem__(self, name: str) -> click.Command:
+        if name not in self._added and name in _NAMES:
+            module = importlib.import_module(f"mlxchat.cli.{name}")
+            self._added[name] = getattr(module, name)
+        return self._added[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in _NAMES or name in self._added
+
+    def __setitem__(self, name: str, command: click.Command) -> None:
+        self._added[name] = command
+
+    def __delitem__(self, name: str) -> None:
+        del self._added[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(dict.fromkeys((*_NAMES, *self._added)))
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
 
 
 class Program(click.Group):
@@ -48,7 +74,9 @@ class Program(click.Group):
         sys.exit(report(lambda: run(*args, **kwargs)))
 
 
-@click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=Program, commands=Commands(), context_settings={"help_option_names": ["-h", "--help"]}
+)
 @click.version_option(__version__, prog_name="mlxchat", message="%(prog)s %(version)s")
 def cli() -> None:
     """Chat with a language model in the terminal.
@@ -56,14 +84,6 @@ def cli() -> None:
     It never reads the same token twice, and it shows where every millisecond went. Without a
     command it opens the chat; `mlxchat chat --help` lists its options.
     """
-
-
-_COMMANDS = (
-    *(chat, generate, embed, history, inspect, cache),
-    *(bench, timings, config, doctor),
-)
-for _command in _COMMANDS:
-    cli.add_command(_command)
 
 
 def _fill_closed_descriptors() -> None:

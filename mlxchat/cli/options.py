@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from mlxchat.chat.session import Session
     from mlxchat.cli.attachments import Attachments
 
+# Each answer of a batch holds keys and values of its own.
+MOST_ANSWERS = 64
 DEFAULT_SPECULATE = "auto"  # it stops where nothing is gained: scripts/bench_speculation
 
 
@@ -118,6 +120,11 @@ _OPTIONS = (
         type=click.Choice(SPECULATE),
         metavar="MODE",
         help="Several tokens a step where text repeats: 'off', 'lookup', or 'auto'.",
+    ),
+    click.option(
+        "--draft-model",
+        metavar="NAME",
+        help="A smaller model with the same tokenizer, which foresees tokens for this one.",
     ),
     click.option(
         "--think/--no-think",

@@ -88,7 +88,8 @@ PARAMETERS = {
 }
 FILE_LIMIT = "max-file-kib"  # of what can be attached: the chat's business, not the session's
 KV_BITS = "kv-bits"  # decided when the chat starts: what is cached cannot be read in another form
-NAMES = (*PARAMETERS, FILE_LIMIT, KV_BITS)
+DRAFT = "draft-model"  # loaded when the chat starts
+NAMES = (*PARAMETERS, FILE_LIMIT, KV_BITS, DRAFT)
 ALIASES = {"temperature": "temp", "top_p": "top-p", "top_k": "top-k", "min_p": "min-p"}
 
 
@@ -127,6 +128,10 @@ def set_parameter(context: "Context", name: str, text: str) -> list[str]:
         return [_set_file_limit(context, text)]
     if name.lower() in (KV_BITS, "kv_bits"):
         raise UsageError("kv-bits holds for a whole chat; start another with --kv-bits 8 or 4")
+    if name.lower() in (DRAFT, "draft_model"):
+        raise UsageError(
+            "the draft model is loaded at the start; leave, and use --draft-model NAME"
+        )
     name, parameter = find_parameter(name)
     value = parameter.parse(name, text)
     session = context.session
@@ -185,6 +190,7 @@ def list_parameters(context: "Context") -> list[tuple[str, str, str]]:
         *rows,
         (FILE_LIMIT, kib, origins.get(FILE_LIMIT, BY_DEFAULT)),
         (KV_BITS, "off" if bits is None else str(bits), origins.get("kv_bits", BY_DEFAULT)),
+        (DRAFT, session.options.draft_model or "none", origins.get("draft_model", BY_DEFAULT)),
     ]
 
 

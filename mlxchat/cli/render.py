@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from mlxchat.chat.conversation import Branch
     from mlxchat.chat.read_ahead import DraftCost
     from mlxchat.chat.results import (
+        BatchProgress,
         LoadProgress,
         PrefillProgress,
         SessionInfo,
@@ -132,6 +133,13 @@ def wrap_parts(line: str, width: int) -> str:
         else:
             rows.append(part)
     return "\n".join(rows)
+
+
+def format_batch_progress(event: "BatchProgress", elapsed_s: float) -> str:
+    """Returns one line on how far answers that are decoded together have come."""
+    rate = f" · {format_rate(event.num_tokens / elapsed_s)} tok/s" if elapsed_s > 0 else ""
+    tokens = format_count(event.num_tokens)
+    return f"{event.done} of {event.total} answers · {tokens} tokens{rate}"
 
 
 def format_progress(

@@ -170,7 +170,7 @@ def format_summary(totals: Totals) -> str:
     drafts = ""
     if totals.num_drafted:
         share = f"{100 * totals.num_accepted / totals.num_drafted:.0f} %"
-        drafts = f"; {share} of {format_count(totals.num_drafted)} drafted tokens accepted"
+        drafts = f"\n{share} of {format_count(totals.num_drafted)} drafted tokens accepted"
     return (
         f"{reuse}\n{format_count(totals.num_answer)} tokens answered; medians: first token"
         f" {format_seconds(totals.median_ttft_s)}, {rate} tok/s{drafts}"

@@ -7,12 +7,9 @@ drawn before the session's code is imported; the model is loaded on the worker m
 import contextlib
 import gc
 import os
-import signal
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from types import FrameType
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from prompt_toolkit import PromptSession
@@ -32,10 +29,11 @@ from mlxchat.cli.paste import ChipProcessor, Pastes
 from mlxchat.cli.recall import RecentSuggest, open_history
 from mlxchat.cli.render import format_banner, format_progress, format_toolbar
 from mlxchat.cli.screen import Screen
+from mlxchat.cli.terminal_modes import TerminalModes, chat_signals
 from mlxchat.errors import AttachError
 
 if TYPE_CHECKING:
-    from mlxchat.chat.results import SessionInfo
+    from mlxchat.chat.results import Alternatives, SessionInfo
     from mlxchat.chat.session import Session
     from mlxchat.cli.attachments import Attachments
     from mlxchat.cli.drafts import Drafts
@@ -46,7 +44,6 @@ if TYPE_CHECKING:
 LOAD_POLL_S = 0.05
 # So many new objects take the collector a millisecond.
 KEYS_THRESHOLD = 2_000
-_MARK_PASTES, _LEAVE_PASTES = "\x1b[?2004h", "\x1b[?2004l"
 _LEAVE_HINT = "Press Ctrl-C again to leave."
 
 
@@ -95,7 +92,9 @@ class Repl:
             key_bindings=self._keys.bindings,
             vi_mode=request.settings.keys == "vi",
             bottom_toolbar=None if plain else self._toolbar,
+            enable_suspend=True,
         )
+        self._terminal = TerminalModes(self._come_back)
 
     def run(self, greeting: str = "") -> int:
         """Talks until the person leaves.
@@ -113,7 +112,7 @@ class Repl:
         if greeting:
             self._screen.note(greeting, dim=False)
         self._prompt.app.after_render += self._begin
-        with chat_signals(), quiet_terminal(), contextlib.suppress(EOFError, slash.LeaveChat):
+        with chat_signals(), self._terminal.quiet(), contextlib.suppress(EOFError, slash.LeaveChat):
             while True:
                 text = self._prompt.prompt(default=self._draft)
                 self._draft = ""
@@ -126,13 +125,18 @@ class Repl:
             self._drafts.sent()
         try:
             keys: Actions = {Keys.Escape: press_ctrl_c, Keys.ControlT: answers.session.end_thinking}
-            with marked_pastes() as is_able, listen(self._prompt.app.input, is_able, keys):
+            with (
+                self._terminal.marked_pastes() as is_able,
+                listen(self._prompt.app.input, is_able, keys),
+            ):
                 start = self._understand(text, answers)
                 if start is not None:
                     self._wait_for_load()
                     answers.tell_load()
                     answers.give(start)
                     self._attached.sent()
+            if answers.offered is not None:
+                self._choose(answers, answers.offered)
         except Stopped:
             self._screen.note("Stopped.")
         except AttachError as error:
@@ -144,6 +148,14 @@ class Repl:
             if answers.session.info is None and self._load is not None and self._load.done:
                 raise  # without a model there is nothing to go on with
             self._screen.error(str(explain(error)))
+
+    def _choose(self, answers: "Answers", offered: "Alternatives") -> None:
+        """Lets the person choose between several answers."""
+        from mlxchat.cli.choose import ask_which
+
+        answers.offered = None
+        width = self._prompt.app.output.get_size().columns
+        ask_which(answers.session, offered, self._screen, width)
 
     def _understand(self, text: str, answers: "Answers") -> "Start | None":
         context = slash.Context(
@@ -161,6 +173,19 @@ class Repl:
         if block is None:
             return slash.interpret(context, text)
         return slash.send(context, block, is_literal=True)
+
+    def _come_back(self) -> None:
+        """The shell had the terminal (Ctrl-Z, `fg`), so nothing on it is where it was."""
+        self._screen.lose_place()
+        app = self._prompt.app
+
+        def redraw() -> None:
+            app.renderer.reset()
+            app.invalidate()
+
+        # After Ctrl-Z at the prompt it is drawn anew anyway.
+        if app.is_running and app.loop is not None and not app._running_in_terminal:
+            app.loop.call_soon_threadsafe(redraw)
 
     def _wait_for_load(self) -> None:
         """Shows how the load goes on while a message waits for it.
@@ -278,72 +303,3 @@ def leave_prompt(app: "Application[str]", error: Exception) -> None:
     if app.loop is not None:
         with contextlib.suppress(RuntimeError):  # the loop has just ended
             app.loop.call_soon_threadsafe(leave)
-
-
-@contextlib.contextmanager
-def chat_signals() -> Iterator[None]:
-    """Leaves in the normal way on SIGTERM and SIGHUP, so that the terminal is put back.
-
-    SIGINT does nothing in the moments between a prompt and an answer, which handle it themselves.
-    """
-
-    def leave(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    def ignore(number: int, frame: FrameType | None) -> None:
-        pass
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    handlers = {signal.SIGTERM: leave, signal.SIGHUP: leave, signal.SIGINT: ignore}
-    old = {number: signal.signal(number, handler) for number, handler in handlers.items()}
-    try:
-        yield
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
-
-
-@contextlib.contextmanager
-def quiet_terminal() -> Iterator[None]:
-    """Keeps keys that are pressed between prompts from showing; Ctrl-C still interrupts.
-
-    What was typed is there when the next prompt opens, which takes the terminal over as it is here.
-    """
-    import termios
-
-    try:
-        descriptor = sys.stdin.fileno()
-        old = termios.tcgetattr(descriptor)
-    except (OSError, ValueError, termios.error):  # no terminal
-        yield
-        return
-    quiet = [*old]
-    quiet[0] &= ~termios.ICRNL  # Enter stays Enter for the next prompt
-    quiet[3] &= ~(termios.ECHO | termios.ICANON | termios.IEXTEN)
-    quiet[3] |= termios.NOFLSH  # Ctrl-C does not throw away what was typed before it
-    termios.tcsetattr(descriptor, termios.TCSADRAIN, quiet)
-    try:
-        yield
-    finally:
-        termios.tcsetattr(descriptor, termios.TCSADRAIN, old)
-
-
-@contextlib.contextmanager
-def marked_pastes() -> Iterator[bool]:
-    """Has the terminal mark where a paste begins and ends, as it does at the prompt.
-
-    So what is pasted during an answer is still one piece when the next prompt reads it. Yields
-    whether there is a terminal that can do this.
-    """
-    is_able = sys.stdin.isatty() and sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
-    if is_able:
-        sys.stdout.write(_MARK_PASTES)
-        sys.stdout.flush()
-    try:
-        yield is_able
-    finally:
-        if is_able:
-            sys.stdout.write(_LEAVE_PASTES)
-            sys.stdout.flush()

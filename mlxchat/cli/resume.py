@@ -4,15 +4,42 @@ import contextlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from mlxchat.cli.history import conversation_names
-from mlxchat.cli.render_history import TITLE_CHARS, cut
 from mlxchat.errors import HistoryError, UsageError
 
 if TYPE_CHECKING:
+    import click
+    from click.shell_completion import CompletionItem
+
     from mlxchat.chat.history import Restored
 
 PICK = "?"  # what `--resume` without an ID stands for
 NUM_SHOWN = 20
+
+
+def complete_conversation(
+    context: "click.Context", parameter: "click.Parameter", incomplete: str
+) -> "list[CompletionItem]":
+    """Offers the numbers of conversations to the shell, with their titles."""
+    from click.shell_completion import CompletionItem
+
+    return [CompletionItem(number, help=title) for number, title in conversation_names(incomplete)]
+
+
+def conversation_names(beginning: str, limit: int = 50) -> list[tuple[str, str]]:
+    """Returns the numbers of conversations that begin so, the newest first, with their titles."""
+    from mlxchat.chat.history import open_history
+    from mlxchat.cli.render import one_line
+
+    with contextlib.suppress(HistoryError):
+        history = open_history()
+        if history is not None:
+            with contextlib.closing(history):
+                return [
+                    (str(summary.id), one_line(summary.title))
+                    for summary in history.summaries(limit)
+                    if str(summary.id).startswith(beginning)
+                ]
+    return []
 
 
 def find_conversation(
@@ -29,12 +56,12 @@ def find_conversation(
         UsageError: They named none and cannot be asked, or named two.
         HistoryError: There is no such conversation.
     """
-    from mlxchat.chat.history import History
-
     if reference is None and not is_last:
         return None
     if reference is not None and is_last:
         raise UsageError("--continue and --resume exclude each other; give one of them")
+    from mlxchat.chat.history import History  # only here: the prompt comes first
+
     with contextlib.closing(History()) as history:
         if is_last:
             return history.restore(history.newest("chat"))
@@ -73,6 +100,8 @@ def ask_for_conversation() -> str:
     from prompt_toolkit import PromptSession
     from prompt_toolkit.completion import Completer, Completion
     from prompt_toolkit.validation import ValidationError, Validator
+
+    from mlxchat.cli.render_history import TITLE_CHARS, cut
 
     if TYPE_CHECKING:
         from prompt_toolkit.completion import CompleteEvent

@@ -52,6 +52,7 @@ class Screen:
         self.can_redraw = self._dims and self._is_one_place
         self.markdown, self.theme = markdown, find_theme(theme)
         self._stream: AnswerStream | ThoughtStream | None = None
+        self._live: LiveRegion | None = None
         self._progress_is_shown = False
         self._open_line: TextIO | None = None  # where the last piece did not end its line
 
@@ -166,7 +167,13 @@ class Screen:
     def _region(self) -> "LiveRegion":
         from mlxchat.cli.live import LiveRegion
 
-        return LiveRegion(lambda text: self._put(self._out, text), self._size)
+        self._live = LiveRegion(lambda text: self._put(self._out, text), self._size)
+        return self._live
+
+    def lose_place(self) -> None:
+        """Something else has written on the terminal: what is open goes on below it."""
+        if self._live is not None:
+            self._live.lose()
 
     def _size(self) -> "Size":
         from mlxchat.cli.live import Size

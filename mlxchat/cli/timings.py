@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mlxchat.cli.history import complete_conversation, opened
+from mlxchat.cli.history import opened
+from mlxchat.cli.resume import complete_conversation
 from mlxchat.errors import HistoryError, UsageError
 
 if TYPE_CHECKING:

@@ -1,14 +1,17 @@
 """One answer: follows its job, shows it while it streams, lets Ctrl-C stop it, reports on it."""
 
 import json
+import shutil
 import signal
 import threading
 import time
 from collections.abc import Callable
 from types import FrameType, TracebackType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from mlxchat.chat.results import (
+    Alternatives,
+    BatchProgress,
     LoadProgress,
     Notice,
     PrefillProgress,
@@ -17,9 +20,11 @@ from mlxchat.chat.results import (
     TurnResult,
 )
 from mlxchat.chat.session import Session
+from mlxchat.cli.choose import format_preview
 from mlxchat.cli.failures import Stopped
 from mlxchat.cli.render import (
     CONTEXT_WARNINGS,
+    format_batch_progress,
     format_context_notice,
     format_progress,
     format_thought_line,
@@ -31,7 +36,7 @@ from mlxchat.cli.screen import Screen
 from mlxchat.engine.worker import Job, JobCancelledError
 
 T = TypeVar("T")
-Start = Callable[[], Job[TurnResult]]
+Start = Callable[[], Job[Any]]  # of a TurnResult or of Alternatives
 
 
 # A job stops within one prefill chunk (150 ms); after this long Ctrl-C leaves the program instead.
@@ -108,7 +113,7 @@ class TurnView:
                 self._num_reasoning_tokens = event.num_reasoning_tokens
                 show = self._reason if event.kind == "reasoning" else self._answer
                 show(event.text)
-            case LoadProgress() | PrefillProgress() | SummaryProgress():
+            case LoadProgress() | PrefillProgress() | SummaryProgress() | BatchProgress():
                 self._progress(event)
             case Notice(text=text):
                 self._screen.note(text)
@@ -143,7 +148,9 @@ class TurnView:
             self._skips_newlines = not text
         self._screen.answer(text)
 
-    def _progress(self, event: LoadProgress | PrefillProgress | SummaryProgress) -> None:
+    def _progress(
+        self, event: LoadProgress | PrefillProgress | SummaryProgress | BatchProgress
+    ) -> None:
         now = time.monotonic()
         phase = getattr(event, "phase", type(event))
         if phase != self._phase:
@@ -151,7 +158,10 @@ class TurnView:
         elapsed_s = now - self._phase_started
         if elapsed_s >= PROGRESS_DELAY_S and now - self._drawn_at >= PROGRESS_INTERVAL_S:
             self._drawn_at = now
-            self._screen.progress(format_progress(event, elapsed_s))
+            if isinstance(event, BatchProgress):
+                self._screen.progress(format_batch_progress(event, elapsed_s))
+            else:
+                self._screen.progress(format_progress(event, elapsed_s))
 
 
 def follow(start: Callable[[], Job[T]], screen: Screen | None, *, shows_text: bool = False) -> T:
@@ -211,6 +221,7 @@ class Answers:
         self.timing = timing
         self._has_told_load = False
         self._context_warned = 0.0  # the share of the context that was told last
+        self.offered: Alternatives | None = None  # what the person may choose from
 
     def give(self, start: Start) -> TurnResult:
         """Starts an answer, shows it to its end and reports on it.
@@ -220,9 +231,33 @@ class Answers:
             Stopped: Ctrl-C came before there was anything to keep.
             KeyboardInterrupt: Ctrl-C came twice and the job did not react.
         """
-        result = follow(start, self.screen, shows_text=not self._as_json)
+        result: Any = follow(start, self.screen, shows_text=not self._as_json)
+        self.offered = None
+        if isinstance(result, Alternatives):
+            return self._offer(result)
         self._report(result)
-        return result
+        return cast(TurnResult, result)
+
+    def _offer(self, offered: Alternatives) -> TurnResult:
+        """Shows several answers under their numbers; returns the one at the head."""
+        if self._turn_line:
+            width = shutil.get_terminal_size().columns
+            for number, result in enumerate(offered.results, start=1):
+                self.screen.note(format_preview(number, result, width), dim=False)
+            self.offered = offered
+            self.tell_load()
+            return offered.results[0]
+        for number, result in enumerate(offered.results, start=1):
+            if not self._as_json:
+                self.screen.line(f"[{number}]" if number == 1 else f"\n[{number}]")
+                self.screen.answer(result.text)
+                self.screen.end_line()
+            self._report(result)
+        if offered.old is not None:
+            self.screen.note(
+                f"{len(offered.results)} answers; the first is kept, /tree shows the others."
+            )
+        return offered.results[0]
 
     def tell_load(self) -> None:
         """Shows, once, what the load had to say."""

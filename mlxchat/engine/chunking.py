@@ -14,6 +14,9 @@ LARGEST_CHUNK = 2048
 # must raise the rate by the gain.
 FAST_TOK_PER_S = 1000.0
 WORTHWHILE_GAIN = 1.1
+# Where a doubling raises the rate so much, the time is that of the pass and not of its tokens:
+# shorter chunks would make a prompt slower, and Ctrl-C hardly faster.
+OVERHEAD_GAIN = 1.6
 # The rate of shorter chunks says nothing about long ones.
 SHORTEST_TELLING = 8
 
@@ -25,7 +28,8 @@ class PrefillChunker:
     Lengths are powers of two, since each new length is compiled once. The first chunk has 16
     tokens. While a chunk stays below `TARGET_S`, the next is longer, as far as the measured rate
     promises to stay below it. A fast device may then double once more, and stays there while that
-    raises the rate by a tenth.
+    raises the rate by a tenth. Where even the first length takes longer than `TARGET_S`, the double
+    is tried once: if each pass has a high cost of its own, lengths grow until tokens cost as much.
 
     Attributes:
         size: Length of the next chunk, in tokens.
@@ -61,7 +65,7 @@ class PrefillChunker:
         fits = int(rate * TARGET_S)
         pays = rate >= FAST_TOK_PER_S and self._pays(self.size)
         if seconds > (2 * TARGET_S if pays else TARGET_S):
-            self.size = min(max(self.size // 2, FIRST_CHUNK), self.size)
+            self.size = self._next_beyond_target()
         elif 2 * self.size <= fits:
             # Jump at most fourfold: rates of very short chunks promise too little, not too much.
             self.size = min(1 << (fits.bit_length() - 1), 4 * self.size, self.largest)
@@ -78,6 +82,20 @@ class PrefillChunker:
             return None
         shorter = [size for size in rates if size <= num_tokens]
         return num_tokens / rates[max(shorter, default=min(rates))]
+
+    def _next_beyond_target(self) -> int:
+        """Returns the next length after a chunk that took too long."""
+        size, longer = self.size, min(2 * self.size, self.largest)
+        is_shortest = size <= FIRST_CHUNK
+        if not is_shortest and not self._is_overhead(size):
+            return size // 2
+        is_tried = longer in self.tok_per_s
+        return longer if not is_tried or self._is_overhead(longer) else size
+
+    def _is_overhead(self, size: int) -> bool:
+        """Whether chunks of this length take hardly longer than those of half of it."""
+        rate, half = self.tok_per_s.get(size), self.tok_per_s.get(size // 2)
+        return rate is not None and half is not None and rate >= OVERHEAD_GAIN * half
 
     def _pays(self, size: int) -> bool:
         """Whether chunks of this length gain enough over shorter ones; True where not yet known."""

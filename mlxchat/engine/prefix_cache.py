@@ -318,20 +318,38 @@ class PrefixCache:
             del self.token_ids[position:]
         self.marks = {p: m for p, m in self.marks.items() if p <= position}
 
+    def add_branch(self, cache: SequenceCache, token_ids: Sequence[int]) -> None:
+        """Stashes what another cache holds beyond the live sequence, whose ids it begins with.
+
+        Args:
+            cache: Holds exactly `token_ids`.
+            token_ids: The live sequence's ids, and more.
+        """
+        base = len(self.token_ids)
+        if len(token_ids) - base >= MIN_STASH_TOKENS:
+            self._take_mark()
+            self.stashes.append(self._copy(cache, token_ids, base, {}))
+            self._thin()
+
     def _copy_branch(self, base: int) -> Stash:
-        """Copies what lies after `base`, so that it can come back."""
+        """Copies what the live sequence holds after `base`, so that it can come back."""
+        marks = {p: m for p, m in self.marks.items() if p > base}
+        return self._copy(self.cache, self.token_ids, base, marks)
+
+    def _copy(
+        self, cache: SequenceCache, token_ids: Sequence[int], base: int, marks: dict[int, Marks]
+    ) -> Stash:
         rows: list[Rows | None] = []
-        for layer in self.cache.layers:
+        for layer in cache.layers:
             # A window that moved on no longer holds all rows; its snapshot brings it back.
             if isinstance(layer, RowCache) and layer.origin <= base:
                 rows.append(layer.copy_rows(base, layer.offset))
             else:
                 rows.append(None)
-        marks = {p: m for p, m in self.marks.items() if p > base}
         if not self.is_trimmable:
-            marks[len(self.token_ids)] = self.cache.snapshot()
+            marks[len(token_ids)] = cache.snapshot()
         mx.eval([list(held.values()) for held in rows if held])
-        return Stash(base, list(self.token_ids), rows, marks)
+        return Stash(base, list(token_ids), rows, marks)
 
     def _resume(self, stash: Stash) -> None:
         """Appends a stash to the live sequence, which stands at its base."""

@@ -107,9 +107,13 @@ class Sampler:
     def sample(self, logits: mx.array) -> mx.array:
         """Draws one token from logits (1, V) and counts it; returns its id, shape (1,), lazily."""
         token = self._draw(self.process(logits))
+        self.count_drawn(token)
+        return token
+
+    def count_drawn(self, token: mx.array) -> None:
+        """Counts a token, shape (1,), that may not be evaluated yet."""
         if self._counts is not None:
             self._counts = self._counts.at[token].add(1)
-        return token
 
     def sample_ahead(self, logits: mx.array, drafts: Sequence[int]) -> tuple[mx.array, mx.array]:
         """Draws the tokens that `sample` would draw, were the drafts before each of them drawn.
@@ -175,14 +179,15 @@ class Sampler:
             return mx.argmax(logits, axis=-1)
         return draw(
             logits,
-            self._next_key() if key is None else key,
+            self.next_key() if key is None else key,
             temperature=s.temperature,
             top_k=s.top_k,
             top_p=s.top_p,
             min_p=s.min_p,
         )
 
-    def _next_key(self) -> mx.array:
+    def next_key(self) -> mx.array:
+        """Returns the random key of the next token, and spends it."""
         self._peek_keys(1)
         return self._keys.popleft()
 
@@ -200,6 +205,45 @@ def _find_best(scores: mx.array, near: mx.array) -> tuple[mx.array, mx.array]:
     is_best = mx.arange(scores.shape[-1]) == best[:, None]
     second = mx.where(is_best, -mx.inf, scores).max(axis=-1)
     return best, scores.max(axis=-1) - second < near
+
+
+def sample_rows(samplers: Sequence[Sampler], logits: mx.array) -> mx.array:
+    """Draws a token for each row of a batch; all that rows have in common is done at once.
+
+    Each row draws what its sampler alone would draw.
+
+    Args:
+        samplers: One for each row; their settings differ in nothing but the seed.
+        logits: (B, V).
+
+    Returns:
+        Token ids (B,), lazily.
+    """
+    first = samplers[0].sampling
+    if first.has_penalties or first.logit_bias:
+        pairs = enumerate(samplers)
+        logits = mx.concatenate([s.process(logits[row : row + 1]) for row, s in pairs])
+    if samplers[0].is_greedy:
+        tokens = mx.argmax(logits, axis=-1)
+    else:
+        logprobs, ids = truncated_logprobs(
+            logits,
+            temperature=first.temperature,
+            top_k=first.top_k,
+            top_p=first.top_p,
+            min_p=first.min_p,
+        )
+        tokens = mx.concatenate(
+            [
+                mx.random.categorical(logprobs[row : row + 1], axis=-1, key=sampler.next_key())
+                for row, sampler in enumerate(samplers)
+            ]
+        )
+        if ids is not None:
+            tokens = mx.take_along_axis(ids, tokens[:, None], axis=-1)[:, 0]
+    for row, sampler in enumerate(samplers):
+        sampler.count_drawn(tokens[row : row + 1])
+    return tokens
 
 
 def draw(

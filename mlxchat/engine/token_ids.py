@@ -8,13 +8,13 @@ from collections.abc import Sequence
 
 def count_common(a: Sequence[int], b: Sequence[int]) -> int:
     """Returns the length of the longest common prefix of two id sequences."""
-    size = min(len(a), len(b))
-    if list(a[:size]) == list(b[:size]):
-        return size
-    low, high = 0, size  # a[:low] equal, a[:high] not: bisect, since list comparison runs in C
-    while high - low > 1:
+    a, b = tuple(a), tuple(b)  # comparing tuples runs in C; most are tuples already
+    low, high = 0, min(len(a), len(b))
+    if a[:high] == b[:high]:
+        return high
+    while high - low > 1:  # a[:low] equal, a[:high] not
         middle = (low + high) // 2
-        if list(a[low:middle]) == list(b[low:middle]):
+        if a[low:middle] == b[low:middle]:
             low = middle
         else:
             high = middle

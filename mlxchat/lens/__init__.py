@@ -18,6 +18,7 @@ Changing, `edits.py`, each also a `taps` argument of `model.forward/prefill/hidd
 
     Replace(layer, position, row)       # resid_post of one position of the pass (patching)
     Add({layer: row, ...})              # resid_post + row at every position (steering)
+    Checked(check)                      # ends a long pass when check raises
     Both(taps, more_taps)               # one after the other: changes first, then the recorder
     trace(model, ids, points, edits=Replace(3, 5, row))
 

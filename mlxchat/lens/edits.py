@@ -1,6 +1,6 @@
 """Changes of the residual stream during a forward pass: patching, steering, and both at once."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -50,6 +50,24 @@ class Add:
         """Returns the stream (B, T, D) with the layer's row added."""
         row = self.rows.get(layer)
         return value if row is None else value + row.astype(value.dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """Changes nothing, but lets a person end a long pass.
+
+    Attributes:
+        check: Called at every block; what it raises ends the pass.
+    """
+
+    check: Callable[[], None]
+
+    points = AFTER_BLOCK
+
+    def visit(self, point: Point, layer: int, value: mx.array) -> mx.array:
+        """Asks whether to go on."""
+        self.check()
+        return value
 
 
 class Both:

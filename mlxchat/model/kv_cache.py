@@ -143,7 +143,7 @@ class RowCache:
         self._pin: int | None = None
         self._reserved = 0
 
-    def _first_needed(self, pos: int) -> int:
+    def first_needed(self, pos: int) -> int:
         """Return the oldest position that a token at `pos` or later looks at."""
         raise NotImplementedError
 
@@ -177,7 +177,7 @@ class RowCache:
         for name, new in rows.items():
             self.buffers[name][..., first:last, :] = new
         self.offset = last + self.origin
-        self.start_position = self._first_needed(first + self.origin)
+        self.start_position = self.first_needed(first + self.origin)
 
     def visible(self) -> Rows:
         """Return the rows that the tokens of the last update may look at, as they are held."""
@@ -222,7 +222,7 @@ class RowCache:
         if held is not None and self.offset - self.origin + num_new <= held.shape[2]:
             return
         pinned = self.offset if self._pin is None else min(self._pin, self.offset)
-        keep = max(self.origin, self._first_needed(pinned))
+        keep = max(self.origin, self.first_needed(pinned))
         wanted = max(self.offset + num_new, self._reserved) - keep
         capacity = -(-wanted // self.step) * self.step
         live = slice(keep - self.origin, self.offset - self.origin)
@@ -265,7 +265,7 @@ class RowCache:
 
     def can_rewind(self, pos: int) -> bool:
         """Say whether every row that a token at `pos` needs is still held; at 0 none is."""
-        return pos == 0 or (0 < pos <= self.offset and self._first_needed(pos) >= self.origin)
+        return pos == 0 or (0 < pos <= self.offset and self.first_needed(pos) >= self.origin)
 
     def rewind(self, pos: int) -> None:
         """Forget positions from `pos` on; at 0 the memory is given back.
@@ -276,7 +276,7 @@ class RowCache:
         if not self.can_rewind(pos):
             raise ValueError(f"rows for position {pos} are gone; the first held is {self.origin}")
         self.offset = pos
-        self.start_position = self._first_needed(pos)
+        self.start_position = self.first_needed(pos)
         if pos == 0:
             self.buffers = {}
             self.origin = 0
@@ -292,9 +292,10 @@ class RowCache:
 
     def restore(self, pos: int, snapshot: Snapshot) -> None:
         """Replace the rows by those of a snapshot taken at `pos`."""
-        self._adopt(pos, snapshot.start, rows_of(snapshot))
+        self.adopt(pos, snapshot.start, rows_of(snapshot))
 
-    def _adopt(self, pos: int, start: int, rows: Rows) -> None:
+    def adopt(self, pos: int, start: int, rows: Rows) -> None:
+        """Take over rows of positions `start` to `pos`; the first write copies them."""
         self.buffers = {name: copy.copy(array) for name, array in rows.items()}
         self.offset = pos
         self.origin = self.start_position = start
@@ -306,7 +307,7 @@ class RowCache:
 
     def _visible_snapshot(self, evaluate: bool) -> Snapshot:
         """Copy the rows that the next token sees."""
-        start = self._first_needed(self.offset)
+        start = self.first_needed(self.offset)
         rows = self.copy_rows(start, self.offset)
         return own(Snapshot(tuple(rows.values()), start, tuple(rows)), evaluate)
 
@@ -316,7 +317,7 @@ class RowCache:
         """Return the rows that a token at `pos` needs, without room for growth or deleted rows."""
         pos = self.offset if pos is None else pos
         if self.can_rewind(pos):
-            start = self._first_needed(pos)
+            start = self.first_needed(pos)
             rows = self.copy_rows(start, pos)
         elif mark is not None:
             start, rows = mark.start, rows_of(mark)
@@ -326,7 +327,7 @@ class RowCache:
 
     def load_export(self, meta: Meta, arrays: dict[str, mx.array]) -> None:
         """Take over exported rows; the first write copies them into a buffer with room."""
-        self._adopt(int(meta["offset"]), int(meta["start"]), arrays)
+        self.adopt(int(meta["offset"]), int(meta["start"]), arrays)
 
 
 def rows_of(snapshot: Snapshot) -> Rows:
@@ -350,7 +351,8 @@ class FullKV(RowCache):
 
     kind: Kind = "full"
 
-    def _first_needed(self, pos: int) -> int:
+    def first_needed(self, pos: int) -> int:
+        """Return the oldest position that a token at `pos` or later looks at."""
         return 0
 
     def export(

@@ -36,6 +36,10 @@ class LanguageModel(Protocol):
     def info(self) -> ModelInfo:
         """Sizes and limits."""
 
+    @property
+    def can_pad(self) -> bool:
+        """Whether the sequences of a batch may be of different lengths."""
+
     def make_cache(self) -> SequenceCache:
         """Returns an empty cache for one sequence (or a batch in step)."""
 

@@ -27,11 +27,15 @@ class SequenceCache:
     Args:
         raw: What the model takes as its cache.
         layers: The caches inside it, flat, in order.
+
+    Attributes:
+        padding: Of a batch: empty rows before each sequence (see `batch_cache.py`).
     """
 
     def __init__(self, raw: Any, layers: Sequence[LayerCache]) -> None:
         self.raw = raw
         self.layers = list(layers)
+        self.padding: mx.array | None = None
 
     @property
     def kinds(self) -> frozenset[Kind]:

@@ -244,6 +244,10 @@ class Tokenizer:
             last = number
         return words
 
+    def vocabulary(self) -> dict[str, int]:
+        """Every token with its id, added ones included."""
+        return dict(self._backend.get_vocab(with_added_tokens=True))
+
     def describe(self) -> str:
         """Everything that decides which ids a text becomes, as JSON of the `tokenizers` library."""
         content: str = self._backend.to_str()

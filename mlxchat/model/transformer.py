@@ -18,6 +18,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from mlxchat.model.batch_cache import mask_padding
 from mlxchat.model.device import DevicePlan
 from mlxchat.model.families import ModelConfig
 from mlxchat.model.kv_cache import FullKV
@@ -120,6 +121,8 @@ class Transformer:
 
     # -- the interface of LanguageModel ------------------------------------------------------------
 
+    can_pad = True
+
     def make_cache(self) -> SequenceCache:
         """Returns an empty cache: all rows, or a window of them in sliding layers."""
         layers = [FullKV() if k.window is None else WindowKV(k.window) for k in self.config.layers]
@@ -186,6 +189,10 @@ class Transformer:
             for c, kind in zip(caches, self._kinds, strict=True)
         )
         offset = mx.array(caches[0].offset)
+        if cache.padding is not None:
+            padding, offset = cache.padding, offset - cache.padding
+            pairs = zip(caches, masks, strict=True)
+            masks = tuple(mask_padding(c, mask, num_new, padding) for c, mask in pairs)
         periods = [p for p in self._periods if p is not None]
         if self.plan.fast_kernels:
             rotations = [[offset, p] for p in periods]
@@ -245,6 +252,7 @@ class Transformer:
             rows = mx.arange(k.shape[2])
             mask = rows[-num_new:, None] >= rows[None]
         if mask is not None:
+            mask = mask[:, :, None] if mask.ndim == 4 else mask  # (B, 1, 1, T, S)
             scores = mx.where(mask, scores, mx.finfo(scores.dtype).min)
         by_group, by_head = scores.shape, (*q.shape[:3], k.shape[2])
         scores = visit("scores", scores.reshape(by_head)).reshape(by_group)
@@ -304,8 +312,13 @@ class Transformer:
     def _rotation_tables(
         self, new: mx.array, offset: mx.array, periods: list[mx.array]
     ) -> list[list[mx.array]]:
-        """Returns [cos, sin] of shape (T, dims / 2) for each row of periods."""
-        where = (new + offset).astype(mx.float32)[:, None]
+        """Returns [cos, sin] for each row of periods.
+
+        Their shape is (T, dims / 2), or (B, 1, T, dims / 2) where `offset` is one for each row.
+        """
+        where = (new + offset[..., None]).astype(mx.float32)[..., None]
+        if where.ndim == 3:
+            where = where[:, None]
         return [[mx.cos(where / p), mx.sin(where / p)] for p in periods]
 
     def _rotate(self, x: mx.array, rope: Rope, position: list[mx.array]) -> mx.array:

@@ -35,7 +35,8 @@ class WindowKV(RowCache):
         super().__init__(step)
         self.window = window
 
-    def _first_needed(self, pos: int) -> int:
+    def first_needed(self, pos: int) -> int:
+        """Return the oldest position that a token at `pos` or later looks at."""
         return max(0, pos - (self.window - 1))
 
     def make_mask(
@@ -77,12 +78,13 @@ class ChunkedKV(RowCache):
         super().__init__(step)
         self.chunk_size = chunk_size
 
-    def _first_needed(self, pos: int) -> int:
+    def first_needed(self, pos: int) -> int:
+        """Return the oldest position that a token at `pos` or later looks at."""
         return pos // self.chunk_size * self.chunk_size
 
     def maybe_trim_front(self) -> None:
         """Show the model the current chunk only; rows leave memory when the buffer is full."""
-        self.start_position = self._first_needed(self.offset)
+        self.start_position = self.first_needed(self.offset)
 
     def snapshot(self, evaluate: bool = True) -> Snapshot:
         """Copy the rows of the current chunk: they will be dropped after it."""

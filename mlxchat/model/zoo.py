@@ -67,6 +67,7 @@ class ZooModel:
     """
 
     points: frozenset[Point] = STREAM_POINTS
+    can_pad = False
 
     def __init__(self, model: Module, config: Config, notices: tuple[str, ...] = ()) -> None:
         self.model = model

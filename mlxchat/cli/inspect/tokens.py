@@ -103,7 +103,7 @@ def _find_borders(
     renderer: "PromptRenderer", messages: "list[Message]", token_ids: "Sequence[int]"
 ) -> tuple[int, ...]:
     """Returns where each message ends: what is the same without those after it."""
-    from mlxchat.chat.prompt import common_length
+    from mlxchat.engine.token_ids import count_common
 
     ends = []
     for count in range(1, len(messages) + 1):
@@ -111,7 +111,7 @@ def _find_borders(
             alone = renderer.render_ids(messages[:count], add_generation_prompt=False)
         except TemplateError:  # some templates want a question behind the system prompt
             continue
-        ends.append(common_length(alone.token_ids, token_ids))
+        ends.append(count_common(alone.token_ids, token_ids))
     return tuple(ends)
 
 

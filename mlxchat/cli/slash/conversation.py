@@ -3,8 +3,9 @@
 import contextlib
 from typing import TYPE_CHECKING
 
-from mlxchat.cli.history import conversation_names
+from mlxchat.cli.options import MOST_ANSWERS
 from mlxchat.cli.render import format_count, format_tree, one_line
+from mlxchat.cli.resume import conversation_names
 from mlxchat.cli.slash.registry import (
     Context,
     command,
@@ -51,11 +52,15 @@ def reset(context: Context, argument: str) -> None:
     context.say("The conversation is empty.")
 
 
-@command("retry", "", "Answer the last message again.")
+@command("retry", "[N]", "Answer the last message again, or N times to choose from.")
 def retry(context: Context, argument: str) -> "Start":
-    """Answers the last message again."""
-    need_turns(context.session)
-    return context.session.retry
+    """Answers the last message again, once or several times."""
+    count = whole_number(argument, "/retry [N]") if argument else 1
+    if not 1 <= count <= MOST_ANSWERS:
+        raise UsageError(f"{count} answers are not allowed; give a number from 1 to {MOST_ANSWERS}")
+    session = context.session
+    need_turns(session)
+    return session.retry if count == 1 else lambda: session.retry_many(count)
 
 
 @command("continue", "", "Go on with an answer that was cut off.")

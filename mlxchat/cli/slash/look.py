@@ -120,8 +120,12 @@ def _find(live: "LiveText", word: str) -> tuple[int, ...]:
 
 
 def _look(context: Context, work: "Callable[[LiveText], T]") -> T:
-    with stoppable():
-        return context.session.look(work).result()
+    job = context.session.look(work)
+    try:
+        with stoppable():
+            return job.result()
+    finally:
+        job.cancel()
 
 
 def _draw(context: Context, make: "Callable[[Console], Sequence[RenderableType]]") -> None:

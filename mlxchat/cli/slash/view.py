@@ -20,8 +20,9 @@ def _complete_mode(start: str) -> list[tuple[str, str]]:
 def context_(context: Context, argument: str) -> None:
     """Shows what fills the context."""
     from mlxchat.cli.render_views import format_context
+    from mlxchat.cli.turn import follow
 
-    context.say(format_context(context.session.view_context()))
+    context.say(format_context(follow(context.session.view_context, context.screen)))
 
 
 @command(
@@ -47,10 +48,12 @@ def timing(context: Context, argument: str) -> None:
 def tokens(context: Context, argument: str) -> None:
     """Shows ids with their texts."""
     from mlxchat.cli.render_views import format_tokens
+    from mlxchat.cli.turn import follow
 
     if not argument and not context.session.num_turns:
         raise MlxchatError("the conversation is empty; send a message first, or write /tokens TEXT")
-    context.say(format_tokens(context.session.list_tokens(argument or None), context.width - 1))
+    pieces = follow(lambda: context.session.list_tokens(argument or None), context.screen)
+    context.say(format_tokens(pieces, context.width - 1))
 
 
 @command("cache", "", "Show what the KV cache holds.")
