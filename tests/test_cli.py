@@ -164,8 +164,8 @@ def test_nothing_given_is_nothing_set(run, sessions):
     from mlxchat.chat.session import ChatOptions
 
     assert sessions[0].model is None
-    assert sessions[0].options == ChatOptions(idle_work=False)
-    assert sessions[1].options == ChatOptions()
+    assert sessions[0].options == ChatOptions(idle_work=False, speculate="auto")
+    assert sessions[1].options == ChatOptions(speculate="auto")
 
 
 @pytest.mark.parametrize(
