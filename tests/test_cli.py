@@ -382,14 +382,14 @@ def test_piped_chat_json(run):
 
 def test_piped_chat_goes_on_after_errors(run):
     """A line that fails prints its error line; the others are answered; the exit code is 1."""
-    result = run("chat", text=b"fail\n/hepl\ncrash\nab\xff\n/retry 3\nhello\n")
+    result = run("chat", text=b"fail\n/hepl\ncrash\nab\xff\n/fork 3\nhello\n")
     assert result.exit_code == 1
     assert result.stdout.splitlines()[-1] == "you said: hello"
     errors = result.stderr.splitlines()
     assert len(errors) == 5
     assert all(line.startswith("Error: ") and "; " in line for line in errors)
     assert "did you mean /help?" in errors[1]
-    assert "/retry takes no argument" in errors[4]
+    assert "/fork takes no argument" in errors[4]
 
 
 def test_piped_attachments(run, sessions, tmp_path, monkeypatch):
