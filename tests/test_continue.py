@@ -85,9 +85,7 @@ def test_after_a_token_limit(open_session: Open, kind: str, settles: bool) -> No
 @pytest.mark.parametrize("settles", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
 def test_after_ctrl_c(open_session: Open, kind: str, settles: bool) -> None:
-    """What was stopped goes on with one id read, whatever the cache; stopped again before there is
-    more, all stays as it was.
-    """
+    """What was stopped goes on with one id read; stopped again at once, all stays as it was."""
     session = open_session(kind, max_tokens=12)
     job = session.interrupted(lambda: session.send("hello"), 8)
     first = checked(session, job)

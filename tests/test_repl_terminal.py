@@ -492,11 +492,13 @@ def test_another_model(terminal):
 
 
 def test_compaction_can_be_stopped(terminal):
-    """/compact shows how the summary grows; Ctrl-C stops it; else the summary is shown."""
+    """/compact shows the summary while it is written; Ctrl-C stops it; else it is shown whole."""
     terminal.send("one\rtwo\rthree\r/compact\r")
-    terminal.wait_for("summarising · ")
+    terminal.wait_for("piece  2,")
     terminal.send(CTRL_C)
     terminal.wait_for("Stopped.")
+    assert "piece" not in terminal.text
+    assert "summary: " in terminal.text
     terminal.send("/compact\r")
     terminal.wait_for("Turn 1 is now this summary:")
     terminal.wait_for("A **short** one.")

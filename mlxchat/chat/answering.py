@@ -134,9 +134,7 @@ class AnswerDecoder:
         self, logits: Logits, sampler: Sampler, max_tokens: int, limit: StopReason
     ) -> StopReason | None:
         """Takes tokens to the end; returns None where the thinking must be closed first."""
-        decoding = self._engine.decode(
-            logits, sampler, max_tokens=max_tokens, check=self._check
-        )
+        decoding = self._engine.decode(logits, sampler, max_tokens=max_tokens, check=self._check)
         # Closed at once: what speculation fed beyond the end must leave the cache.
         with contextlib.closing(decoding) as tokens:
             for token in tokens:

@@ -8,8 +8,8 @@ from mlxchat.model.sequence_cache import SequenceCache
 
 # As many as the warm-up reads, so that nothing is compiled for this.
 _NUM_IDS = 8
-# While buffers grow, the old ones of so many layers are there beside the new ones: measured 2.2 with
-# 4 layers and 2.8 with 24 (CPU, mlx 0.32.4).
+# While buffers grow, the old ones of so many layers are there beside the new ones: measured 2.2
+# with 4 layers and 2.8 with 24 (CPU, mlx 0.32.4).
 _NUM_COPIED = 4
 
 
