@@ -78,7 +78,7 @@ def test_a_summary_on_a_plain_terminal(tty):
     view = view_of(tty, plain=True)
     view.show(SummaryProgress(6, "Mei is"))
     view.close()
-    assert tty.terminal.rows == [""]
+    assert tty.terminal.rows == []
 
 
 def test_thinking_that_is_interrupted(tty):
