@@ -22,6 +22,7 @@ from mlxchat.chat.results import (
 from mlxchat.chat.session import Session
 from mlxchat.cli.choose import format_preview
 from mlxchat.cli.failures import Stopped
+from mlxchat.cli.progress import PhaseClock
 from mlxchat.cli.render import (
     CONTEXT_WARNINGS,
     format_batch_progress,
@@ -103,8 +104,7 @@ class TurnView:
         self._thinks_since: float | None = None
         self._num_reasoning_tokens = 0
         self._skips_newlines = False
-        self._phase: object = None
-        self._phase_started = self._drawn_at = time.monotonic()
+        self._clock, self._drawn_at = PhaseClock(), time.monotonic()
 
     def show(self, event: object) -> None:
         """Shows one event."""
@@ -151,11 +151,7 @@ class TurnView:
     def _progress(
         self, event: LoadProgress | PrefillProgress | SummaryProgress | BatchProgress
     ) -> None:
-        now = time.monotonic()
-        phase = getattr(event, "phase", type(event))
-        if phase != self._phase:
-            self._phase, self._phase_started = phase, now
-        elapsed_s = now - self._phase_started
+        now, elapsed_s = time.monotonic(), self._clock.elapsed_s(event)
         if elapsed_s >= PROGRESS_DELAY_S and now - self._drawn_at >= PROGRESS_INTERVAL_S:
             self._drawn_at = now
             if isinstance(event, BatchProgress):

@@ -57,6 +57,16 @@ class Context:
         """Columns that a line of a report may take."""
         return 80 if self.screen is None else self.screen.width
 
+    def last_answer(self) -> str:
+        """Returns the last answer as the model wrote it.
+
+        Raises:
+            MlxchatError: There is none yet.
+        """
+        if (answer := self.session.last_answer()) is None:
+            raise MlxchatError("there is no answer yet; send a message first")
+        return answer
+
     def message(self, text: str, *, is_literal: bool = False) -> str:
         """Returns a message with what is attached and what its `@` name; pastes have no `@`."""
         count, say = self.session.count_tokens, self.say
