@@ -214,7 +214,7 @@ def cut_middle(text: str, num_chars: int) -> str:
 
 
 class _Counting(JobContext):
-    """A job's context that tells how far a summary has come in place of its text."""
+    """A job's context that tells a summary from an answer, and how far it has come."""
 
     def __init__(self, emit: Callable[[object], None], check: Callable[[], None]) -> None:
         super().__init__()
@@ -223,7 +223,7 @@ class _Counting(JobContext):
     def emit(self, event: object) -> None:
         if isinstance(event, TextDelta):
             self._num_chars += len(event.text)
-            event = SummaryProgress(self._num_chars)
+            event = SummaryProgress(self._num_chars, event.text)
         self._hand_on(event)
 
     def check(self) -> None:

@@ -251,7 +251,7 @@ class TurnRunner:
         sampler = self.make_sampler(conversation, reading.token_ids)
         self._choose_speculator()
         answer = self._decode(reading, sampler, context)
-        if answer.stop_reason in ("token_limit", "context_full"):
+        if answer.stop_reason in ("token_limit", "context_full", "user_cancelled"):
             self.engine.prefix.mark()  # the answer may go on from here
         for text in self.record(conversation, question, reading, answer):
             context.emit(Notice(text))
@@ -427,6 +427,7 @@ class TurnRunner:
         self, reading: Reading, watch: Stopwatch, context: JobContext
     ) -> AnswerDecoder:
         """Makes what turns the tokens of an answer into its text."""
+        checks_memory = self.options.checks_memory
         return AnswerDecoder(
             self.engine,
             self.tokenizer,
@@ -436,6 +437,7 @@ class TurnRunner:
             context,
             think_budget=self.options.think_budget,
             ends_thinking=self.ends_thinking,
+            check=self.memory.watch(self.engine, context.check) if checks_memory else None,
         )
 
     def _decode(self, reading: Reading, sampler: Sampler, context: JobContext) -> Answer:

@@ -24,10 +24,6 @@ _SHELL = re.compile(r"!(?=\s*[^\s!])\s*(.+)", re.DOTALL)
 _COMMAND = re.compile(r"(/?)/([A-Za-z][\w-]*)(?:\s+(.*))?", re.DOTALL | re.ASCII)
 
 
-class LeaveChat(Exception):  # noqa: N818  # a wish, no error
-    """The person wants to leave."""
-
-
 @dataclass(frozen=True, slots=True)
 class Context:
     """What a handler works on.
