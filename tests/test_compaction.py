@@ -85,7 +85,7 @@ def test_a_cache_that_proved_wrong_is_not_summarised_from(open_session: Open) ->
         session.say("one")
         session.say("two")
         held = len(session.prefix.token_ids)
-        session.runner._reuses = reuses
+        session.runner.reuses = reuses
         session.model_.calls.clear()
         session.model_.is_live = lambda cache: True
         session.compact(0).result(20)

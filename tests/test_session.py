@@ -215,7 +215,7 @@ def test_idle_work_gives_way(session: TinySession) -> None:
     session.model_.calls.clear()
     session.model_.after(1, wait)
     idle = session._worker.submit(
-        lambda context: session.runner.settle(session.conversation, context), idle=True
+        lambda context: session.runner.idle.settle(session.conversation, context), idle=True
     )
     assert reached.wait(20)
     job = session.send("now")

@@ -287,7 +287,7 @@ class Conversations(RuleBasedStateMachine):
         session = self.session
         session.interrupted(
             lambda: session._worker.submit(
-                lambda context: session.runner.settle(session.conversation, context), idle=True
+                lambda context: session.runner.idle.settle(session.conversation, context), idle=True
             ),
             num_calls,
         )

@@ -335,7 +335,7 @@ class TinySession(Session):
 
     def settle(self) -> None:
         """Does the idle work now and waits for it."""
-        self._worker.run(lambda context: self.runner.settle(self.conversation, context))
+        self._worker.run(lambda context: self.runner.idle.settle(self.conversation, context))
 
     def interrupted(self, start: Callable[[], Job[Any]], num_calls: int) -> Job[Any]:
         """Starts a job and cancels it, from this thread, during a forward pass.

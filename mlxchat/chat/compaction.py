@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 from mlxchat.chat.answering import AnswerDecoder
 from mlxchat.chat.conversation import Conversation, Node, Origin
 from mlxchat.chat.prompt import PromptRenderer
+from mlxchat.chat.reading import prefill
 from mlxchat.chat.reasoning import Split
-from mlxchat.chat.results import Compaction, PrefillProgress, StopReason, SummaryProgress, TextDelta
+from mlxchat.chat.results import Compaction, StopReason, SummaryProgress, TextDelta
 from mlxchat.chat.template import Message
 from mlxchat.chat.turn import TurnRunner
 from mlxchat.engine.timing import Stopwatch
@@ -137,13 +138,7 @@ class Compactor:
             engine.prefix.reset()
         plan = engine.prefix.plan(prompt.token_ids)
         engine.prefix.apply(plan, keep_branch=True)
-        logits = engine.prefill(
-            prompt.token_ids,
-            plan,
-            on_progress=lambda done, total: context.emit(PrefillProgress(done, total)),
-            check=context.check,
-        )
-        assert logits is not None
+        logits = prefill(engine, prompt.token_ids, plan, context)
         splitter = self._renderer.splitter(prompt)
         decoder = AnswerDecoder(
             engine,

@@ -19,6 +19,7 @@ from mlxchat.chat.history_writer import LiveTurn
 from mlxchat.chat.options import ChatOptions, Steer
 from mlxchat.chat.pause import AfterPause
 from mlxchat.chat.read_ahead import Draft, DraftCost
+from mlxchat.chat.request import TurnRequest
 from mlxchat.chat.results import Alternatives, LoadProgress, ReplayedTurn, SessionInfo, TurnResult
 from mlxchat.chat.session_views import SessionViews
 from mlxchat.engine.worker import Job, JobCancelledError, JobContext, Worker
@@ -217,7 +218,6 @@ class Session(SessionViews):
         turn = LiveTurn(question, find_head(), num_before, system, self.options, model, self.info)
         if cut_off is not None:
             turn.begun = cut_off.message
-        more = {} if cut_off is None else {"cut_off": cut_off}
 
         def job(context: JobContext) -> Any:
             nonlocal causes
@@ -229,17 +229,10 @@ class Session(SessionViews):
             before, head = conversation.head, find_head()
             conversation.head = head
             num_before = len(conversation.nodes)
+            request = TurnRequest(question, start + loaded_s, branch, cut_off, _join(causes))
             run = self._runner.run if count is None else partial(self._runner.run_many, count=count)
             try:
-                result = run(
-                    conversation,
-                    question,
-                    context,
-                    start=start + loaded_s,
-                    keep_branch=branch,
-                    cause=_join(causes),
-                    **more,
-                )
+                result = run(conversation, request, context)
             except JobCancelledError:
                 causes = (*causes, "a stopped turn")
                 raise
@@ -273,7 +266,9 @@ class Session(SessionViews):
         def job(context: JobContext) -> None:
             if self._runner is not None:  # asked now: it may have made way for another model
                 cause = _join(self._causes)
-                self._runner.settle(self.conversation, context, keep_branch=branch, cause=cause)
+                self._runner.idle.settle(
+                    self.conversation, context, keep_branch=branch, cause=cause
+                )
 
         if self._runner is not None and self.options.idle_work:
             self._worker.submit(job, idle=True)
@@ -288,7 +283,7 @@ class Session(SessionViews):
 
         def job(context: JobContext) -> None:
             if self._runner is not None:
-                self._runner.keep_prompts(conversation, context, whole=whole, owner=owner)
+                self._runner.idle.keep_prompts(conversation, context, whole=whole, owner=owner)
 
         return self._worker.submit(job, idle=idle)
 

@@ -113,9 +113,13 @@ class SessionViews:
 
         def job(context: JobContext) -> "ContextView":
             self._load(context)
+            from mlxchat.chat.views import view_context
+
             assert self._runner is not None
+            runner, conversation = self._runner, self.conversation
             try:
-                return self._runner.view_context(self.conversation)
+                messages = runner.messages(conversation)
+                return view_context(runner.renderer, conversation, messages, runner.context_limit)
             finally:
                 self._settle_when_idle()
 
