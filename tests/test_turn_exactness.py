@@ -363,7 +363,8 @@ class Conversations(RuleBasedStateMachine):
 def clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets the session and the template read our clock."""
     Clock.days = 0
-    monkeypatch.setattr("mlxchat.chat.session.datetime", Clock)
+    monkeypatch.setattr("mlxchat.chat.session_base.datetime", Clock)
+    monkeypatch.setattr("mlxchat.chat.session_history.datetime", Clock)
     monkeypatch.setattr("mlxchat.chat.template.datetime", Clock)
 
 
