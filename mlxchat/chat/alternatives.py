@@ -20,15 +20,9 @@ from mlxchat.engine.sampling import Sampler
 from mlxchat.engine.worker import JobContext
 
 
-class _Muted(JobContext):
-    """A job's context for a row whose text is shown when all rows have ended."""
-
-    def __init__(self, context: JobContext) -> None:
-        super().__init__()
-        self._cancel = context._cancel
-
-    def emit(self, event: object) -> None:
-        """Shows nothing."""
+def _mute(context: JobContext) -> JobContext:
+    """Returns a job's context for rows whose text is shown when all rows have ended."""
+    return context.redirect(lambda event: None)
 
 
 def answer_many(
@@ -102,7 +96,7 @@ def _decode_together(
     max_tokens, limit = runner.limit_of(len(ids))
     batch = Batch(engine, samplers, [max_tokens] * count)
     batch.fill([engine.prefix.cache] * count, [len(ids)] * count, [reading.logits] * count)
-    muted = _Muted(context)
+    muted = _mute(context)
     decoders = [runner.make_decoder(read, muted) for read in readings]
     fed = [list(ids) for _ in range(count)]
     num_tokens = [0] * count
@@ -130,7 +124,7 @@ def _decode_in_turn(
     """Decodes one by one what cannot be decoded together."""
     engine, ids, logits = runner.engine, readings[0].token_ids, readings[0].logits
     max_tokens, limit = runner.limit_of(len(ids))
-    muted, answers = _Muted(context), list[Answer]()
+    muted, answers = _mute(context), list[Answer]()
     for row, (read, sampler) in enumerate(zip(readings, samplers, strict=True)):
         if row:
             plan = engine.prefix.plan(ids)

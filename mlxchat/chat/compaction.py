@@ -208,22 +208,15 @@ def cut_middle(text: str, num_chars: int) -> str:
     return f"{text[: num_chars - last]} […] {text[len(text) - last :]}"
 
 
-class _Counting(JobContext):
-    """A job's context that tells how far a summary has come in place of its text."""
-
-    def __init__(self, emit: Callable[[object], None], check: Callable[[], None]) -> None:
-        super().__init__()
-        self._hand_on, self._check, self._num_chars = emit, check, 0
-
-    def emit(self, event: object) -> None:
-        if isinstance(event, TextDelta):
-            self._num_chars += len(event.text)
-            event = SummaryProgress(self._num_chars)
-        self._hand_on(event)
-
-    def check(self) -> None:
-        self._check()
-
-
 def _counting(context: JobContext) -> JobContext:
-    return _Counting(context.emit, context.check)
+    """Returns a job's context that tells how far a summary has come in place of its text."""
+    num_chars = 0
+
+    def hand_on(event: object) -> None:
+        nonlocal num_chars
+        if isinstance(event, TextDelta):
+            num_chars += len(event.text)
+            event = SummaryProgress(num_chars)
+        context.emit(event)
+
+    return context.redirect(hand_on)

@@ -6,7 +6,6 @@ module costs nothing; the engine side is imported by the first job.
 """
 
 import contextlib
-from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,7 @@ from mlxchat.chat.changes import Changes
 from mlxchat.chat.conversation import Conversation
 from mlxchat.chat.options import ChatOptions
 from mlxchat.chat.pause import AfterPause
-from mlxchat.chat.results import LoadProgress, SessionInfo, TurnResult
+from mlxchat.chat.results import SessionInfo, TurnResult
 from mlxchat.engine.worker import Job, JobCancelledError, JobContext, Worker
 
 if TYPE_CHECKING:
@@ -68,8 +67,10 @@ class SessionBase:
             load_mlx()
             from mlxchat.chat.loading import load_runner
 
-            options, report = self.options, _reporter(context)
-            self._runner, self.info = load_runner(self.model, options, report, context.check)
+            options = self.options
+            self._runner, self.info = load_runner(
+                self.model, options, context.progress, context.check
+            )
             self._catch_up(options)
             self._go_on_here()
         return self.info
@@ -109,11 +110,11 @@ class SessionBase:
             load_mlx()
             from mlxchat.chat.switching import InMemory, switch_model
 
-            options, report = self.options, _reporter(context)
+            options = self.options
             held = InMemory(self.model, self._runner, self.info)
             self._runner = self.info = None  # so that nothing else keeps it in memory
             try:
-                switch_model(held, name, options, report, context.check)
+                switch_model(held, name, options, context.progress, context.check)
             finally:
                 self.model, self._runner, self.info = held.name, held.runner, held.info
                 self._catch_up(options)
@@ -197,13 +198,3 @@ class SessionBase:
             if self.recorder is not None:
                 notices += self.recorder.close()
         return notices
-
-
-def _reporter(context: JobContext) -> Callable[[LoadProgress], None]:
-    """Returns what hands the progress of a load on, and ends it when the job is cancelled."""
-
-    def report(event: LoadProgress) -> None:
-        context.check()
-        context.emit(event)
-
-    return report
