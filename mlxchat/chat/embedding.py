@@ -133,7 +133,11 @@ def embed(
 
     Raises:
         UsageError: An option does not suit the model, or there is nothing to embed.
+        BackendError: MLX is missing.
     """
+    from mlxchat.model.device import load_mlx
+
+    load_mlx()
     from mlxchat.engine import vectors as v
 
     folder, embedder = _load(name, context)
