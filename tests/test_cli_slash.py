@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from mlxchat.chat.session import ChatOptions
 from mlxchat.cli import slash
-from mlxchat.cli.slash import COMMANDS, Context, LeaveChat, interpret
+from mlxchat.cli.failures import LeaveChat
+from mlxchat.cli.slash import COMMANDS, Context, interpret
 from mlxchat.errors import MlxchatError, UsageError
 
 

@@ -49,9 +49,11 @@ def test_the_newest_turns_stay(open_session: Open, kind: str) -> None:
     answers = [session.say(text).text for text in QUESTIONS]
     before = session.conversation.head
     job = session.compact(2)
-    progress = [event.done for event in job if isinstance(event, SummaryProgress)]
+    events = [event for event in job if isinstance(event, SummaryProgress)]
     done = job.result(30)
-    assert progress == sorted(progress)
+    shown = "".join(event.text for event in events)
+    assert shown.strip() == done.summary.strip()
+    assert events[-1].done == len(shown)
     assert done.num_turns == 3
     kept = [QUESTIONS[3], answers[3], QUESTIONS[4], answers[4]]
     assert contents(session) == ["be brief", REQUEST, done.summary, *kept]

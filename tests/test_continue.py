@@ -71,19 +71,23 @@ def test_after_a_token_limit(open_session: Open, kind: str, settles: bool) -> No
     assert session.say("more").tokens == whole.say("more").tokens[:6]
 
 
+@pytest.mark.parametrize("settles", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_after_ctrl_c(open_session: Open, kind: str) -> None:
-    """What was stopped goes on; stopped again before there is more, all stays as it was."""
+def test_after_ctrl_c(open_session: Open, kind: str, settles: bool) -> None:
+    """What was stopped goes on with one id read; stopped again at once, all stays as it was."""
     session = open_session(kind, max_tokens=12)
     job = session.interrupted(lambda: session.send("hello"), 8)
     first = checked(session, job)
     assert first.stop_reason == "user_cancelled"
+    if settles:
+        session.settle()
     nodes = dict(session.conversation.nodes)
     with pytest.raises(JobCancelledError):
         session.interrupted(session.go_on, 0).result(20)
     assert session.conversation.nodes == nodes
     second = go_on(session)
     assert second.text.startswith(first.text)
+    assert second.usage.prefill_tokens == 1
     assert second.usage.completion_tokens == 12
     assert len(session.conversation.nodes) == 3
     session.say("more")

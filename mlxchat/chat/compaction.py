@@ -209,14 +209,14 @@ def cut_middle(text: str, num_chars: int) -> str:
 
 
 def _counting(context: JobContext) -> JobContext:
-    """Returns a job's context that tells how far a summary has come in place of its text."""
+    """Returns a job's context that tells a summary from an answer, and how far it has come."""
     num_chars = 0
 
     def hand_on(event: object) -> None:
         nonlocal num_chars
         if isinstance(event, TextDelta):
             num_chars += len(event.text)
-            event = SummaryProgress(num_chars)
+            event = SummaryProgress(num_chars, event.text)
         context.emit(event)
 
     return context.redirect(hand_on)

@@ -197,7 +197,7 @@ class TurnRunner:
         sampler = self.make_sampler(conversation, reading.token_ids)
         self.engine.speculator = self.foresight.choose(self.options.speculate)
         answer = self._decode(reading, sampler, context)
-        if answer.stop_reason in ("token_limit", "context_full"):
+        if answer.stop_reason in ("token_limit", "context_full", "user_cancelled"):
             self.engine.prefix.mark()  # the answer may go on from here
         for text in self.record(conversation, request.question, reading, answer):
             context.emit(Notice(text))
@@ -238,6 +238,7 @@ class TurnRunner:
 
     def make_decoder(self, reading: Reading, context: JobContext) -> AnswerDecoder:
         """Makes what turns the tokens of an answer into its text."""
+        checks_memory = self.options.checks_memory
         return AnswerDecoder(
             self.engine,
             self.tokenizer,
@@ -247,6 +248,7 @@ class TurnRunner:
             context,
             think_budget=self.options.think_budget,
             ends_thinking=self.ends_thinking,
+            check=self.memory.watch(self.engine, context.check) if checks_memory else None,
         )
 
     def _decode(self, reading: Reading, sampler: Sampler, context: JobContext) -> Answer:

@@ -169,24 +169,12 @@ def _tell_removed(removed: "list[Entry]", as_json: bool) -> None:
 @_json_option
 def warm(model: str | None, system: str, as_json: bool) -> None:
     """Read a system prompt and store it, so that the first answer comes at once."""
-    from mlxchat.chat.results import LoadProgress, Notice, PrefillProgress
-    from mlxchat.cli.render import format_progress
     from mlxchat.cli.screen import Screen
+    from mlxchat.cli.turn import follow
 
     screen = Screen(sys.stdout, sys.stderr)
-    started = time.monotonic()
     with read_request({"model": model}).opened() as session:
-        job = session.warm(system)
-        try:
-            for event in job:
-                if isinstance(event, LoadProgress | PrefillProgress):
-                    screen.progress(format_progress(event, time.monotonic() - started))
-                elif isinstance(event, Notice):
-                    screen.note(event.text)
-        finally:
-            job.cancel()
-            screen.clear_progress()
-        warmed = job.result()
+        warmed = follow(lambda: session.warm(system), screen)
     if as_json:
         screen.line(json.dumps(asdict(warmed)))
         return

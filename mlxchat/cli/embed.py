@@ -2,8 +2,6 @@
 
 import json
 import os
-import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +16,7 @@ from mlxchat.settings import load_settings
 if TYPE_CHECKING:
     from mlxchat.chat.embedding import Embedded, EmbedOptions
     from mlxchat.chat.passages import Passage
+    from mlxchat.engine.worker import JobContext
 
 MAX_BYTES = 64 << 20  # far more than a person waits for
 MOST_SHOWN = 40
@@ -150,29 +149,15 @@ def _run(
 ) -> "Embedded":
     from mlxchat.chat.embedding import embed as embed_texts
     from mlxchat.chat.embedding import save
-    from mlxchat.cli.render import format_progress
-    from mlxchat.cli.screen import Screen
-    from mlxchat.engine.worker import JobContext, Worker
+    from mlxchat.cli.progress import run_job
 
-    def work(context: JobContext) -> "Embedded":
+    def work(context: "JobContext") -> "Embedded":
         done = embed_texts(name, passages, options, context)
         if out is not None:
             save(done, Path(out))
         return done
 
-    screen, worker = Screen(sys.stdout, sys.stderr), Worker()
-    job = worker.submit(work)
-    try:
-        started, phase = time.monotonic(), ""
-        for event in job:
-            if phase != (phase := getattr(event, "phase", "prefill")):
-                started = time.monotonic()
-            screen.progress(format_progress(event, time.monotonic() - started))
-        return job.result()
-    finally:
-        job.cancel()
-        screen.clear_progress()
-        worker.close()
+    return run_job(work)
 
 
 def to_json(done: "Embedded", *, with_likeness: bool) -> dict[str, Any]:

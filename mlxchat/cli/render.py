@@ -223,6 +223,11 @@ def format_thought_line(seconds: float, num_tokens: int = 0) -> str:
     return f"thought for {format_seconds(seconds)}{tokens}"
 
 
+def format_summary_line(seconds: float, num_chars: int) -> str:
+    """Returns the line that takes the place of a summary that was written, or begun."""
+    return f"summary: {format_count(num_chars)} characters in {format_seconds(seconds)}"
+
+
 def format_timing(result: "TurnResult") -> str:
     """Returns the `--timing` report: every phase with its time, tokens and rate."""
     usage, timing = result.usage, result.timing

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console, RenderableType
 
-    from mlxchat.cli.live import LiveRegion, Size
+    from mlxchat.cli.live import LiveRegion
     from mlxchat.cli.streams import AnswerStream, ThoughtStream
 
 _DIM, _PLAIN = "\x1b[2m", "\x1b[0m"
@@ -175,15 +175,13 @@ class Screen:
         if self._live is not None:
             self._live.lose()
 
-    def _size(self) -> "Size":
-        from mlxchat.cli.live import Size
-
+    def _size(self) -> os.terminal_size:
         # Not from shutil: it prefers the variable COLUMNS, which is old after a resize.
         try:
             columns, rows = os.get_terminal_size(self._notes.fileno())
         except (OSError, ValueError):
             columns, rows = 80, 24
-        return Size(columns or 80, rows or 24)
+        return os.terminal_size((columns or 80, rows or 24))
 
     @property
     def width(self) -> int:

@@ -2,7 +2,7 @@
 
 from mlxchat.cli.failures import stoppable
 from mlxchat.cli.slash.registry import Context, command, whole_number
-from mlxchat.errors import MlxchatError, UsageError
+from mlxchat.errors import UsageError
 
 
 @command("file", "PATH|GLOB", "Put files into your next message; so does @PATH in it.")
@@ -31,9 +31,6 @@ def copy(context: Context, argument: str) -> None:
     """Copies the last answer or its code."""
     from mlxchat.cli import clipboard
 
-    answer = context.session.last_answer()
-    if answer is None:
-        raise MlxchatError("there is no answer yet; send a message first")
-    text, name = clipboard.pick(answer, argument)
+    text, name = clipboard.pick(context.last_answer(), argument)
     clipboard.copy(text, context.send_escape)
     context.say(f"Copied {name}: {len(text)} characters.")

@@ -92,11 +92,8 @@ def markdown(context: Context, argument: str) -> None:
 @command("raw", "", "Show the last answer as the model wrote it.")
 def raw(context: Context, argument: str) -> None:
     """Shows the last answer as raw text."""
-    answer = context.session.last_answer()
-    if answer is None:
-        raise MlxchatError("there is no answer yet; send a message first")
     show = context.say if context.screen is None else context.screen.verbatim
-    show(answer)
+    show(context.last_answer())
 
 
 @command(
