@@ -23,7 +23,7 @@ from markdown_table import print_header, print_row  # noqa: E402
 from matrix import InlineSession, make_options  # noqa: E402
 from matrix_models import build, make_loaded  # noqa: E402
 
-from mlxchat.chat import jinja_env  # noqa: E402
+from mlxchat.chat import jinja_env, reading  # noqa: E402
 
 LIMIT_MS = 2.0
 MODELS = {"trimmable": "native:qwen3", "recurrent": "zoo:mamba2"}
@@ -96,7 +96,7 @@ def make_session(name: str, template: str, watches: Stopwatches) -> InlineSessio
     renderer, prefix = runner.renderer, session.prefix
     loaded.tokenizer._backend = TimedBackend(loaded.tokenizer._backend, watches)
     renderer.render_ids = watches.section("render", renderer.render_ids)
-    runner._plan = watches.section("plan", runner._plan)
+    reading._plan = watches.section("plan", reading._plan)
     renderer.stored_answer = watches.section("store", renderer.stored_answer)
     renderer.settle_target = watches.section("settle", renderer.settle_target)
     type(prefix).apply = watches.section("restore", type(prefix).apply)
