@@ -15,6 +15,7 @@ from mlxchat.chat.turn import Reading, TurnRunner
 from mlxchat.engine.batch import Batch, can_batch
 from mlxchat.engine.prefix_cache import Plan
 from mlxchat.engine.worker import JobContext
+from mlxchat.model.batch_cache import Strand
 
 
 class _Muted(JobContext):
@@ -105,11 +106,10 @@ def _decode_together(
 ) -> tuple[list[Answer], list[Reading]]:
     engine, ids = runner.engine, reading.token_ids
     max_tokens, limit = runner.limit_of(len(ids))
-    samplers = [
-        runner.make_sampler(conversation, ids, _later(row, question)) for row in range(count)
-    ]
-    batch = Batch(engine, samplers, [max_tokens] * count)
-    batch.fill([engine.prefix.cache] * count, [len(ids)] * count, [reading.logits] * count)
+    batch, strand = Batch(engine), Strand(engine.prefix.cache, len(ids))
+    for row in range(count):
+        sampler = runner.make_sampler(conversation, ids, _later(row, question))
+        batch.add(strand, reading.logits, sampler, max_tokens)
     readings, muted = _readings(reading, count), _Muted(context)
     decoders = [runner.make_decoder(read, read.watch, muted) for read in readings]
     fed = [list(ids) for _ in range(count)]
