@@ -7,7 +7,7 @@ Importing this module costs nothing; the engine side is imported by the first jo
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
@@ -25,6 +25,7 @@ from mlxchat.engine.worker import Job, JobCancelledError, JobContext, Worker
 from mlxchat.errors import UsageError
 
 if TYPE_CHECKING:
+    from mlxchat.chat.batch_lines import BatchLine
     from mlxchat.chat.history import Record, Restored
     from mlxchat.chat.recorder import Recorder
     from mlxchat.chat.results import Compaction
@@ -65,7 +66,7 @@ class Session(SessionViews):
         self._keep_branch = self._is_closed = False
         self._draft = Draft()
         self._causes: tuple[str, ...] = ()  # what may make the next turn read ids again
-        self._turn_job: Job[TurnResult] | None = None
+        self._turn_job: Job[Any] | None = None
         self._pause = AfterPause(STORE_AFTER_S, lambda: self._keep_prompts(whole=True, idle=True))
 
     # -- loading -----------------------------------------------------------------------------------
@@ -163,6 +164,26 @@ class Session(SessionViews):
     def send_many(self, text: str, count: int) -> Job[Alternatives]:
         """Answers a message several times at once; the head is then the first answer."""
         return self._turn(text, lambda: self.conversation.head, count=count)
+
+    def answer_lines(self, lines: "Sequence[BatchLine]", size: int) -> Job[None]:
+        """Answers questions that have nothing to do with each other or with the conversation.
+
+        The job emits a `LineAnswer` for each as soon as it is there.
+
+        Args:
+            lines: Without those that are broken.
+            size: How many are decoded together.
+        """
+
+        def job(context: JobContext) -> None:
+            self._load(context)
+            from mlxchat.chat.batching import LineAnswerer
+
+            assert self._runner is not None
+            LineAnswerer(self._runner, lines, size, context).run()
+
+        self._turn_job = submitted = self._worker.submit(job)
+        return submitted
 
     def choose(self, offered: Alternatives, number: int) -> None:
         """Goes on with one of several answers.

@@ -497,8 +497,17 @@ class TurnRunner:
                 return token_ids[:end]
         return ()
 
-    def report(self, reading: Reading, answer: Answer, watch: Stopwatch) -> TurnResult:
-        """Returns all that is known of an answer, its verification apart."""
+    def report(
+        self, reading: Reading, answer: Answer, watch: Stopwatch, *, kv_bytes: int | None = None
+    ) -> TurnResult:
+        """Returns all that is known of an answer, its verification apart.
+
+        Args:
+            reading: Of its prompt.
+            answer: What was decoded.
+            watch: Has taken the time.
+            kv_bytes: What its keys and values take; None asks the live sequence.
+        """
         plan, why, num_ahead = reading.plan, reading.why, reading.num_ahead
         num_prompt, num_cached = len(reading.token_ids), plan.start
         usage = Usage(
@@ -509,7 +518,8 @@ class TurnRunner:
             settle_tokens=self.num_settled,
             completion_tokens=len(answer.tokens),
         )
-        kv_bytes = self.engine.prefix.cache.nbytes
+        if kv_bytes is None:
+            kv_bytes = self.engine.prefix.cache.nbytes
         self.memory.note(peak_memory_bytes(), kv_bytes)
         timing = watch.finish(
             usage.prefill_tokens,

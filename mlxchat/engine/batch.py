@@ -33,6 +33,15 @@ def find_stack(engine: Engine) -> tuple[Stack | None, str]:
     return found, "" if found else "the caches of this model cannot be padded"
 
 
+def copy_live(engine: Engine) -> Strand:
+    """Returns a copy of the live sequence, which can then go on with something else."""
+    prefix = engine.prefix
+    length = len(prefix.token_ids)
+    cache = stack(prefix.make_cache(), [Strand(prefix.cache, length)])
+    mx.eval(cache.arrays())
+    return Strand(cache, length)
+
+
 @dataclass(frozen=True, slots=True)
 class BatchToken:
     """A token of one row; `is_fed` says whether the row's cache holds it."""

@@ -105,9 +105,8 @@ def _last_rows(cache: RowCache, num: int) -> tuple[mx.array | None, mx.array | N
 
 def _is_exact(model: LanguageModel) -> bool:
     """Whether two sequences of different lengths decode together as they do alone."""
-    ids = mx.random.randint(
-        0, model.info.vocab_size, (len(_LENGTHS), max(_LENGTHS) + _NUM_STEPS), key=mx.random.key(len(_LENGTHS))
-    )
+    shape = (len(_LENGTHS), max(_LENGTHS) + _NUM_STEPS)
+    ids = mx.random.randint(0, model.info.vocab_size, shape, key=mx.random.key(0))
     caches = [model.make_cache() for _ in _LENGTHS]
     for row, (cache, length) in enumerate(zip(caches, _LENGTHS, strict=True)):
         mx.eval(model.forward(ids[row : row + 1, :length], cache), cache.arrays())
