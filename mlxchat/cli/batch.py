@@ -138,7 +138,9 @@ def _format_summary(results: Sequence[TurnResult], elapsed_s: float) -> str:
     new = sum(result.usage.prefill_tokens for result in results)
     load_s = sum(result.timing.load_s for result in results)
     rate = format_rate(tokens / max(elapsed_s - load_s, 1e-9))
+    plural = "" if len(results) == 1 else "s"
     return (
-        f"{format_count(len(results))} answer{'s' * (len(results) != 1)} · {format_count(tokens)} tokens in {elapsed_s:.1f} s"
-        f" · {rate} tok/s · reused {format_count(cached)}, read {format_count(new)}"
+        f"{format_count(len(results))} answer{plural} · {format_count(tokens)} tokens"
+        f" in {elapsed_s:.1f} s · {rate} tok/s"
+        f" · reused {format_count(cached)}, read {format_count(new)}"
     )
