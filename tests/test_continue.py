@@ -1,6 +1,6 @@
 """/continue: an answer that was cut off goes on, id for id as if it had never been cut."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -14,10 +14,12 @@ from tiny import (
     IM_END,
     KINDS,
     REASONING,
+    Open,
     TinySession,
     biased,
     checked,
-    make_tiny_folder,
+    collect,
+    open_sessions,
 )
 
 from mlxchat.chat.history import History
@@ -28,34 +30,21 @@ from mlxchat.engine.options import SamplingSettings
 from mlxchat.engine.worker import JobCancelledError
 from mlxchat.errors import ContextFullError, UsageError
 
-Open = Callable[..., TinySession]
 GREEDY = SamplingSettings(temperature=0.0)
 
 
 @pytest.fixture
 def open_session(tmp_path: Path) -> Iterator[Open]:
     """Opens sessions on tiny folders and closes them."""
-    sessions = []
-
-    def open_(kind: str = "full", template: str = CHATML, **options: Any) -> TinySession:
-        folder_kind = "full" if kind == "recurrent" else kind
-        folder = make_tiny_folder(tmp_path / str(len(sessions)), folder_kind, template=template)
-        sessions.append(TinySession(folder, kind, **options))
-        return sessions[-1]
-
-    yield open_
-    for session in sessions:
-        session.close()
+    with open_sessions(tmp_path) as open_:
+        yield open_
 
 
 def go_on(session: TinySession) -> Any:
     """Continues; what is streamed and what was there before are the whole text."""
     before = session.conversation.path()[-1].message
     job = session.go_on()
-    shown = {"reasoning": before.reasoning or "", "answer": before.content}
-    for event in job:
-        if isinstance(event, TextDelta):
-            shown[event.kind] += event.text
+    shown = collect(job, before.reasoning or "", before.content)
     result = checked(session, job)
     assert shown == {"reasoning": result.reasoning or "", "answer": result.text}
     return result

@@ -221,6 +221,8 @@ def test_prose_breaks_between_words(tty):
     rows = tty.terminal.rows
     assert rows[0] == "Error: " + "word " * 13 + "word"
     assert max(map(len, rows)) <= 80
+    screen.note("one · " + "two " * 30)
+    assert tty.terminal.rows[len(rows) :] == ["one", "two " * 19 + "two", "two " * 9 + "two"]
     before = len(tty.terminal.written)
     table = "word " * 30 + "\nname     value"
     screen.note(table)

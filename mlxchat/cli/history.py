@@ -175,7 +175,7 @@ def read_format(form: str | None, file: str | None) -> Any:
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 def delete(numbers: tuple[str, ...], yes: bool) -> None:
     """Delete conversations for good."""
-    from mlxchat.cli.forget import forget_typed
+    from mlxchat.cli.forget import forget_prompts, forget_typed
     from mlxchat.cli.render_history import format_summaries
     from mlxchat.engine.prompt_store import PromptStore
 
@@ -192,8 +192,10 @@ def delete(numbers: tuple[str, ...], yes: bool) -> None:
                 raise UsageError("nothing was deleted; --yes deletes without asking")
             click.confirm("Delete for good?", abort=True, err=True)
         records = [found.record(id_) for id_ in ids]
+        systems = found.systems(ids)
         found.delete(ids)
-    PromptStore().forget(ids)
+        systems -= found.systems()
+    forget_prompts(PromptStore(), ids, systems)
     forget_typed(records)
     click.echo(f"Deleted {_conversations(len(ids))}.", err=True)
 

@@ -78,6 +78,13 @@ MODEL_OPTION = click.option(
     show_envvar=True,
     help="A folder, a Hugging Face repository, or 'builtin' (the tiny model that is included).",
 )
+KV_BITS_OPTION = click.option(
+    "--kv-bits",
+    type=click.Choice(("8", "4")),
+    metavar="8|4",
+    callback=lambda ctx, param, value: None if value is None else int(value),
+    help="Hold keys and values in 8 or 4 bits: less memory for long contexts.",
+)
 _OPTIONS = (
     MODEL_OPTION,
     click.option(
@@ -107,13 +114,7 @@ _OPTIONS = (
         metavar="MODE",
         help="What a full context does: 'error' refuses the message, 'drop-oldest' drops turns.",
     ),
-    click.option(
-        "--kv-bits",
-        type=click.Choice(("8", "4")),
-        metavar="8|4",
-        callback=lambda ctx, param, value: None if value is None else int(value),
-        help="Hold keys and values in 8 or 4 bits: less memory for long contexts.",
-    ),
+    KV_BITS_OPTION,
     click.option(
         "--speculate",
         type=click.Choice(SPECULATE),

@@ -114,9 +114,10 @@ class Screen:
         text = sanitize(text)
         if self._is_terminal:
             width = self._width()
-            # A line by itself is prose; among others it may be a table's, or a program's output.
-            breaks = wrap_words if "\n" not in text and " · " not in text else wrap_parts
-            text = "\n".join(breaks(line, width) for line in text.split("\n"))
+            is_prose = "\n" not in text  # else it may be a table, or a program's output
+            text = "\n".join(wrap_parts(line, width) for line in text.split("\n"))
+            if is_prose:
+                text = "\n".join(wrap_words(line, width) for line in text.split("\n"))
         self._write(self._notes, f"{text}\n", dim=dim)
 
     def error(self, message: str) -> None:

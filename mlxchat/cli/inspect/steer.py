@@ -234,6 +234,16 @@ def export(name: str, file: str) -> None:
     click.echo(f"Wrote {file}.", err=True)
 
 
+@steer.command()
+@click.argument("name")
+def remove(name: str) -> None:
+    """Remove the vector NAME for good."""
+    from mlxchat.lens.steering_file import remove_vector
+
+    remove_vector(name)
+    click.echo(f"Removed {name}.", err=True)
+
+
 def _read_rows(info: "SteeringInfo") -> Json:
     """Returns the directions as numbers, by layer."""
     from mlxchat.engine.worker import Worker
