@@ -3,16 +3,17 @@
 import math
 import re
 import sys
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple
 
 from mlxchat import paths
 from mlxchat.errors import SettingsError
 
 
-@dataclass(frozen=True, slots=True)
-class Bounds:
+# Named tuples here, not dataclasses: those take several times as long to define.
+class Bounds(NamedTuple):
     """The numbers that a setting may have."""
 
     low: float
@@ -61,16 +62,17 @@ FILE_BOUNDS = {"max_kib": Bounds(1, 1024 * 1024, is_integer=True)}
 CACHE_BOUNDS = {"max_gib": Bounds(0)}
 
 
-@dataclass(frozen=True, slots=True)
-class Display:
+class Display(NamedTuple):
     """How answers look in a terminal: as Markdown or as written, and in which colours."""
 
     markdown: bool = True
     theme: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
+_EMPTY: Mapping[str, Any] = MappingProxyType({})
+
+
+class Settings(NamedTuple):
     """What `config.toml` says; None and the empty mapping where it says nothing.
 
     Attributes:
@@ -85,17 +87,17 @@ class Settings:
 
     model: str | None = None
     system: str | None = None
-    sampling: dict[str, float] = field(default_factory=dict)
+    sampling: Mapping[str, float] = _EMPTY
     history: bool = True
     keys: Literal["emacs", "vi"] = "emacs"
     max_file_kib: int | None = None
     overflow: str | None = None
-    display: Display = field(default_factory=Display)
-    engine: dict[str, Any] = field(default_factory=dict)
+    display: Display = Display()
+    engine: Mapping[str, Any] = _EMPTY
     cache_max_gib: float | None = None
     typeahead: bool = True
-    systems: dict[str, str] = field(default_factory=dict)
-    models: dict[str, dict[str, Any]] = field(default_factory=dict)
+    systems: Mapping[str, str] = _EMPTY
+    models: Mapping[str, Mapping[str, Any]] = _EMPTY
     memory_check: bool = True
 
 
@@ -161,9 +163,10 @@ def find_system(text: str, settings: Settings) -> str:
         return text
     if text[1:] in settings.systems:
         return settings.systems[text[1:]]
-    names = ", ".join(f"@{name}" for name in settings.systems) or "none yet"
+    names = ", ".join(f"@{name}" for name in settings.systems)
+    known = f"known are {names}" if names else "none has a name yet"
     raise SettingsError(
-        f"there is no system prompt {text}; known are {names};"
+        f"there is no system prompt {text}; {known};"
         f" `mlxchat config set systems.{text[1:]} TEXT` makes it"
     )
 

@@ -24,7 +24,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from bench_store import BUILTIN, make_checkpoint, make_system_prompt  # noqa: E402
+from markdown_table import print_header, print_row  # noqa: E402
+from random_model import BUILTIN, make_talker, make_text  # noqa: E402
 
 from mlxchat.model.device import load_mlx  # noqa: E402
 
@@ -41,7 +42,7 @@ def measure(folder: Path, rows: int, num_tokens: int, depth: int, rounds: int) -
 
     loaded = load_model(folder)
     engine, size = Engine(loaded.model), loaded.model.info.vocab_size
-    ids = loaded.tokenizer.encode(make_system_prompt(depth))[:depth]
+    ids = loaded.tokenizer.encode(make_text(depth))[:depth]
 
     def read() -> Any:
         plan = engine.prefix.plan(ids)
@@ -83,7 +84,7 @@ def measure_lines(folder: Path, rows: int, num_tokens: int, rounds: int) -> dict
     from mlxchat.chat.session import Session
     from mlxchat.engine.options import SamplingSettings
 
-    words, rng, made = make_system_prompt(400).split(), random.Random(0), []
+    words, rng, made = make_text(400).split(), random.Random(0), []
     for seed in range(3 * rows):
         longest = rng.randint(num_tokens // 2, num_tokens * 3 // 2)
         prompt = " ".join(rng.choices(words, k=rng.randint(5, 60)))
@@ -114,7 +115,7 @@ def make_zoo_checkpoint(folder: Path, n_layers: int, d_model: int) -> None:
     from mlx.utils import tree_flatten
     from mlx_lm.models import starcoder2
 
-    make_checkpoint(folder, 1, 64, 1)  # for the tokenizer; the rest is written over
+    make_talker(folder, 1, 64, 1)  # for the tokenizer; the rest is written over
     config = {
         "model_type": "starcoder2",
         "hidden_size": d_model,
@@ -140,22 +141,21 @@ def main() -> int:
     args = parser.parse_args()
     load_mlx()  # before anything else imports MLX, as the program does
     results: dict[str, dict[str, Any]] = {}
-    print("| model | tok/s one by one | tok/s together | ratio | processor time |")
-    print("|---|---|---|---|---|")
+    print_header("model", "tok/s one by one", "tok/s together", "ratio", "processor time")
 
     def tell(label: str, row: dict[str, Any]) -> None:
         results[label] = row
-        figures = " | ".join(f"{row[n]:.2f}" for n in ("alone", "together", "ratio", "work"))
-        print(f"| {label} | {figures} |", flush=True)
+        rates = f"{row['alone']:.1f}", f"{row['together']:.1f}"
+        print_row(label, *rates, f"{row['ratio']:.2f}", f"{row['work']:.2f}")
 
     with tempfile.TemporaryDirectory() as name:
         os.environ["MLXCHAT_HOME"] = str(Path(name) / "home")
-        random_, zoo = Path(name) / "random", Path(name) / "zoo"
-        random_.mkdir()
-        make_checkpoint(random_, 12, 512, 8)
+        own, zoo = Path(name) / "own", Path(name) / "zoo"
+        own.mkdir()
+        make_talker(own, 12, 512, 8)
         zoo.mkdir()
         make_zoo_checkpoint(zoo, 12, 512)
-        folders = {"12 layers, width 512, float32": random_, "built-in": BUILTIN}
+        folders = {"12 layers, width 512, float32": own, "built-in": BUILTIN}
         for label, folder in folders.items():
             tell(label, measure(folder, args.rows, args.tokens, args.depth, args.rounds))
         folders["12 layers of mlx-lm, width 512, float32"] = zoo

@@ -19,10 +19,11 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
+from markdown_table import print_header, print_row  # noqa: E402
 from matrix import InlineSession, make_options  # noqa: E402
 from matrix_models import build, make_loaded  # noqa: E402
 
-from mlxchat.chat import jinja_env  # noqa: E402
+from mlxchat.chat import jinja_env, reading  # noqa: E402
 
 LIMIT_MS = 2.0
 MODELS = {"trimmable": "native:qwen3", "recurrent": "zoo:mamba2"}
@@ -95,7 +96,7 @@ def make_session(name: str, template: str, watches: Stopwatches) -> InlineSessio
     renderer, prefix = runner.renderer, session.prefix
     loaded.tokenizer._backend = TimedBackend(loaded.tokenizer._backend, watches)
     renderer.render_ids = watches.section("render", renderer.render_ids)
-    runner._plan = watches.section("plan", runner._plan)
+    reading._plan = watches.section("plan", reading._plan)
     renderer.stored_answer = watches.section("store", renderer.stored_answer)
     renderer.settle_target = watches.section("settle", renderer.settle_target)
     type(prefix).apply = watches.section("restore", type(prefix).apply)
@@ -133,8 +134,7 @@ def main() -> int:
     print(
         f"Milliseconds of processor time per turn after {args.tokens} tokens, median (slowest).\n"
     )
-    print("| cache | template | section | all | Jinja | tokenizer | ours |")
-    print("|---|---|---|---|---|---|---|")
+    print_header("cache", "template", "section", "all", "Jinja", "tokenizer", "ours")
     is_slow = False
     for cache, name in MODELS.items():
         for template in ("exact", "stripped"):
@@ -148,7 +148,7 @@ def main() -> int:
                 cells = [
                     f"{statistics.median(v):.2f} ({max(v):.2f})" for v in (*parts.values(), ours)
                 ]
-                print("|", " | ".join([cache, template, section, *cells]), "|", flush=True)
+                print_row(cache, template, section, *cells)
                 is_slow |= section == "before" and statistics.median(ours) >= LIMIT_MS
     print(f"\nOur own time before the first token: {'too much' if is_slow else 'within'} 2 ms")
     return int(is_slow)

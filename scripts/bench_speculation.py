@@ -1,12 +1,14 @@
-"""What prompt lookup gains on a copy, and what it costs where there is nothing to copy.
+"""What speculation gains where tokens can be foreseen, and what it costs where they cannot.
 
 The model is random, float32, 12 layers of width 512, so what it says of itself is noise. A sampler
 therefore takes each token from a script, whatever the logits are: a copy of a part of the prompt
 with an edit in every hundred tokens, or ids in random order. Forward passes, drawing, drafts,
 rejections and the controller's clock are the real ones; only the share of accepted tokens is the
-script's and not a model's. Plain decoding and speculation alternate (A B A B) in one process over
-the same script; the ratio is that of the sums of their times, once by the wall clock and once
-by the processor time of the process, which other programs disturb less. The last line is JSON.
+script's and not a model's. For the draft model, random too and of 2 layers of width 256, a script
+says how often it agrees with the model; the passes of both are real. Plain decoding and speculation
+alternate (A B A B) in one process over the same script; the ratio is that of the sums of their
+times, once by the wall clock and once by the processor time of the process, which other programs
+disturb less. The last line is JSON.
 """
 
 import argparse
@@ -27,8 +29,10 @@ from mlxchat.model.device import load_mlx  # noqa: E402
 
 mx = load_mlx()
 
-from bench_vs_mlx_lm import SHAPE, make_checkpoint  # noqa: E402
+from markdown_table import print_header, print_row  # noqa: E402
+from random_model import make_checkpoint  # noqa: E402
 
+from mlxchat.engine.draft_model import DraftModel  # noqa: E402
 from mlxchat.engine.engine import Engine  # noqa: E402
 from mlxchat.engine.lookup import PromptLookup  # noqa: E402
 from mlxchat.engine.sampling import Sampler, Sampling  # noqa: E402
@@ -61,6 +65,31 @@ class ScriptedSampler(Sampler):
         self._place += len(token_ids)
 
 
+class ScriptedDraftModel(DraftModel):
+    """Computes every pass, then foresees what the script says, and something else now and then."""
+
+    def __init__(self, model: Any, agreement: float) -> None:
+        self._model, self._agreement = model, agreement
+        self._guesses = mx.zeros((1,), dtype=mx.int32)
+        super().__init__(Engine(self))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def foresee(self, prompt: list[int], script: list[int]) -> None:
+        """Takes the text that comes."""
+        dice, size = random.Random(len(script)), self._model.info.vocab_size
+        guesses = [t if dice.random() < self._agreement else (t + 1) % size for t in script]
+        self._guesses = mx.array([*prompt, *guesses, *[0] * 64])
+
+    def forward(self, token_ids: mx.array, cache: Any, taps: Any = None) -> mx.array:
+        """Returns the logits (1, V) of the model, with the script's guess above all."""
+        logits = self._model.forward(token_ids, cache, taps)
+        (place,) = cache.offsets()
+        is_guess = mx.arange(logits.shape[-1]) == self._guesses[place]
+        return mx.where(is_guess, mx.max(logits) + 1.0, logits)
+
+
 def decode(engine: Engine, prompt: list[int], script: list[int]) -> tuple[float, float]:
     """Decodes a script after a prompt; returns the seconds it took, and those of the processor."""
     engine.prefix.apply(engine.prefix.plan(prompt))
@@ -74,13 +103,16 @@ def decode(engine: Engine, prompt: list[int], script: list[int]) -> tuple[float,
     return seconds
 
 
-def compare(model: Any, speculator: Speculator, script: Any, rounds: int) -> dict[str, Any]:
+def compare(model: Any, drafter: Any, script: Any, rounds: int) -> dict[str, Any]:
     """Plays a kind of text, plain and speculating in turns."""
+    speculator = Speculator(drafter)
     plain, ours = Engine(model), Engine(model, speculator=speculator)
     times: list[tuple[tuple[float, float], tuple[float, float]]] = []
     drafted = accepted = 0
     for round_ in range(rounds + 1):
         prompt, text = script(round_)
+        if isinstance(drafter, ScriptedDraftModel):
+            drafter.foresee(prompt, text)
         pair = decode(plain, prompt, text), decode(ours, prompt, text)
         if round_:  # the first one compiles
             times.append(pair)
@@ -122,33 +154,42 @@ def make_noise(num: int, vocab_size: int, few: int | None = None) -> Any:
     return script
 
 
+def make_model(width: int, num_layers: int, head_dim: int) -> Any:
+    """Returns a random float32 model, loaded as any other."""
+    shape = {"hidden_size": width, "intermediate_size": 3 * width}
+    shape |= {"num_hidden_layers": num_layers, "head_dim": head_dim}
+    with tempfile.TemporaryDirectory() as name:
+        make_checkpoint(Path(name), **shape)
+        return load_model(Path(name)).model
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=300)
     args = parser.parse_args()
-    SHAPE.update(hidden_size=512, num_hidden_layers=12, intermediate_size=1536, head_dim=64)
-    with tempfile.TemporaryDirectory() as name:
-        make_checkpoint(Path(name), None)
-        model = load_model(Path(name)).model
+    model, small = make_model(512, 12, 64), make_model(256, 2, 32)
     size = model.info.vocab_size
+    noise = make_noise(args.tokens, size)
     kinds = {
-        "a copy, an edit in every 100 tokens": make_copy(args.tokens, size),
-        "nothing to copy, random ids": make_noise(args.tokens, size),
-        "nothing to copy, 12 ids in random order": make_noise(args.tokens, size, few=12),
+        "a copy, an edit in every 100 tokens": (make_copy(args.tokens, size), PromptLookup()),
+        "nothing to copy, random ids": (noise, PromptLookup()),
+        "nothing to copy, 12 ids in random order": (
+            make_noise(args.tokens, size, few=12),
+            PromptLookup(),
+        ),
     }
+    for agreement in (0.9, 0.7, 0.1):
+        kind = f"a draft model that agrees on {agreement:.0%} of the tokens"
+        kinds[kind] = noise, ScriptedDraftModel(small, agreement)
     results: dict[str, Any] = {"machine": platform.machine(), "tokens": args.tokens}
-    print("| text | plain tok/s | wall | rounds | processor | accepted of drafted |")
-    print("|---|---|---|---|---|---|")
-    for kind, script in kinds.items():
+    print_header("text", "plain tok/s", "wall", "rounds", "processor", "accepted of drafted")
+    for kind, (script, drafter) in kinds.items():
         # One speculator for each kind: what it learned of copies would not help the others.
-        found = results[kind] = compare(model, Speculator(PromptLookup()), script, args.rounds)
-        print(
-            f"| {kind} | {found['plain_tok_per_s']:.0f} | {found['ratio']:.2f}x"
-            f" | {' '.join(map(str, found['rounds']))} | {found['cpu_ratio']:.2f}x"
-            f" | {found['accepted']} of {found['drafted']} |",
-            flush=True,
-        )
+        found = results[kind] = compare(model, drafter, script, args.rounds)
+        wall = f"{found['plain_tok_per_s']:.0f}", f"{found['ratio']:.2f}x"
+        rounds, busy = " ".join(map(str, found["rounds"])), f"{found['cpu_ratio']:.2f}x"
+        print_row(kind, *wall, rounds, busy, f"{found['accepted']} of {found['drafted']}")
     print(json.dumps(results))
 
 

@@ -26,7 +26,7 @@ class Chat:
         self.session = FakeSession(model, ChatOptions())
         screen = Screen(self._out, self._out)
         answers = Answers(self.session, screen, turn_line=True)
-        self.repl = Repl(lambda: answers, screen, Request(model, {}, {}, settings))
+        self.repl = Repl(lambda: answers, screen, Request(model, {}, {}, settings, {}, {}))
 
     def run(self, keys):
         """Types, then Ctrl-D; returns what was printed."""

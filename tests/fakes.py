@@ -234,7 +234,7 @@ class FakeSession:
         def job(context: JobContext) -> Compaction:
             for done in range(20):
                 context.check()
-                context.emit(SummaryProgress(10 * done))
+                context.emit(SummaryProgress(10 * done + 10, f"piece {done:2}, \n"))
                 time.sleep(0.02)
             old, self.sent = self.sent, ["summary", *self.sent[-num_kept:]]
             num_turns = max(len(old) - num_kept, 1)

@@ -29,6 +29,7 @@ class ScriptedRunner:
     num_cached = 0
     reuses = False
     ahead = SimpleNamespace(num_ids=0, estimate=lambda count, _: DraftCost(count, None, 0.0))
+    idle = SimpleNamespace(settle=lambda *_, **__: None, keep_prompts=lambda *_, **__: None)
 
     def __init__(self, fingerprint=FINGERPRINT):
         self.fingerprint = fingerprint
@@ -41,17 +42,10 @@ class ScriptedRunner:
         self.options = options
         return []
 
-    def keep_prompts(self, conversation, context, *, whole, owner=""):
-        pass
-
-    def settle(self, conversation, context, *, keep_branch=False, cause=""):
-        pass
-
-    def run(
-        self, conversation, question, context, *, start, keep_branch=False, cut_off=None, cause=""
-    ):
+    def run(self, conversation, request, context):
         from fakes import make_result
 
+        question, cut_off = request.question, request.cut_off
         messages = conversation.messages()
         if question is not None:
             messages = [*messages, Message("user", question)]

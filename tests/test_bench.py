@@ -8,14 +8,13 @@ import subprocess
 import sys
 
 import pytest
-from click.testing import CliRunner
+from command_line import CommandLine
 from matrix_models import build, make_loaded
 from tiny import make_tiny_folder
 
 from mlxchat.bench import runs
 from mlxchat.bench.measure import Limit, OurEngine, OverBudgetError, measure
 from mlxchat.bench.workload import Case, Request, Sample
-from mlxchat.cli.main import cli
 
 SHORT = ["-p", "24", "-n", "4", "-d", "0,40", "-r", "2"]
 
@@ -25,12 +24,7 @@ def folder(tmp_path_factory):
     return make_tiny_folder(tmp_path_factory.mktemp("model") / "tiny")
 
 
-def run(*arguments, code=0):
-    """Runs `mlxchat bench`; returns its stdout."""
-    result = CliRunner().invoke(cli, ["bench", *map(str, arguments)])
-    assert result.exit_code == code, result.stderr
-    run.stderr = result.stderr
-    return result.stdout
+run = CommandLine("bench")
 
 
 def measured(engine, tests, repetitions=2, budget_s=0.0):

@@ -5,13 +5,12 @@ import random
 from dataclasses import replace
 
 import pytest
-from click.testing import CliRunner
+from command_line import CommandLine
 from tiny import make_tiny_folder
 
 from mlxchat.bench.baseline import Baseline, confirmed, judge
 from mlxchat.bench.workload import Case, Sample
 from mlxchat.cli.bench_baseline import baseline_path
-from mlxchat.cli.main import cli
 from mlxchat.errors import MlxchatError
 
 TESTS = (Case("pp", 512), Case("tg", 128), Case("ttft", 32, 512, "live"))
@@ -203,11 +202,7 @@ def test_other_versions_are_only_said():
     ]
 
 
-def run(*arguments, code=0):
-    result = CliRunner().invoke(cli, ["bench", *map(str, arguments)])
-    assert result.exit_code == code, result.stderr
-    run.stderr = result.stderr
-    return result.stdout
+run = CommandLine("bench")
 
 
 @pytest.fixture(scope="module")

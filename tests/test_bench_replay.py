@@ -3,13 +3,12 @@
 import json
 
 import pytest
-from click.testing import CliRunner
+from command_line import CommandLine
 from tiny import make_tiny_folder
 
 from mlxchat.chat.history import History
 from mlxchat.chat.results import ReplayedTurn
 from mlxchat.chat.session import ChatOptions, Session
-from mlxchat.cli.main import cli
 
 SYSTEM = "You are a careful assistant who answers in short sentences. " * 3
 QUESTIONS = ["the first question of them all", "and a second one, please", "then the third"]
@@ -21,11 +20,7 @@ def folders(tmp_path_factory):
     return {kind: make_tiny_folder(base / kind, kind) for kind in ("full", "window")}
 
 
-def run(*arguments, text="", code=0):
-    result = CliRunner().invoke(cli, [*map(str, arguments)], input=text)
-    assert result.exit_code == code, result.stderr
-    run.stderr = result.stderr
-    return result.stdout
+run = CommandLine()
 
 
 def talk(folder):

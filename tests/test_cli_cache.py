@@ -12,6 +12,8 @@ from stored import make_ids, make_store, write
 from mlxchat import paths
 from mlxchat.cli.main import cli
 from mlxchat.cli.render import format_age
+from mlxchat.engine.prompt_store import PromptStore, make_label
+from mlxchat.settings import settings_path
 
 NOTHING = "nothing is stored yet; a chat or `mlxchat cache warm` stores prompts\n"
 SYSTEM = " ".join(["Be kind and brief, and say where you know it from."] * 6)
@@ -155,10 +157,29 @@ def test_warm(monkeypatch):
     assert result["usage"]["cached_tokens"] == answer["num_tokens"]
 
 
+def test_warm_by_name_and_in_few_bits():
+    """`@name` is a system prompt of the settings; keys and values of other bits lie apart."""
+    done = CliRunner().invoke(cli, ["config", "set", "systems.kind", SYSTEM])
+    assert done.exit_code == 0, done.stderr
+    plain = json.loads(ok("warm", "-s", "@kind", "--json"))
+    assert json.loads(ok("warm", "-s", SYSTEM, "--json")) == {**plain, "num_read": 0}
+    few = json.loads(ok("warm", "-s", "@kind", "--kv-bits", "8", "--json"))
+    assert few == plain
+    assert few["num_read"] == few["num_tokens"]
+    sizes = sorted(e["bytes"] for e in json.loads(ok("list", "--json"))["entries"])
+    assert len(sizes) == 2
+    assert sizes[0] < 0.5 * sizes[1]
+    options = ["-s", "@kind", "--kv-bits", "8", "--json", "--temp", "0", "--max-tokens", "1"]
+    done = CliRunner().invoke(cli, ["generate", "Hello", *options])
+    assert json.loads(done.stdout)["usage"]["cached_tokens"] == few["num_tokens"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "part"),
     [
         (["warm"], 2, "--system"),
+        (["warm", "-s", "@nobody"], 1, "there is no system prompt @nobody"),
+        (["warm", "-s", SYSTEM, "--kv-bits", "3"], 2, "'8', '4'"),
         (["warm", "-s", "short"], 2, "from 32 on it is stored"),
         (["warm", "-s", SYSTEM * 300], 1, "shorten it"),
         (["warm", "-s", SYSTEM, "-m", "./missing"], 1, "missing"),
@@ -222,3 +243,49 @@ def test_history_forgets_kv_too(arguments):
     done = CliRunner().invoke(cli, ["history", *arguments])
     assert done.exit_code == 0, done.stderr
     assert ok("list") == NOTHING
+
+
+def begin_chat(system, *options):
+    """Has a conversation of one turn with a system prompt."""
+    arguments = ["chat", "--temp", "0", "--max-tokens", "4", "-s", system, *options]
+    done = CliRunner().invoke(cli, arguments, input="Who are you?")
+    assert done.exit_code == 0, done.stderr
+
+
+def delete_chat(number):
+    """Deletes a conversation; returns how the stored system prompts begin after that."""
+    done = CliRunner().invoke(cli, ["history", "delete", number, "-y"])
+    assert done.exit_code == 0, done.stderr
+    entries = json.loads(ok("list", "--json"))["entries"]
+    assert {e["what"] for e in entries} <= {"system", "conversation"}
+    return sorted(e["label"] for e in entries if e["what"] == "system")
+
+
+def test_deletion_takes_the_system_prompt_along():
+    """It goes with the last conversation that has it, and its label with it."""
+    other = f"Never mind. {SYSTEM}"
+    for text in (SYSTEM, SYSTEM, other):
+        begin_chat(text)
+    labels = sorted([make_label(SYSTEM), make_label(other)])
+    assert delete_chat("1") == labels
+    assert delete_chat("2") == [make_label(other)]
+    assert delete_chat("3") == []
+
+
+@pytest.mark.parametrize("name", ["system", "systems.kind", "models.builtin.system"])
+def test_deletion_leaves_system_prompts_of_the_settings(name):
+    """They serve the next conversation too."""
+    done = CliRunner().invoke(cli, ["config", "set", name, SYSTEM])
+    assert done.exit_code == 0, done.stderr
+    begin_chat(SYSTEM)
+    assert delete_chat("1") == [make_label(SYSTEM)]
+
+
+def test_deletion_with_broken_settings(mlxchat_home):
+    """It must not fail half done: what no other conversation has goes."""
+    begin_chat(SYSTEM)
+    settings_path().parent.mkdir(parents=True, exist_ok=True)
+    settings_path().write_text("no toml")
+    done = CliRunner().invoke(cli, ["history", "delete", "1", "-y"])
+    assert done.exit_code == 0, done.stderr
+    assert PromptStore().entries() == []

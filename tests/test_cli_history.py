@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
+from command_line import CommandLine
 from prompt_toolkit.completion import CompleteEvent
 from prompt_toolkit.document import Document
 from scripted import ScriptedSession
@@ -21,7 +21,6 @@ from mlxchat.chat.session import ChatOptions, Session
 from mlxchat.cli import forget
 from mlxchat.cli.completion import ChatCompleter
 from mlxchat.cli.history import history
-from mlxchat.cli.main import cli
 from mlxchat.cli.recall import open_history
 from mlxchat.cli.render_history import format_restored
 from mlxchat.cli.resume import complete_conversation, fitting
@@ -45,12 +44,7 @@ def scripted(monkeypatch):
     return made
 
 
-def run(*arguments, text="", code=0):
-    """Runs a command line; returns its stdout."""
-    result = CliRunner().invoke(cli, [*arguments], input=text)
-    assert result.exit_code == code, result.stderr
-    run.stderr = result.stderr
-    return result.stdout
+run = CommandLine()
 
 
 def stored(number=1):

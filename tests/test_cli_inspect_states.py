@@ -12,6 +12,7 @@ from tiny import make_tiny_folder
 
 from mlxchat.cli.main import cli
 from mlxchat.cli.slash import COMMANDS
+from mlxchat.lens.steering_file import steering_folder
 
 CAPITALS = "Write in capitals."
 
@@ -130,6 +131,26 @@ def test_export(capitals, tmp_path):
     assert (tmp_path / "out.safetensors").stat().st_size > 1000
     done = run("inspect", "steer", "export", "capitals", tmp_path / "out.csv", code=2)
     assert ".safetensors and .json are allowed" in done.stderr
+
+
+def test_remove(capitals):
+    """A vector that is removed is gone; a name of none says which there are."""
+    done = run("inspect", "steer", "remove", "capitol", code=2)
+    assert done.stderr == "Error: there is no steering vector capitol; there are capitals\n"
+    assert run("inspect", "steer", "remove", "capitals").stderr == "Removed capitals.\n"
+    assert run_json("inspect", "steer", "list") == {"vectors": []}
+    for name in ("capitals", "../capitals"):
+        done = run("inspect", "steer", "remove", name, code=2)
+        assert done.stderr.count("\n") == 1
+
+
+def test_remove_a_damaged_vector(mlxchat_home):
+    """A file that cannot be read can be removed."""
+    path = steering_folder() / "broken.safetensors"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"no vector")
+    run("inspect", "steer", "remove", "broken")
+    assert not path.exists()
 
 
 def test_a_vector_of_another_model(capitals, tmp_path):

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from mlxchat.chat.session import ChatOptions
 from mlxchat.cli import slash
-from mlxchat.cli.slash import COMMANDS, Context, LeaveChat, interpret
+from mlxchat.cli.failures import LeaveChat
+from mlxchat.cli.slash import COMMANDS, Context, interpret
 from mlxchat.errors import MlxchatError, UsageError
 
 
@@ -85,6 +86,11 @@ def test_any_line(talk, line):
         ("/reset all", "/reset takes no argument; write //reset to send the line as text"),
         ("/undo x", "'x' is not allowed; write /undo [N] with a whole number >= 1"),
         ("/undo 0", "whole number >= 1"),
+        ("/goto", "there is no number; write /goto N with a whole number >= 1"),
+        ("/think", "there is no mode; write /think on, off or default, or budget N"),
+        ("/think perhaps", "/think perhaps is not allowed; write /think on"),
+        ("/drop", "nothing is attached; @path, /file and !cmd attach"),
+        ("/export talk.pdf", ".pdf is not allowed; let the file's name end with .md, .json,"),
         ("/edit", "there is no new text; write /edit [TURN] TEXT"),
         ("/edit 1", "there is no new text"),
         ("/edit 5 new", "there is no turn 5; give 1 to 1"),

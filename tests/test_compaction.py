@@ -1,24 +1,23 @@
 """/compact: the oldest turns become a summary, the newest stay, nothing that was said is lost."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from click.testing import CliRunner
 from small_templates import SMALL_TEMPLATES
 from tiny import (
-    CHATML,
     END_THINK,
     IM_END,
     KINDS,
     REASONING,
+    Open,
     TinySession,
     biased,
     checked,
-    make_tiny_folder,
+    open_sessions,
 )
 
 from mlxchat.chat.compaction import REQUEST
@@ -29,24 +28,14 @@ from mlxchat.cli.main import cli
 from mlxchat.engine.worker import JobCancelledError
 from mlxchat.errors import ContextFullError, MlxchatError
 
-Open = Callable[..., TinySession]
 QUESTIONS = [f"question {number}, with some words" for number in range(5)]
 
 
 @pytest.fixture
 def open_session(tmp_path: Path) -> Iterator[Open]:
     """Opens sessions on tiny folders and closes them."""
-    sessions = []
-
-    def open_(kind: str = "full", template: str = CHATML, **options: Any) -> TinySession:
-        folder_kind = "full" if kind == "recurrent" else kind
-        folder = make_tiny_folder(tmp_path / str(len(sessions)), folder_kind, template=template)
-        sessions.append(TinySession(folder, kind, **{"max_tokens": 8, **options}))
-        return sessions[-1]
-
-    yield open_
-    for session in sessions:
-        session.close()
+    with open_sessions(tmp_path, max_tokens=8) as open_:
+        yield open_
 
 
 def contents(session: TinySession) -> list[str]:
@@ -60,9 +49,11 @@ def test_the_newest_turns_stay(open_session: Open, kind: str) -> None:
     answers = [session.say(text).text for text in QUESTIONS]
     before = session.conversation.head
     job = session.compact(2)
-    progress = [event.done for event in job if isinstance(event, SummaryProgress)]
+    events = [event for event in job if isinstance(event, SummaryProgress)]
     done = job.result(30)
-    assert progress == sorted(progress)
+    shown = "".join(event.text for event in events)
+    assert shown.strip() == done.summary.strip()
+    assert events[-1].done == len(shown)
     assert done.num_turns == 3
     kept = [QUESTIONS[3], answers[3], QUESTIONS[4], answers[4]]
     assert contents(session) == ["be brief", REQUEST, done.summary, *kept]
@@ -85,7 +76,7 @@ def test_a_cache_that_proved_wrong_is_not_summarised_from(open_session: Open) ->
         session.say("one")
         session.say("two")
         held = len(session.prefix.token_ids)
-        session.runner._reuses = reuses
+        session.runner.reuses = reuses
         session.model_.calls.clear()
         session.model_.is_live = lambda cache: True
         session.compact(0).result(20)

@@ -1,6 +1,6 @@
 """/continue: an answer that was cut off goes on, id for id as if it had never been cut."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -14,10 +14,12 @@ from tiny import (
     IM_END,
     KINDS,
     REASONING,
+    Open,
     TinySession,
     biased,
     checked,
-    make_tiny_folder,
+    collect,
+    open_sessions,
 )
 
 from mlxchat.chat.history import History
@@ -28,34 +30,21 @@ from mlxchat.engine.options import SamplingSettings
 from mlxchat.engine.worker import JobCancelledError
 from mlxchat.errors import ContextFullError, UsageError
 
-Open = Callable[..., TinySession]
 GREEDY = SamplingSettings(temperature=0.0)
 
 
 @pytest.fixture
 def open_session(tmp_path: Path) -> Iterator[Open]:
     """Opens sessions on tiny folders and closes them."""
-    sessions = []
-
-    def open_(kind: str = "full", template: str = CHATML, **options: Any) -> TinySession:
-        folder_kind = "full" if kind == "recurrent" else kind
-        folder = make_tiny_folder(tmp_path / str(len(sessions)), folder_kind, template=template)
-        sessions.append(TinySession(folder, kind, **options))
-        return sessions[-1]
-
-    yield open_
-    for session in sessions:
-        session.close()
+    with open_sessions(tmp_path) as open_:
+        yield open_
 
 
 def go_on(session: TinySession) -> Any:
     """Continues; what is streamed and what was there before are the whole text."""
     before = session.conversation.path()[-1].message
     job = session.go_on()
-    shown = {"reasoning": before.reasoning or "", "answer": before.content}
-    for event in job:
-        if isinstance(event, TextDelta):
-            shown[event.kind] += event.text
+    shown = collect(job, before.reasoning or "", before.content)
     result = checked(session, job)
     assert shown == {"reasoning": result.reasoning or "", "answer": result.text}
     return result
@@ -82,19 +71,23 @@ def test_after_a_token_limit(open_session: Open, kind: str, settles: bool) -> No
     assert session.say("more").tokens == whole.say("more").tokens[:6]
 
 
+@pytest.mark.parametrize("settles", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_after_ctrl_c(open_session: Open, kind: str) -> None:
-    """What was stopped goes on; stopped again before there is more, all stays as it was."""
+def test_after_ctrl_c(open_session: Open, kind: str, settles: bool) -> None:
+    """What was stopped goes on with one id read; stopped again at once, all stays as it was."""
     session = open_session(kind, max_tokens=12)
     job = session.interrupted(lambda: session.send("hello"), 8)
     first = checked(session, job)
     assert first.stop_reason == "user_cancelled"
+    if settles:
+        session.settle()
     nodes = dict(session.conversation.nodes)
     with pytest.raises(JobCancelledError):
         session.interrupted(session.go_on, 0).result(20)
     assert session.conversation.nodes == nodes
     second = go_on(session)
     assert second.text.startswith(first.text)
+    assert second.usage.prefill_tokens == 1
     assert second.usage.completion_tokens == 12
     assert len(session.conversation.nodes) == 3
     session.say("more")

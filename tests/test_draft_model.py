@@ -78,8 +78,8 @@ def test_in_a_session(tmp_path: Path) -> None:
     for options in ({"speculate": "off"}, {"speculate": "auto", "draft_model": str(folder)}):
         session = TinySession(folder, **options)
         try:
-            if session.runner._drafting is not None:
-                session.runner._drafting.controller = Always()
+            if session.runner.foresight.drafting is not None:
+                session.runner.foresight.drafting.controller = Always()
             told.append([session.say(text) for text in ("one", "two")])
         finally:
             session.close()

@@ -4,11 +4,11 @@ import contextlib
 import json
 import sqlite3
 from datetime import UTC, datetime
-from html.parser import HTMLParser
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pages import checked
 from scripted import ScriptedSession
 
 from mlxchat.chat import history_file
@@ -55,32 +55,13 @@ def test_markdown(branched):
     assert "\x1b" not in text
 
 
-class _Page(HTMLParser):
-    def __init__(self):
-        super().__init__()
-        self.open, self.seen, self.links = [], [], []
-
-    def handle_starttag(self, tag, attributes):
-        self.seen.append(tag)
-        self.links += [value for name, value in attributes if name in ("src", "href")]
-        if tag not in ("meta",):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-
 def test_html(branched):
     """The page is whole, loads nothing from elsewhere, and runs nothing of what was said."""
     text = format_export([branched, branched], "html", sanitize)
-    page = _Page()
-    page.feed(text)
-    assert page.open == []
-    assert "script" not in page.seen
-    assert page.links == []
+    page = checked(text)
     assert "&lt;script&gt;alert(1)&lt;/script&gt; &amp; more" in text
     assert "\x1b" not in text
-    assert page.seen.count("article") == 2 * len(branched.messages)
+    assert page.names.count("article") == 2 * len(branched.messages)
 
 
 def test_json(branched):

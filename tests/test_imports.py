@@ -198,11 +198,13 @@ with create_pipe_input() as pipe, create_app_session(pipe, DummyOutput()):
 def test_the_prompt_needs_no_floor_below():
     """Until the prompt is drawn nothing of chat, engine, model, bench and lens is imported.
 
-    Nor are other commands than `chat`: each takes a part of the time to the prompt.
+    Nor are other commands than `chat`, the slash commands, the keys: each takes a part of the time
+    to the prompt.
     """
     code = """
 BELOW = tuple(f'mlxchat.{name}.' for name in ('chat', 'engine', 'model', 'bench', 'lens'))
 NAMES = 'generate embed history inspect cache bench timings config doctor'.split()
+NAMES += 'slash completion keys answer_keys lines live wrap turn drafts attachments'.split()
 OTHERS = {f'mlxchat.cli.{name}' for name in NAMES}
 heavy = lambda: [m for m in sys.modules if m.startswith(BELOW) or m in OTHERS]
 from mlxchat.cli.repl import Repl

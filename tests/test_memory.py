@@ -1,15 +1,18 @@
 """A turn that would not fit into memory is refused with figures; nothing small ever is."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from tiny import KINDS, TinySession, make_tiny_folder
+from tiny import KINDS, TinySession, checked, make_tiny_folder
 
 from mlxchat.chat import memory
+from mlxchat.chat.results import Notice
 from mlxchat.cli.main import cli
 from mlxchat.engine.engine import Engine
-from mlxchat.engine.kv_memory import has_room, measure_kv_bytes_per_token
+from mlxchat.engine.kv_memory import count_rows, has_room, measure_kv_bytes_per_token
+from mlxchat.engine.options import SamplingSettings
 from mlxchat.errors import MemoryShortError
 from mlxchat.model.device import available_memory_bytes, load_mlx, total_memory_bytes
 from mlxchat.model.loader import load_model
@@ -78,6 +81,55 @@ def test_what_is_there_already_takes_nothing(
     monkeypatch.setattr(memory, "available_memory_bytes", lambda: 0)
     assert session.undo() == 1
     session.say("hi")
+
+
+@pytest.mark.parametrize("speculate", ["off", "auto"])
+def test_an_answer_ends_before_its_buffers_outgrow_the_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, speculate: str
+) -> None:
+    """It is kept with the figures and goes on once there is room; the buffers have not grown."""
+    monkeypatch.setattr(memory, "SMALL_TURN", 100)
+    folder = make_tiny_folder(tmp_path / "model")
+    greedy = SamplingSettings(temperature=0.0)
+    session = TinySession(folder, max_tokens=400, sampling=greedy, speculate=speculate)
+    whole = TinySession(folder, max_tokens=400, sampling=greedy, speculate=speculate)
+    try:
+        expected = whole.say("hello").tokens
+        assert len(expected) == 400
+        for layer in session.prefix.cache.layers:
+            layer.step = 256
+        monkeypatch.setattr(memory, "available_memory_bytes", lambda: 1000)
+        monkeypatch.setattr(memory, "has_room", lambda cache, num_tokens: True)  # before the turn
+        job = session.send("hello")
+        notices = [event.text for event in job if isinstance(event, Notice)]
+        first = checked(session, job)
+        assert first.stop_reason == "context_full"
+        assert len(notices) == 1
+        assert "to hold more tokens would take 0.0 GiB at once, but 0.0 GiB are free" in notices[0]
+        assert first.tokens == expected[: len(first.tokens)]
+        assert 200 - first.usage.prompt_tokens < len(first.tokens) < 256
+        session.settle()
+        assert count_rows(session.prefix.cache) == 256
+        monkeypatch.setattr(memory, "available_memory_bytes", lambda: GIB)
+        second = checked(session, session.go_on())
+        assert second.usage.prefill_tokens == 1
+        both = first.tokens + second.tokens
+        assert both[:400] == expected[: len(both)]
+    finally:
+        session.close()
+        whole.close()
+
+
+def test_an_answer_is_not_ended_where_nobody_wants_that(
+    session: TinySession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the check, and below the small turn, it goes on."""
+    monkeypatch.setattr(memory, "available_memory_bytes", lambda: 0)
+    session.set_options(replace(session.options, max_tokens=300))
+    assert session.say("hello").stop_reason == "token_limit"
+    monkeypatch.setattr(memory, "SMALL_TURN", 50)
+    session.set_options(replace(session.options, checks_memory=False))
+    assert session.say("hello again").stop_reason == "token_limit"
 
 
 def test_what_is_free() -> None:

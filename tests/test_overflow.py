@@ -1,20 +1,18 @@
 """--overflow drop-oldest: whole old turns leave the prompt, with a word, and nothing else goes."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from tiny import CHATML, KINDS, TinySession, checked, make_tiny_folder
+from tiny import KINDS, Open, TinySession, checked, open_sessions
 
 from mlxchat.chat.results import Notice, TurnResult
 from mlxchat.cli.main import cli
 from mlxchat.errors import ContextFullError
 from mlxchat.settings import settings_path
 
-Open = Callable[..., TinySession]
 SYSTEM = "be brief and kind"
 QUESTIONS = [f"question {number}, with some words that fill the context" for number in range(9)]
 
@@ -22,22 +20,9 @@ QUESTIONS = [f"question {number}, with some words that fill the context" for num
 @pytest.fixture
 def open_session(tmp_path: Path) -> Iterator[Open]:
     """Opens sessions with a small context that drop the oldest turns, and closes them."""
-    sessions = []
-
-    def open_(kind: str = "full", **options: Any) -> TinySession:
-        folder_kind = "full" if kind == "recurrent" else kind
-        folder = make_tiny_folder(tmp_path / str(len(sessions)), folder_kind, template=CHATML)
-        defaults: dict[str, Any] = {
-            "max_context": 256,
-            "overflow": "drop-oldest",
-            "system": SYSTEM,
-        }
-        sessions.append(TinySession(folder, kind, **{**defaults, **options}))
-        return sessions[-1]
-
-    yield open_
-    for session in sessions:
-        session.close()
+    options = {"max_context": 256, "overflow": "drop-oldest", "system": SYSTEM}
+    with open_sessions(tmp_path, **options) as open_:
+        yield open_
 
 
 def ask(session: TinySession, text: str) -> tuple[TurnResult, list[str]]:

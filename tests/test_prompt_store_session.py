@@ -5,6 +5,7 @@ import os
 import time
 from contextlib import closing
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from stored import ROOMY
@@ -167,8 +168,10 @@ def test_idle_time_is_enough(start):
     assert [e.what for e in stored()] == ["system", "conversation"]
 
 
-def test_damage_is_told_in_the_next_turn(start):
+def test_damage_is_told_in_the_next_turn(start, monkeypatch):
     """A damaged file is one notice; the turn reads everything, and the file is made again."""
+    # A file holds when it was made, in as many digits as that has: its size goes with the clock.
+    monkeypatch.setattr("mlxchat.engine.stored_prefix.time", SimpleNamespace(time=lambda: 1.5))
     first = start(idle_work=False)
     say(first, "When do you open?")
     first.close()

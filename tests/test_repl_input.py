@@ -193,7 +193,7 @@ def test_an_editor_that_fails(chat, tmp_path, monkeypatch, body, part):
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)
     said = []
-    monkeypatch.setattr(chat.repl._keys, "_show_error", lambda text: said.append(text))
+    monkeypatch.setattr(chat.repl._screen, "error", lambda text: said.append(text))
     chat.repl._prompt.app.after_render += press_when(chat, lambda _: bool(said), ENTER)
     chat._pipe.send_text(f"{paste(LARGE)}!{CTRL_X}{CTRL_E}")
     assert chat.repl.run() == 0

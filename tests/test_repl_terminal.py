@@ -297,26 +297,30 @@ def test_json_in_a_terminal():
 BARE = "from prompt_toolkit import PromptSession\nPromptSession().prompt('> ')\n"
 
 
-def time_to_prompt(*arguments):
-    """Returns the seconds until the first prompt is drawn: its cursor is shown."""
+def time_to_prompt(bytecode, *arguments):
+    """Returns the seconds until the first prompt is drawn: its cursor is shown.
+
+    Python keeps the bytecode of what it imports, as it does on a person's machine.
+    """
+    keeping = {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(bytecode)}
     started = time.perf_counter()
-    with Terminal(*arguments) as terminal:
+    with Terminal(*arguments, **keeping) as terminal:
         while b"\x1b[?25h" not in terminal.raw:
             assert terminal.read(), terminal.text
         return time.perf_counter() - started
 
 
-def test_the_prompt_is_fast():
-    """The real chat shows its prompt within 1.5 times the time of a bare PromptSession script.
+def test_the_prompt_is_fast(tmp_path):
+    """The real chat shows its prompt within 1.3 times the time of a bare PromptSession script.
 
     Both are started in turn until the medians agree with that, at most 40 times: other programs
     on the machine make single times useless.
     """
     bare, ours = [], []
     for attempt in range(40):
-        bare.append(time_to_prompt("-c", BARE))
-        ours.append(time_to_prompt("-m", "mlxchat"))
-        if attempt >= 4 and statistics.median(ours) <= 1.5 * statistics.median(bare):
+        bare.append(time_to_prompt(tmp_path, "-c", BARE))
+        ours.append(time_to_prompt(tmp_path, "-m", "mlxchat"))
+        if attempt >= 4 and statistics.median(ours) <= 1.3 * statistics.median(bare):
             return
     ratio = statistics.median(ours) / statistics.median(bare)
     pytest.fail(f"the prompt takes {ratio:.2f} times as long as a bare one")
@@ -492,11 +496,13 @@ def test_another_model(terminal):
 
 
 def test_compaction_can_be_stopped(terminal):
-    """/compact shows how the summary grows; Ctrl-C stops it; else the summary is shown."""
+    """/compact shows the summary while it is written; Ctrl-C stops it; else it is shown whole."""
     terminal.send("one\rtwo\rthree\r/compact\r")
-    terminal.wait_for("summarising · ")
+    terminal.wait_for("piece  2,")
     terminal.send(CTRL_C)
     terminal.wait_for("Stopped.")
+    assert "piece" not in terminal.text
+    assert "summary: " in terminal.text
     terminal.send("/compact\r")
     terminal.wait_for("Turn 1 is now this summary:")
     terminal.wait_for("A **short** one.")

@@ -1,7 +1,7 @@
 """Whole turns over tiny models: the JSON contract, exact reuse after every move, and what fails."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,13 @@ from tiny import (
     KEEPS_REASONING,
     KINDS,
     REASONING,
+    Open,
     TinySession,
     biased,
     check_turn,
     checked,
-    make_tiny_folder,
+    collect,
+    open_sessions,
 )
 
 from mlxchat.chat.results import Notice, PrefillProgress, TextDelta, TurnResult
@@ -26,23 +28,12 @@ from mlxchat.engine.options import SamplingSettings
 from mlxchat.engine.worker import JobCancelledError
 from mlxchat.errors import ContextFullError, TemplateError, UsageError
 
-Open = Callable[..., TinySession]
-
 
 @pytest.fixture
 def open_session(tmp_path: Path) -> Iterator[Open]:
     """Opens sessions on tiny folders and closes them."""
-    sessions = []
-
-    def open_(kind: str = "full", template: str | None = CHATML, **options: Any) -> TinySession:
-        folder_kind = "full" if kind == "recurrent" else kind
-        folder = make_tiny_folder(tmp_path / str(len(sessions)), folder_kind, template=template)
-        sessions.append(TinySession(folder, kind, **options))
-        return sessions[-1]
-
-    yield open_
-    for session in sessions:
-        session.close()
+    with open_sessions(tmp_path) as open_:
+        yield open_
 
 
 @pytest.fixture(params=KINDS)
@@ -215,7 +206,7 @@ def test_idle_work_gives_way(session: TinySession) -> None:
     session.model_.calls.clear()
     session.model_.after(1, wait)
     idle = session._worker.submit(
-        lambda context: session.runner.settle(session.conversation, context), idle=True
+        lambda context: session.runner.idle.settle(session.conversation, context), idle=True
     )
     assert reached.wait(20)
     job = session.send("now")
@@ -633,10 +624,7 @@ def test_thinking_is_dropped_from_the_next_prompt(open_session: Open, kind: str)
     """It is a part of the result, not of later prompts where the template drops it."""
     session = open_session(kind, REASONING, sampling=THINKS, max_tokens=80)
     job = session.send("hello")
-    shown = {"reasoning": "", "answer": ""}
-    for event in job:
-        if isinstance(event, TextDelta):
-            shown[event.kind] += event.text
+    shown = collect(job)
     first = checked(session, job)
     assert first.reasoning
     assert first.text

@@ -352,7 +352,7 @@ def make_session(folder: Path, speculate: str, **options: Any) -> TinySession:
     )
     defaults = {"sampling": repeating, "max_tokens": 60, "speculate": speculate}
     session = TinySession(folder, **{**defaults, **options})
-    session.runner._speculator.controller = Always()
+    session.runner.foresight.lookup.controller = Always()
     return session
 
 
@@ -398,8 +398,10 @@ def test_a_cache_that_takes_nothing_back_is_left_alone(tmp_path: Path) -> None:
     assert "cannot take tokens back" in speculation.explain_unfit(model, cache)
     session = make_session(make_tiny_folder(tmp_path / "m"), "lookup")
     try:
-        session.runner._unfit = "this model's cache cannot take tokens back"
-        assert session.runner.speculation_notice.startswith("speculation is off: this model's")
+        session.runner.foresight.unfit = "this model's cache cannot take tokens back"
+        assert session.runner.foresight.explain_off(session.options).startswith(
+            "speculation is off: this model's"
+        )
         assert session.say("one").speculation is None
     finally:
         session.close()

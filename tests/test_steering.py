@@ -279,7 +279,7 @@ def test_passes_that_judge_drafts_are_steered(start):
     options = {"max_tokens": 40, "sampling": SamplingSettings(temperature=0.0)}
     steered, foreseen = start(ODD, **options), start(ODD, speculate="lookup", **options)
     foreseen.load().result()
-    foreseen._runner._speculator.controller = Always()
+    foreseen._runner.foresight.lookup.controller = Always()
     answers = [(say(steered, text), say(foreseen, text)) for text in TEXTS]
     assert all(a.tokens == b.tokens for a, b in answers)
     assert any(b.speculation.drafted for _, b in answers)

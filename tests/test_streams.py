@@ -6,7 +6,7 @@ import pytest
 from fakes import FakeSession, make_result
 from virtual_terminal import VirtualTerminal
 
-from mlxchat.chat.results import Notice, PrefillProgress, TextDelta
+from mlxchat.chat.results import Notice, PrefillProgress, SummaryProgress, TextDelta
 from mlxchat.chat.session import ChatOptions
 from mlxchat.cli import slash, turn
 from mlxchat.cli.screen import Screen
@@ -57,6 +57,28 @@ def test_thinking_folds(tty):
     thought, answer = tty.terminal.rows
     assert re.fullmatch(r"thought for 0\.\d+ s, 1 312 tokens", thought)
     assert answer == "It is."
+
+
+def test_a_summary_folds(tty):
+    """A summary is shown while it is written; each of several gets one line in its place."""
+    view = view_of(tty)
+    view.show(SummaryProgress(6, "Mei is"))
+    view.show(SummaryProgress(16, " in Oslo.\n"))
+    assert tty.terminal.rows == ["Mei is in Oslo."]
+    view.show(SummaryProgress(4, "Both"))
+    assert re.fullmatch(r"summary: 16 characters in 0\.\d+ s", tty.terminal.rows[0])
+    assert tty.terminal.rows[1:] == ["Both"]
+    view.close()
+    assert re.fullmatch(r"summary: 4 characters in 0\.\d+ s", tty.terminal.rows[1])
+    assert len(tty.terminal.rows) == 2
+
+
+def test_a_summary_on_a_plain_terminal(tty):
+    """Where nothing can be redrawn the summary is shown once, when it is whole."""
+    view = view_of(tty, plain=True)
+    view.show(SummaryProgress(6, "Mei is"))
+    view.close()
+    assert tty.terminal.rows == []
 
 
 def test_thinking_that_is_interrupted(tty):
@@ -178,7 +200,7 @@ def test_theme_command(tty, context):
     assert load_settings().display.theme == "dark cb"
     assert tty.terminal.rows == [
         "Theme: dark cb.",
-        "Themes: terminal, light, dark, contrast, each also with `cb`.",
+        "Theme: dark cb. Themes: terminal, light, dark, contrast, each also with `cb`.",
     ]
 
 
@@ -190,6 +212,21 @@ def test_raw_command(tty, context):
     context.session.last, context.session.sent = make_result(text), ["hello"]
     interpret(context, "/raw")
     assert tty.terminal.written == text.replace("\x1b", "␛") + "\n"
+
+
+def test_prose_breaks_between_words(tty):
+    """A long error or notice breaks between words; lines among others stay as they are."""
+    screen = Screen(tty, tty, plain=True)
+    screen.error("word " * 30 + "x" * 90)
+    rows = tty.terminal.rows
+    assert rows[0] == "Error: " + "word " * 13 + "word"
+    assert max(map(len, rows)) <= 80
+    screen.note("one · " + "two " * 30)
+    assert tty.terminal.rows[len(rows) :] == ["one", "two " * 19 + "two", "two " * 9 + "two"]
+    before = len(tty.terminal.written)
+    table = "word " * 30 + "\nname     value"
+    screen.note(table)
+    assert tty.terminal.written[before:] == table + "\n"
 
 
 def test_contrast_theme_dims_nothing(tty):

@@ -31,6 +31,14 @@ def folders(tmp_path: Path) -> list[str]:
     ]
 
 
+@pytest.fixture(params=[True, False])
+def fits(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether two models are in memory at once while one is exchanged for the other."""
+    fits: bool = request.param
+    monkeypatch.setattr(switching, "fits_beside", lambda folder: fits)
+    return fits
+
+
 @pytest.fixture
 def session(folders: list[str], tmp_path: Path) -> Iterator[Session]:
     options = ChatOptions(sampling=SamplingSettings(temperature=0.0), max_tokens=8, verify=True)
@@ -70,12 +78,8 @@ def test_before_anything_is_loaded(session: Session, folders: list[str]) -> None
     check_verified(session, "hello")
 
 
-@pytest.mark.parametrize("fits", [True, False])
-def test_a_load_that_fails(
-    session: Session, folders: list[str], monkeypatch: pytest.MonkeyPatch, fits: bool
-) -> None:
+def test_a_load_that_fails(session: Session, folders: list[str], fits: bool) -> None:
     """No such model, or a broken one: the old one answers, its cache too where it stayed."""
-    monkeypatch.setattr(switching, "fits_beside", lambda folder: fits)
     session.send("hello").result(30)
     with pytest.raises(ModelNotFoundError):
         session.switch_model("./nowhere").result(30)
@@ -89,12 +93,8 @@ def test_a_load_that_fails(
     assert session.conversation.nodes[2].message.content_ids is not None
 
 
-@pytest.mark.parametrize("fits", [True, False])
-def test_ctrl_c_during_the_load(
-    session: Session, folders: list[str], monkeypatch: pytest.MonkeyPatch, fits: bool
-) -> None:
+def test_ctrl_c_during_the_load(session: Session, folders: list[str], fits: bool) -> None:
     """The old model stays, or comes back."""
-    monkeypatch.setattr(switching, "fits_beside", lambda folder: fits)
     session.send("hello").result(30)
     job = session.switch_model(folders[1])
     for event in job:
@@ -106,12 +106,10 @@ def test_ctrl_c_during_the_load(
     assert session.model == folders[0]
 
 
-@pytest.mark.parametrize("fits", [True, False])
 def test_the_old_model_leaves_memory(
     session: Session, folders: list[str], monkeypatch: pytest.MonkeyPatch, fits: bool
 ) -> None:
     """Before the new one is loaded where both do not fit, else after it."""
-    monkeypatch.setattr(switching, "fits_beside", lambda folder: fits)
     session.send("hello").result(30)
     session.wait_until_idle()
     assert session._runner is not None

@@ -1,6 +1,6 @@
 """Thinking that is ended: by a budget or by a key, with the template's own marker, id for id."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,34 +15,27 @@ from tiny import (
     KINDS,
     REASONING,
     THINK,
+    Open,
     TinySession,
     biased,
     checked,
+    collect,
     make_tiny_folder,
+    open_sessions,
 )
 
-from mlxchat.chat.results import TextDelta
 from mlxchat.cli.main import cli
 
-Open = Callable[..., TinySession]
 NEVER_ENDS = biased((END_THINK, -1e9))
 
 
 @pytest.fixture
 def open_session(tmp_path: Path) -> Iterator[Open]:
     """Opens sessions whose thinking would never end, and closes them."""
-    sessions = []
-
-    def open_(kind: str = "full", template: str = REASONING, **options: Any) -> TinySession:
-        folder_kind = "full" if kind == "recurrent" else kind
-        folder = make_tiny_folder(tmp_path / str(len(sessions)), folder_kind, template=template)
-        defaults: dict[str, Any] = {"sampling": NEVER_ENDS, "max_tokens": 40, "think_budget": 6}
-        sessions.append(TinySession(folder, kind, **{**defaults, **options}))
-        return sessions[-1]
-
-    yield open_
-    for session in sessions:
-        session.close()
+    with open_sessions(
+        tmp_path, REASONING, sampling=NEVER_ENDS, max_tokens=40, think_budget=6
+    ) as open_:
+        yield open_
 
 
 def closing_ids(session: TinySession) -> tuple[int, ...]:
@@ -55,10 +48,7 @@ def test_the_budget_closes_the_thinking(open_session: Open, kind: str, budget: i
     """After so many ids come those of the marker, then the answer; the next turn is exact."""
     session = open_session(kind, think_budget=budget)
     job = session.send("hello")
-    shown = {"reasoning": "", "answer": ""}
-    for event in job:
-        if isinstance(event, TextDelta):
-            shown[event.kind] += event.text
+    shown = collect(job)
     result = checked(session, job)
     closing = closing_ids(session)
     assert result.tokens[budget : budget + len(closing)] == closing

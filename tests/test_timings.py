@@ -5,27 +5,21 @@ import re
 import shutil
 import subprocess
 from dataclasses import replace
-from html.parser import HTMLParser
-from xml.etree import ElementTree
 
 import pytest
-from click.testing import CliRunner
+from command_line import CommandLine
+from pages import checked
 from tiny import make_tiny_folder
 
 from mlxchat.chat.timings import PHASES, TurnFigures, add_up, by_turn, places_of
 from mlxchat.cli.charts import draw_points, draw_stacked
-from mlxchat.cli.main import cli
 from mlxchat.cli.plots import format_bars, format_points, format_stacked, format_value, nice_limit
 from mlxchat.cli.render_timings import Told, format_summary, format_timings, make_timings_page
 
 HOSTILE = "<script>alert(1)</script> & \x1b[31mred\x1b[0m"
 
 
-def run(*arguments, text="", code=0):
-    result = CliRunner().invoke(cli, [*map(str, arguments)], input=text)
-    assert result.exit_code == code, result.stderr
-    run.stderr = result.stderr
-    return result.stdout
+run = CommandLine()
 
 
 @pytest.fixture(scope="module")
@@ -259,46 +253,6 @@ def test_values_have_three_digits(value, text):
 
 
 # -- page ----------------------------------------------------------------------------------------
-
-VOID = {"meta", "br", "hr", "img", "link", "input"}
-
-
-class Checker(HTMLParser):
-    """Fails where tags do not match; gathers what could fetch something or run."""
-
-    def __init__(self):
-        super().__init__()
-        self.open, self.names, self.links = [], [], []
-
-    def handle_starttag(self, tag, attrs):
-        self.names.append(tag)
-        self.links += [
-            value
-            for name, value in attrs
-            if name in ("src", "href", "srcset", "action", "data") or name.startswith("on")
-        ]
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.names.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-
-def checked(page):
-    """Returns a checker that has read a page which stands alone."""
-    checker = Checker()
-    checker.feed(page)
-    checker.close()
-    assert checker.open == []
-    assert checker.links == []
-    assert "script" not in checker.names
-    assert not re.search(r"url\(|@import", page)
-    for drawing in re.findall(r"<svg.*?</svg>", page, re.DOTALL):
-        ElementTree.fromstring(drawing)  # noqa: S314  # made by us, right above
-    return checker
 
 
 def make_page(turns, title="a title"):

@@ -287,7 +287,7 @@ class Conversations(RuleBasedStateMachine):
         session = self.session
         session.interrupted(
             lambda: session._worker.submit(
-                lambda context: session.runner.settle(session.conversation, context), idle=True
+                lambda context: session.runner.idle.settle(session.conversation, context), idle=True
             ),
             num_calls,
         )
@@ -363,7 +363,8 @@ class Conversations(RuleBasedStateMachine):
 def clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets the session and the template read our clock."""
     Clock.days = 0
-    monkeypatch.setattr("mlxchat.chat.session.datetime", Clock)
+    monkeypatch.setattr("mlxchat.chat.session_base.datetime", Clock)
+    monkeypatch.setattr("mlxchat.chat.session_history.datetime", Clock)
     monkeypatch.setattr("mlxchat.chat.template.datetime", Clock)
 
 

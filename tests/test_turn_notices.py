@@ -27,7 +27,7 @@ def thinking(tmp_path):
     result = session.say("hello")
     assert result.reasoning
     runner = session.runner
-    session._worker.run(lambda context: runner.settle(session.conversation, context))
+    session._worker.run(lambda context: runner.idle.settle(session.conversation, context))
     yield session
     session.close()
 

@@ -5,11 +5,13 @@ merges, and a chat template. Sampled answers are mostly printable ASCII, split i
 than the tokenizer would split their text, as those of real models often are.
 """
 
+import contextlib
+import itertools
 import json
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,7 +25,7 @@ from mlxchat.model.device import load_mlx
 mx = load_mlx()
 
 from mlxchat.chat.prompt_keeping import open_keeping  # noqa: E402
-from mlxchat.chat.results import TurnResult  # noqa: E402
+from mlxchat.chat.results import TextDelta, TurnResult  # noqa: E402
 from mlxchat.chat.session import ChatOptions, Session  # noqa: E402
 from mlxchat.engine.chunking import PrefillChunker  # noqa: E402
 from mlxchat.engine.engine import Engine  # noqa: E402
@@ -338,7 +340,7 @@ class TinySession(Session):
 
     def settle(self) -> None:
         """Does the idle work now and waits for it."""
-        self._worker.run(lambda context: self.runner.settle(self.conversation, context))
+        self._worker.run(lambda context: self.runner.idle.settle(self.conversation, context))
 
     def interrupted(self, start: Callable[[], Job[Any]], num_calls: int) -> Job[Any]:
         """Starts a job and cancels it, from this thread, during a forward pass.
@@ -409,3 +411,37 @@ def slow_tokens(model: Any, prompt: Sequence[int], sampler: Any, num: int) -> li
 
 def read_json(file: Path) -> Any:
     return json.loads(file.read_text())
+
+
+Open = Callable[..., TinySession]
+
+
+@contextlib.contextmanager
+def open_sessions(folder: Path, template: str = CHATML, **defaults: Any) -> Iterator[Open]:
+    """Yields what opens sessions, each on a tiny folder of its own; closes them in the end.
+
+    Args:
+        folder: Where the models are made.
+        template: Of the sessions, where the call names none.
+        defaults: Options of the sessions, where the call names no others.
+    """
+    numbers = itertools.count()
+    chosen = template
+    with contextlib.ExitStack() as stack:
+
+        def open_(kind: str = "full", template: str | None = chosen, **options: Any) -> TinySession:
+            name = "full" if kind == "recurrent" else kind
+            made = make_tiny_folder(folder / str(next(numbers)), name, template=template)
+            session = TinySession(made, kind, **{**defaults, **options})
+            return stack.enter_context(contextlib.closing(session))
+
+        yield open_
+
+
+def collect(job: Job[Any], reasoning: str = "", answer: str = "") -> dict[str, str]:
+    """Returns what a job shows of thinking and answer, after what was shown before."""
+    shown = {"reasoning": reasoning, "answer": answer}
+    for event in job:
+        if isinstance(event, TextDelta):
+            shown[event.kind] += event.text
+    return shown

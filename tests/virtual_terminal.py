@@ -1,10 +1,11 @@
 """A terminal without a process: draws what a stream writes, and keeps its scrollback."""
 
+import os
 import re
 
 import pyte
 
-from mlxchat.cli.live import LiveRegion, Size
+from mlxchat.cli.live import LiveRegion
 from mlxchat.cli.streams import AnswerStream
 from mlxchat.cli.theme import find_theme
 
@@ -46,7 +47,8 @@ class VirtualTerminal:
     @property
     def region(self):
         """A new live region on this terminal."""
-        return LiveRegion(self.write, lambda: Size(self.screen.columns, self.screen.lines))
+        screen = self.screen
+        return LiveRegion(self.write, lambda: os.terminal_size((screen.columns, screen.lines)))
 
     @property
     def scrollback(self):

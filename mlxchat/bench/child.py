@@ -35,7 +35,7 @@ def open_system(name: str, request: Request) -> Measurable:
         return OurEngine.load(Path(request.folder))
     from mlxchat.bench.peer_process import Peer
 
-    return Peer(Path(request.folder), has_openblas=request.has_openblas)
+    return Peer(Path(request.folder))
 
 
 def _end_with_parent() -> None:

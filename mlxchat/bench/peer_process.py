@@ -30,14 +30,9 @@ class Peer:
 
     Args:
         folder: Of the model.
-        has_openblas: Give MLX the system's OpenBLAS, as mlxchat does.
     """
 
-    def __init__(self, folder: Path, *, has_openblas: bool) -> None:
-        if has_openblas:
-            from mlxchat.model.device import load_mlx
-
-            load_mlx()
+    def __init__(self, folder: Path) -> None:
         import mlx.core as mx
         import mlx_lm
 

@@ -101,9 +101,13 @@ def _events(system: System, request: Request) -> Generator[tuple[str, Any], None
     )
     assert process.stdin is not None
     assert process.stdout is not None
-    assert process.stderr is not None
     said: list[str] = []
-    listener = threading.Thread(target=lambda: said.extend(process.stderr or ()), daemon=True)
+
+    def listen() -> None:
+        with process.stderr or contextlib.nullcontext(()) as lines:  # closed by whoever reads it
+            said.extend(lines)
+
+    listener = threading.Thread(target=listen, daemon=True)
     listener.start()
     try:
         with contextlib.suppress(BrokenPipeError):
@@ -122,7 +126,7 @@ def _events(system: System, request: Request) -> Generator[tuple[str, Any], None
             process.kill()
         process.wait()
         listener.join(1)
-        for stream in (process.stdin, process.stdout, process.stderr):
+        for stream in (process.stdin, process.stdout):
             with contextlib.suppress(OSError):
                 stream.close()
 

@@ -10,63 +10,56 @@ from dataclasses import replace
 
 from mlxchat.chat.answering import Answer
 from mlxchat.chat.conversation import Conversation
+from mlxchat.chat.reading import Reading, prefill
+from mlxchat.chat.request import TurnRequest
 from mlxchat.chat.results import Alternatives, BatchProgress, Notice, TurnResult
-from mlxchat.chat.turn import Reading, TurnRunner
+from mlxchat.chat.turn import TurnRunner
 from mlxchat.engine.batch import Batch, can_batch
 from mlxchat.engine.prefix_cache import Plan
+from mlxchat.engine.sampling import Sampler
 from mlxchat.engine.worker import JobContext
 from mlxchat.model.batch_cache import Strand
 
 
-class _Muted(JobContext):
-    """A job's context for a row whose text is shown when all rows have ended."""
-
-    def __init__(self, context: JobContext) -> None:
-        super().__init__()
-        self._cancel = context._cancel
-
-    def emit(self, event: object) -> None:
-        """Shows nothing."""
+def _mute(context: JobContext) -> JobContext:
+    """Returns a job's context for rows whose text is shown when all rows have ended."""
+    return context.redirect(lambda event: None)
 
 
 def answer_many(
     runner: TurnRunner,
     conversation: Conversation,
-    question: str | None,
+    request: TurnRequest,
     context: JobContext,
-    *,
     count: int,
-    start: float,
-    keep_branch: bool = False,
-    cause: str = "",
 ) -> Alternatives:
     """Answers a question several times; the head is then the first answer.
 
     Args:
         runner: Of the model.
-        conversation: As in `TurnRunner.read`.
-        question: As there.
-        context: As there.
+        conversation: Its head is where the question goes.
+        request: The turn.
+        context: The job's.
         count: How many answers.
-        start: As there.
-        keep_branch: As there.
-        cause: As there.
 
     Raises:
         JobCancelledError: Stopped; nothing is kept.
     """
-    reading = runner.read(
-        conversation, question, context, start=start, keep_branch=keep_branch, cause=cause
-    )
+    reading = runner.read(conversation, request, context)
     runner.engine.speculator = None  # a batch takes one token of each row at a time
+    question = request.question
+    begun = _readings(reading, count)
+    # One by one each would come a message later than the one before, after the question too.
+    later = range(count) if question is None else (0, *range(2, count + 1))
+    samplers = [runner.make_sampler(conversation, reading.token_ids, num) for num in later]
     # Where the thinking must be closed, a row is fed what the others are not.
     can = can_batch(runner.engine, [len(reading.token_ids)]) and not runner.options.think_budget
     decode = _decode_together if can else _decode_in_turn
-    answers, readings = decode(runner, conversation, question, reading, count, context)
+    answers = decode(runner, begun, samplers, context)
     results: list[TurnResult] = []
     nodes: list[int | None] = []
     place = conversation.head
-    for answer, read in zip(answers, readings, strict=True):
+    for answer, read in zip(answers, begun, strict=True):
         num_before = len(conversation.nodes)
         conversation.head = place
         for text in runner.record(conversation, question, read, answer):
@@ -75,7 +68,7 @@ def answer_many(
         nodes.append(conversation.head if is_kept else None)
         if is_kept and question is not None:
             place, question = conversation.nodes[conversation.head or 0].parent, None
-        results.append(runner.report(read, answer, read.watch))
+        results.append(runner.report(read, answer))
     verify = runner.verify(reading, context)
     results = [replace(result, verify=verify) for result in results]
     kept = [node for node in nodes if node is not None]
@@ -97,21 +90,16 @@ def _readings(reading: Reading, count: int) -> list[Reading]:
 
 
 def _decode_together(
-    runner: TurnRunner,
-    conversation: Conversation,
-    question: str | None,
-    reading: Reading,
-    count: int,
-    context: JobContext,
-) -> tuple[list[Answer], list[Reading]]:
-    engine, ids = runner.engine, reading.token_ids
+    runner: TurnRunner, readings: list[Reading], samplers: list[Sampler], context: JobContext
+) -> list[Answer]:
+    engine, (reading, *_), count = runner.engine, readings, len(readings)
+    ids = reading.token_ids
     max_tokens, limit = runner.limit_of(len(ids))
     batch, strand = Batch(engine), Strand(engine.prefix.cache, len(ids))
-    for row in range(count):
-        sampler = runner.make_sampler(conversation, ids, _later(row, question))
+    for sampler in samplers:
         batch.add(strand, reading.logits, sampler, max_tokens)
-    readings, muted = _readings(reading, count), _Muted(context)
-    decoders = [runner.make_decoder(read, read.watch, muted) for read in readings]
+    muted = _mute(context)
+    decoders = [runner.make_decoder(read, muted) for read in readings]
     fed = [list(ids) for _ in range(count)]
     num_tokens = [0] * count
     answers: dict[int, Answer] = {}
@@ -129,38 +117,24 @@ def _decode_together(
             answers[row] = decoders[row].finish(reason)
         if row == count - 1 or reason is not None:
             context.emit(BatchProgress(len(answers), count, sum(num_tokens)))
-    return [answers[row] for row in range(count)], readings
-
-
-def _later(row: int, question: str | None) -> int:
-    """How many messages an answer would come later if they came one by one."""
-    return row + 1 if row and question is not None else row
+    return [answers[row] for row in range(count)]
 
 
 def _decode_in_turn(
-    runner: TurnRunner,
-    conversation: Conversation,
-    question: str | None,
-    reading: Reading,
-    count: int,
-    context: JobContext,
-) -> tuple[list[Answer], list[Reading]]:
+    runner: TurnRunner, readings: list[Reading], samplers: list[Sampler], context: JobContext
+) -> list[Answer]:
     """Decodes one by one what cannot be decoded together."""
-    engine, ids = runner.engine, reading.token_ids
+    engine, ids, logits = runner.engine, readings[0].token_ids, readings[0].logits
     max_tokens, limit = runner.limit_of(len(ids))
-    muted, answers, readings = _Muted(context), list[Answer](), _readings(reading, count)
-    logits = reading.logits
-    for row, read in enumerate(readings):
+    muted, answers = _mute(context), list[Answer]()
+    for row, (read, sampler) in enumerate(zip(readings, samplers, strict=True)):
         if row:
             plan = engine.prefix.plan(ids)
             engine.prefix.apply(plan, keep_branch=True)
-            again = engine.prefill(ids, plan, check=context.check)
-            assert again is not None
-            logits = again
-        sampler = runner.make_sampler(conversation, ids, _later(row, question))
-        decoder = runner.make_decoder(read, read.watch, muted)
+            logits = prefill(engine, ids, plan, muted)
+        decoder = runner.make_decoder(read, muted)
         answers.append(decoder.run(logits, sampler, max_tokens=max_tokens, limit=limit))
         context.check()
         tokens = sum(len(answer.tokens) for answer in answers)
-        context.emit(BatchProgress(row + 1, count, tokens))
-    return answers, readings
+        context.emit(BatchProgress(row + 1, len(readings), tokens))
+    return answers

@@ -5,18 +5,19 @@ engine's business, what is kept of an answer the turn's. Runs on the worker thre
 """
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from threading import Event
 
 from mlxchat.chat.continuation import Begun
 from mlxchat.chat.reasoning import Delta, Kind, ReasoningSplitter, Split
-from mlxchat.chat.results import StopReason, TextDelta
+from mlxchat.chat.results import Notice, StopReason, TextDelta
 from mlxchat.chat.stop_strings import StopStrings
 from mlxchat.engine.engine import Engine, Logits
 from mlxchat.engine.sampling import Sampler
 from mlxchat.engine.timing import Stopwatch
 from mlxchat.engine.worker import JobCancelledError, JobContext
+from mlxchat.errors import MemoryShortError
 from mlxchat.model.tokenizer import Tokenizer
 
 
@@ -51,6 +52,7 @@ class AnswerDecoder:
         context: The job's.
         think_budget: Tokens after which the thinking is closed; None lets it end by itself.
         ends_thinking: Set when the thinking shall end now.
+        check: Called between tokens; without it the job's, which ends the answer on Ctrl-C.
     """
 
     def __init__(
@@ -64,10 +66,12 @@ class AnswerDecoder:
         *,
         think_budget: int | None = None,
         ends_thinking: Event | None = None,
+        check: Callable[[], None] | None = None,
     ) -> None:
         self._engine, self._tokenizer, self._splitter = engine, tokenizer, splitter
         self._stop, self._stops = stop, StopStrings(stop)
         self._watch, self._context = watch, context
+        self._check = check or context.check
         self._think_budget, self._ends_thinking = think_budget, ends_thinking
         self._was_closed = False  # by us
         self._num_thought = 0  # ids since the thinking began, held back ones included
@@ -113,6 +117,9 @@ class AnswerDecoder:
                 reason = self._decode(logits, sampler, left, limit)
         except JobCancelledError:
             reason = "user_cancelled"
+        except MemoryShortError as error:
+            reason = "context_full"
+            self._context.emit(Notice(str(error)))
         return self.finish(reason)
 
     def finish(self, reason: StopReason) -> Answer:
@@ -127,9 +134,7 @@ class AnswerDecoder:
         self, logits: Logits, sampler: Sampler, max_tokens: int, limit: StopReason
     ) -> StopReason | None:
         """Takes tokens to the end; returns None where the thinking must be closed first."""
-        decoding = self._engine.decode(
-            logits, sampler, max_tokens=max_tokens, check=self._context.check
-        )
+        decoding = self._engine.decode(logits, sampler, max_tokens=max_tokens, check=self._check)
         # Closed at once: what speculation fed beyond the end must leave the cache.
         with contextlib.closing(decoding) as tokens:
             for token in tokens:
@@ -169,7 +174,7 @@ class AnswerDecoder:
         """Feeds ids that nobody sampled as a part of the answer."""
         prefix = self._engine.prefix
         whole = [*prefix.token_ids, *token_ids]
-        logits = self._engine.prefill(whole, prefix.plan(whole), check=self._context.check)
+        logits = self._engine.prefill(whole, prefix.plan(whole), check=self._check)
         assert logits is not None
         sampler.count(token_ids)
         for token_id in token_ids:

@@ -14,29 +14,30 @@ from dataclasses import dataclass, replace
 from mlxchat.chat.answering import AnswerDecoder
 from mlxchat.chat.batch_lines import BatchLine, LineAnswer
 from mlxchat.chat.conversation import Conversation
+from mlxchat.chat.reading import Reading
+from mlxchat.chat.request import TurnRequest
 from mlxchat.chat.results import BatchProgress, Notice, StopReason, Verify
-from mlxchat.chat.turn import Reading, TurnRunner
+from mlxchat.chat.turn import TurnRunner
 from mlxchat.engine.batch import Batch, BatchToken, copy_live, find_stack
 from mlxchat.engine.worker import JobCancelledError, JobContext
 from mlxchat.errors import MemoryShortError
 from mlxchat.model.batch_cache import Stack
 
-_CAUSE = "another prompt"
 _PROGRESS_S = 0.1  # a line of progress is drawn no more often
 
 
-class _LineContext(JobContext):
-    """A job's context for one line: its text is shown as a whole, its notices with its number."""
+def _redirect(context: JobContext, line: BatchLine) -> JobContext:
+    """Returns a job's context for one line: only its notices are shown, with its number."""
 
-    def __init__(self, context: JobContext, line: BatchLine) -> None:
-        super().__init__()
-        self._cancel = context._cancel
-        self._context, self._line = context, line
-
-    def emit(self, event: object) -> None:
-        """Hands on notices only."""
+    def hand_on(event: object) -> None:
         if isinstance(event, Notice):
-            self._context.emit(Notice(f"line {self._line.number}: {event.text}"))
+            context.emit(Notice(f"line {line.number}: {event.text}"))
+
+    return context.redirect(hand_on)
+
+
+def _request(line: BatchLine) -> TurnRequest:
+    return TurnRequest(line.question, time.perf_counter(), cause="another prompt")
 
 
 @dataclass(slots=True)
@@ -126,17 +127,15 @@ class LineAnswerer:
 
     def _begin(self, batch: Batch, line: BatchLine) -> None:
         """Reads a line's prompt and has it join the batch."""
-        runner, context = self._runner, _LineContext(self._context, line)
+        runner, context = self._runner, _redirect(self._context, line)
         conversation = self._prepare(line)
-        reading = runner.read(
-            conversation, line.question, context, start=time.perf_counter(), cause=_CAUSE
-        )
+        reading = runner.read(conversation, _request(line), context)
         before = time.perf_counter()
         verify = runner.verify(reading, context)  # while the live sequence holds the prompt
         reading.watch.exclude(time.perf_counter() - before)
         max_tokens, limit = runner.limit_of(len(reading.token_ids))
         sampler = runner.make_sampler(conversation, reading.token_ids)
-        decoder = runner.make_decoder(reading, reading.watch, context)
+        decoder = runner.make_decoder(reading, context)
         row = batch.add(copy_live(runner.engine), reading.logits, sampler, max_tokens)
         self._open[row] = _Open(line, conversation, reading, decoder, verify, max_tokens, limit)
 
@@ -158,11 +157,11 @@ class LineAnswerer:
         return True
 
     def _finish(self, row: _Open, reason: StopReason, kv_bytes: int) -> LineAnswer:
-        runner, context = self._runner, _LineContext(self._context, row.line)
+        runner, context = self._runner, _redirect(self._context, row.line)
         answer = row.decoder.finish(reason)
         for text in runner.record(row.conversation, row.line.question, row.reading, answer):
             context.emit(Notice(text))
-        result = runner.report(row.reading, answer, row.reading.watch, kv_bytes=kv_bytes)
+        result = runner.report(row.reading, answer, kv_bytes=kv_bytes)
         return LineAnswer(row.line, replace(result, verify=row.verify))
 
     # -- one by one --------------------------------------------------------------------------------
@@ -170,12 +169,10 @@ class LineAnswerer:
     def _answer_in_turn(self) -> None:
         while self._todo:
             line = self._todo.popleft()
-            context = _LineContext(self._context, line)
+            context = _redirect(self._context, line)
             conversation = self._prepare(line)
             try:
-                result = self._runner.run(
-                    conversation, line.question, context, start=time.perf_counter(), cause=_CAUSE
-                )
+                result = self._runner.run(conversation, _request(line), context)
             except JobCancelledError:
                 raise
             except Exception as error:  # as above

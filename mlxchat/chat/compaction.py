@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 from mlxchat.chat.answering import AnswerDecoder
 from mlxchat.chat.conversation import Conversation, Node, Origin
 from mlxchat.chat.prompt import PromptRenderer
+from mlxchat.chat.reading import prefill
 from mlxchat.chat.reasoning import Split
-from mlxchat.chat.results import Compaction, PrefillProgress, StopReason, SummaryProgress, TextDelta
+from mlxchat.chat.results import Compaction, StopReason, SummaryProgress, TextDelta
 from mlxchat.chat.template import Message
 from mlxchat.chat.turn import TurnRunner
 from mlxchat.engine.timing import Stopwatch
@@ -137,13 +138,7 @@ class Compactor:
             engine.prefix.reset()
         plan = engine.prefix.plan(prompt.token_ids)
         engine.prefix.apply(plan, keep_branch=True)
-        logits = engine.prefill(
-            prompt.token_ids,
-            plan,
-            on_progress=lambda done, total: context.emit(PrefillProgress(done, total)),
-            check=context.check,
-        )
-        assert logits is not None
+        logits = prefill(engine, prompt.token_ids, plan, context)
         splitter = self._renderer.splitter(prompt)
         decoder = AnswerDecoder(
             engine,
@@ -213,22 +208,15 @@ def cut_middle(text: str, num_chars: int) -> str:
     return f"{text[: num_chars - last]} […] {text[len(text) - last :]}"
 
 
-class _Counting(JobContext):
-    """A job's context that tells how far a summary has come in place of its text."""
-
-    def __init__(self, emit: Callable[[object], None], check: Callable[[], None]) -> None:
-        super().__init__()
-        self._hand_on, self._check, self._num_chars = emit, check, 0
-
-    def emit(self, event: object) -> None:
-        if isinstance(event, TextDelta):
-            self._num_chars += len(event.text)
-            event = SummaryProgress(self._num_chars)
-        self._hand_on(event)
-
-    def check(self) -> None:
-        self._check()
-
-
 def _counting(context: JobContext) -> JobContext:
-    return _Counting(context.emit, context.check)
+    """Returns a job's context that tells a summary from an answer, and how far it has come."""
+    num_chars = 0
+
+    def hand_on(event: object) -> None:
+        nonlocal num_chars
+        if isinstance(event, TextDelta):
+            num_chars += len(event.text)
+            event = SummaryProgress(num_chars, event.text)
+        context.emit(event)
+
+    return context.redirect(hand_on)

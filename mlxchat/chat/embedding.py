@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from mlxchat.engine.worker import JobContext
     from mlxchat.model.embedder import Embedder
     from mlxchat.model.embedding_files import Pooling
+    from mlxchat.model.hub import ModelFolder
     from mlxchat.model.tokenizer import Tokenizer
 
 _E5 = re.compile(r"(^|[/_-])e5[_-]", re.IGNORECASE)
@@ -132,21 +133,14 @@ def embed(
 
     Raises:
         UsageError: An option does not suit the model, or there is nothing to embed.
+        BackendError: MLX is missing.
     """
+    from mlxchat.model.device import load_mlx
+
+    load_mlx()
     from mlxchat.engine import vectors as v
-    from mlxchat.model.embedder import load_embedder
-    from mlxchat.model.hub import resolve_model
 
-    def on_load(phase: str, done: int, total: int) -> None:
-        context.check()
-        context.emit(LoadProgress("download" if phase == "download" else "load", done, total))
-
-    folder = resolve_model(
-        name,
-        on_progress=lambda done, total: on_load("download", done, total),
-        check_cancel=context.check,
-    )
-    embedder = load_embedder(folder.path, on_load)
+    folder, embedder = _load(name, context)
     hints = _hint_at_prefixes(folder.name, embedder, options)
     options = _follow_model(embedder, options)
     pieces = list(_cut(passages, options, embedder))
@@ -156,30 +150,14 @@ def embed(
     read = [one for one, _ in ids]
     if options.query is not None:
         read.append(_encode(embedder, (options.query_prefix or "") + options.query)[0])
-    assert options.pooling is not None
-    whole = v.embed_ids(
-        embedder,
-        read,
-        pooling=options.pooling,
-        layer=options.layer,
-        on_progress=lambda done, total: context.emit(PrefillProgress(done, total)),
-        check=context.check,
-    )
+    whole = _read(embedder, read, options, context)
     width = whole.shape[1]
     dims = _check_dims(options.dims, width)
-    made = whole[:, :dims]
-    if options.normalize:
-        made = v.normalize(made)
+    made = v.normalize(whole[:, :dims]) if options.normalize else whole[:, :dims]
     loss = v.measure_truncation(whole[: len(pieces)], dims) if dims < width else None
     made, asked = made[: len(pieces)], made[len(pieces) :]
-    hits: tuple[Hit, ...] = ()
-    likeness: list[list[float]] = []
-    if options.query is not None:
-        order, scores = v.rank(asked[0], made, options.metric)
-        best = zip(order[: options.top], scores, strict=False)
-        hits = tuple(Hit(pieces[i], score) for i, score in best)
-    elif 1 < len(pieces) <= MOST_COMPARED:
-        likeness = v.to_lists(v.similarity(made, made, options.metric))
+    hits, likeness = _compare(pieces, made, asked, options)
+    assert options.pooling is not None
     return Embedded(
         model="builtin" if folder.is_builtin else folder.name,
         passages=tuple(pieces),
@@ -199,6 +177,54 @@ def embed(
         query=options.query,
         notices=(*hints, *_notices(embedder, [is_cut for _, is_cut in ids], dims, width, loss)),
     )
+
+
+def _load(name: str | None, context: "JobContext") -> "tuple[ModelFolder, Embedder]":
+    """Finds, fetches and loads the model."""
+    from mlxchat.model.embedder import load_embedder
+    from mlxchat.model.hub import resolve_model
+
+    folder = resolve_model(
+        name,
+        on_progress=lambda done, total: context.progress(LoadProgress("download", done, total)),
+        check_cancel=context.check,
+    )
+    return folder, load_embedder(
+        folder.path,
+        lambda _, done, total: context.progress(LoadProgress("load", done, total)),
+    )
+
+
+def _read(
+    embedder: "Embedder", ids: list[list[int]], options: EmbedOptions, context: "JobContext"
+) -> "Vectors":
+    """Returns one whole vector for each text."""
+    from mlxchat.engine.vectors import embed_ids
+
+    assert options.pooling is not None
+    return embed_ids(
+        embedder,
+        ids,
+        pooling=options.pooling,
+        layer=options.layer,
+        on_progress=lambda done, total: context.emit(PrefillProgress(done, total)),
+        check=context.check,
+    )
+
+
+def _compare(
+    pieces: list[Passage], made: "Vectors", asked: "Vectors", options: EmbedOptions
+) -> tuple[tuple[Hit, ...], list[list[float]]]:
+    """Returns the passages nearest to the question; without one, how like each is to each."""
+    from mlxchat.engine import vectors as v
+
+    if options.query is not None:
+        order, scores = v.rank(asked[0], made, options.metric)
+        best = zip(order[: options.top], scores, strict=False)
+        return tuple(Hit(pieces[i], score) for i, score in best), []
+    if 1 < len(pieces) <= MOST_COMPARED:
+        return (), v.to_lists(v.similarity(made, made, options.metric))
+    return (), []
 
 
 def _follow_model(embedder: "Embedder", options: EmbedOptions) -> EmbedOptions:

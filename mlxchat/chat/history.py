@@ -369,6 +369,14 @@ class History:
 
     # -- changes -----------------------------------------------------------------------------------
 
+    def systems(self, numbers: Sequence[int] | None = None) -> set[str]:
+        """Returns the system prompts that some conversations ever had; None: all of them."""
+        sql = "SELECT DISTINCT content FROM messages WHERE role = 'system'"
+        if numbers is None:
+            return {row["content"] for row in self._rows(sql)}
+        found = (self._rows(f"{sql} AND conversation = ?", number) for number in numbers)
+        return {row["content"] for rows in found for row in rows}
+
     def rename(self, number: int, title: str | None) -> None:
         """Gives a conversation a title; None takes it away."""
         text = None if title is None else history_file.clean(title)

@@ -64,7 +64,7 @@ def load_folder(
     )
     runner = TurnRunner("builtin" if folder.is_builtin else folder.name, loaded, options)
     if options.draft_model is not None:
-        runner.set_drafter(load_draft_model(options.draft_model, loaded, report))
+        runner.foresight.set_drafter(load_draft_model(options.draft_model, loaded, report))
     with contextlib.suppress(TemplateError):  # loads Jinja now; a real refusal shows in a turn
         runner.renderer.render_ids([Message("user", "Hello")])
     info = loaded.model.info
@@ -80,7 +80,7 @@ def load_folder(
         notices=(
             *info.notices,
             *_context_notices(options, info),
-            *filter(None, [runner.engine.kv_notice, runner.speculation_notice]),
+            *filter(None, [runner.engine.kv_notice, runner.foresight.explain_off(options)]),
             *runner.template_notices(),
         ),
         source=name_to_reopen(folder),

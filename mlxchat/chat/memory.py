@@ -1,7 +1,14 @@
-"""A turn that would not fit into memory is refused before it hurts the machine."""
+"""A turn that would not fit into memory is refused, or ends, before it hurts the machine."""
+
+from collections.abc import Callable
 
 from mlxchat.engine.engine import Engine
-from mlxchat.engine.kv_memory import has_room, measure_kv_bytes_per_token
+from mlxchat.engine.kv_memory import (
+    count_rows,
+    growth_bytes,
+    has_room,
+    measure_kv_bytes_per_token,
+)
 from mlxchat.errors import MemoryShortError
 from mlxchat.model.device import available_memory_bytes
 
@@ -9,6 +16,10 @@ from mlxchat.model.device import available_memory_bytes
 SMALL_TURN = 4096
 # Nobody knows how long an answer will be that nothing limits; most are shorter.
 USUAL_ANSWER = 1024
+# An answer ends so many rows before its buffers would grow: a pass over drafts, and what closes the
+# turn, still find room.
+_MARGIN = 48
+_PAUSE = 8  # tokens between two looks there
 # What reading a prompt takes besides, until it was measured; of small models much less.
 _WORKING_BYTES = 512 << 20
 
@@ -59,6 +70,39 @@ class MemoryGuard:
                 " --kv-bits 8 or a smaller /model, or do without this check:"
                 " mlxchat config set context.memory_check false"
             )
+
+    def watch(self, engine: Engine, check: Callable[[], None]) -> Callable[[], None]:
+        """Returns a check for between the tokens of an answer, which adds ours to another one.
+
+        It looks only where the buffers are about to grow, and raises MemoryShortError with the
+        figures where they could not.
+        """
+        due = 0
+
+        def check_both() -> None:
+            nonlocal due
+            check()
+            held = len(engine.prefix.token_ids)
+            if held < due:
+                return
+            num_rows = count_rows(engine.prefix.cache)
+            if num_rows is None:
+                return
+            due = num_rows - _MARGIN
+            if held >= due:
+                if num_rows >= SMALL_TURN:
+                    _check_growth(growth_bytes(engine.prefix.cache), available_memory_bytes())
+                due = held + _PAUSE
+
+        return check_both
+
+
+def _check_growth(needed: int, free: int) -> None:
+    if needed > free:
+        raise MemoryShortError(
+            f"memory is short: to hold more tokens would take {_gib(needed)} GiB at once, but"
+            f" {_gib(free)} GiB are free"
+        )
 
 
 def _gib(num_bytes: int) -> str:

@@ -27,7 +27,7 @@ class ChatOptions:
         think_budget: Tokens of thinking after which the answer must come; None is no limit.
         keep_thinking: Earlier thinking stays in the prompt, where the template can.
         overflow: At the context limit, refuse the message or drop the oldest turns.
-        checks_memory: Refuse a turn that would not fit into memory.
+        checks_memory: Refuse a turn, or end an answer, that would not fit into memory.
         verify: Compare every turn with a from-scratch prefill.
         idle_work: After an answer, bring the cache to what the next turn will render, and store it.
         keeps_history: The conversation may be on disk, its keys and values too.

@@ -189,7 +189,7 @@ class ReadAhead:
         try:
             runner.engine.prefill(target, plan, check=check)
         finally:
-            runner.num_settled += max(min(len(prefix.token_ids), base) - plan.start, 0)
+            runner.idle.num_settled += max(min(len(prefix.token_ids), base) - plan.start, 0)
 
     def _list_messages(self, conversation: "Conversation") -> "list[Message]":
         return self._runner.messages(conversation, question="")[:-1]

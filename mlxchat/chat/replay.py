@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from mlxchat.chat.conversation import Conversation
 from mlxchat.chat.prompt_keeping import PromptKeeping
+from mlxchat.chat.request import TurnRequest
 from mlxchat.chat.results import FirstToken, ReplayedTurn, TurnResult, Way
 from mlxchat.engine.prompt_store import PromptStore
 from mlxchat.engine.stored_prefix import StoredPrefixes, make_key
@@ -100,23 +101,24 @@ class Replay:
         prefix = runner.engine.prefix
         runner.keeping = keeping
         if way == "warm":
-            runner.settle(before, context)
+            runner.idle.settle(before, context)
             context.check()
         elif way == "disk":
             self._store(before, question, keeping)
         if way != "warm":
             prefix.reset()
-        return runner.run(before, text, context, start=time.perf_counter())
+        return runner.run(before, TurnRequest(text, time.perf_counter()), context)
 
     def _store(self, before: Conversation, question: int, keeping: PromptKeeping) -> None:
         """Has on disk what a chat would have left there before the question."""
         runner = self._runner
         if before.head is None:  # the turn itself reads the system prompt and notes it
             text = self._conversation.nodes[question].message.content
-            runner.run(self._before(question), text, self._context, start=time.perf_counter())
-            runner.keep_prompts(before, self._context, whole=False)
+            request = TurnRequest(text, time.perf_counter())
+            runner.run(self._before(question), request, self._context)
+            runner.idle.keep_prompts(before, self._context, whole=False)
         else:
-            runner.settle(before, self._context)
-            runner.keep_prompts(before, self._context, whole=True)
+            runner.idle.settle(before, self._context)
+            runner.idle.keep_prompts(before, self._context, whole=True)
         self._context.check()
         keeping.prefixes.wait()

@@ -29,9 +29,10 @@ class PrefillProgress:
 
 @dataclass(frozen=True, slots=True)
 class SummaryProgress:
-    """A summary is being written: characters so far."""
+    """A summary is being written: its next piece, and the characters with that."""
 
     done: int
+    text: str = ""
 
 
 @dataclass(frozen=True, slots=True)

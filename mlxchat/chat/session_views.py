@@ -6,31 +6,19 @@ Nothing here changes what the next turn is given.
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
-from mlxchat.chat.conversation import Conversation
-from mlxchat.chat.results import SessionInfo
-from mlxchat.engine.worker import Job, JobContext, Worker
+from mlxchat.chat.session_base import SessionBase
+from mlxchat.engine.worker import Job, JobContext
 
 if TYPE_CHECKING:
     from mlxchat.chat.live_text import LiveText
-    from mlxchat.chat.turn import TurnRunner
     from mlxchat.chat.views import ContextView, TokenPiece
     from mlxchat.engine.prefix_cache import CacheReport
 
 T = TypeVar("T")
 
 
-class SessionViews:
-    """The half of `Session` that only looks."""
-
-    conversation: Conversation
-    _worker: Worker
-    _runner: "TurnRunner | None"
-
-    def _load(self, context: JobContext) -> SessionInfo:
-        raise NotImplementedError
-
-    def _settle_when_idle(self) -> None:
-        raise NotImplementedError
+class SessionViews(SessionBase):
+    """The part of `Session` that only looks."""
 
     def resolve_sampling(self) -> tuple[dict[str, float], frozenset[str]] | None:
         """Tells how the next answer is sampled.
@@ -97,12 +85,11 @@ class SessionViews:
         conversation = self.conversation
 
         def job(context: JobContext) -> T:
-            self._load(context)
+            runner = self._load_runner(context)
             from mlxchat.chat.live_text import read_live
 
-            assert self._runner is not None
             try:
-                return work(read_live(self._runner, conversation, context.check))
+                return work(read_live(runner, conversation, context.check))
             finally:
                 self._settle_when_idle()
 
@@ -112,10 +99,13 @@ class SessionViews:
         """Returns what fills the context; loads the model first."""
 
         def job(context: JobContext) -> "ContextView":
-            self._load(context)
-            assert self._runner is not None
+            runner = self._load_runner(context)
+            from mlxchat.chat.views import view_context
+
+            conversation = self.conversation
             try:
-                return self._runner.view_context(self.conversation)
+                messages = runner.messages(conversation)
+                return view_context(runner.renderer, conversation, messages, runner.context_limit)
             finally:
                 self._settle_when_idle()
 
@@ -125,10 +115,9 @@ class SessionViews:
         """Returns the ids of a text, or of the last message (None); loads the model first."""
 
         def job(context: JobContext) -> "list[TokenPiece]":
-            self._load(context)
+            runner = self._load_runner(context)
             from mlxchat.chat.views import list_pieces
 
-            assert self._runner is not None
-            return list_pieces(self._runner.renderer, self.conversation.messages(), text)
+            return list_pieces(runner.renderer, self.conversation.messages(), text)
 
         return self._worker.submit(job)

@@ -6,6 +6,7 @@ Pure functions of a conversation and its renderer; nothing here feeds a model.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from mlxchat.chat.conversation import Conversation
 from mlxchat.chat.prompt import PromptRenderer
 from mlxchat.chat.template import Message
 from mlxchat.engine.token_ids import count_common
@@ -49,6 +50,23 @@ class TokenPiece:
     token_id: int
     text: str
     is_special: bool
+
+
+def view_context(
+    renderer: PromptRenderer, conversation: Conversation, messages: Sequence[Message], limit: int
+) -> ContextView:
+    """Returns what fills the context.
+
+    Args:
+        renderer: Of the conversation.
+        conversation: Where the person is.
+        messages: What of it stands in the prompt.
+        limit: Tokens that the context holds.
+    """
+    num_shown = sum(message.role == "user" for message in messages)
+    num_left_out = len(conversation.questions()) - num_shown
+    parts = measure_parts(renderer, messages, num_left_out + 1)
+    return ContextView(parts, limit, num_left_out)
 
 
 def measure_parts(

@@ -4,7 +4,6 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +77,7 @@ def _without_history(request: Request, size: int) -> Request:
     options: dict[str, Any] = {**request.options, "keeps_history": False}
     if size > 1:
         options["draft_model"] = None
-    return replace(request, options=options)
+    return request._replace(options=options)
 
 
 class _LinesView(TurnView):

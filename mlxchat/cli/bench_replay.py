@@ -3,7 +3,6 @@
 import contextlib
 import json
 import sys
-import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,7 @@ from mlxchat.chat.results import LoadProgress, Notice, ReplayedTurn, Way
 from mlxchat.cli.bench_run import interruptible
 from mlxchat.cli.failures import INTERRUPTED
 from mlxchat.cli.options import read_request
+from mlxchat.cli.progress import PhaseClock
 from mlxchat.cli.render import format_progress
 from mlxchat.cli.screen import Screen
 from mlxchat.errors import UsageError
@@ -58,14 +58,15 @@ def replay_conversation(reference: str, params: dict[str, Any]) -> int:
 def _follow(
     session: "Session", repetitions: int, turns: list[ReplayedTurn], screen: Screen
 ) -> None:
-    num_turns, started = session.num_turns, time.monotonic()
+    num_turns, clock = session.num_turns, PhaseClock()
     job = session.replay(repetitions)
     try:
         for event in job:
+            if isinstance(event, LoadProgress):
+                screen.progress(format_progress(event, clock.elapsed_s(event)))
+                continue
             if isinstance(event, ReplayedTurn):
                 turns.append(event)
-            elif isinstance(event, LoadProgress):
-                screen.progress(format_progress(event, time.monotonic() - started))
             elif isinstance(event, Notice):
                 screen.note(event.text)
             screen.progress(f"turn {len(turns) + 1} of {num_turns}")

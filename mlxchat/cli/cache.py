@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mlxchat.cli.options import MODEL_OPTION, read_request
+from mlxchat.cli.groups import Group
+from mlxchat.cli.options import KV_BITS_OPTION, MODEL_OPTION, read_request
 from mlxchat.cli.render import (
     format_age,
     format_bytes,
@@ -18,7 +19,7 @@ from mlxchat.cli.render import (
     format_table,
     one_line,
 )
-from mlxchat.settings import load_settings
+from mlxchat.settings import find_system, load_settings
 
 if TYPE_CHECKING:
     from mlxchat.engine.prompt_store import Entry, PromptStore
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
 
-@click.group(invoke_without_command=True)
+@click.group(cls=Group, invoke_without_command=True)
 @click.pass_context
 def cache(context: click.Context) -> None:
     """List, make and remove stored prompt caches.
@@ -165,28 +166,24 @@ def _tell_removed(removed: "list[Entry]", as_json: bool) -> None:
 
 @cache.command()
 @MODEL_OPTION
-@click.option("-s", "--system", metavar="TEXT", required=True, help="The system prompt.")
+@click.option(
+    "-s",
+    "--system",
+    metavar="TEXT",
+    required=True,
+    help="The system prompt, or `@name` of one in the settings.",
+)
+@KV_BITS_OPTION
 @_json_option
-def warm(model: str | None, system: str, as_json: bool) -> None:
+def warm(model: str | None, system: str, kv_bits: int | None, as_json: bool) -> None:
     """Read a system prompt and store it, so that the first answer comes at once."""
-    from mlxchat.chat.results import LoadProgress, Notice, PrefillProgress
-    from mlxchat.cli.render import format_progress
     from mlxchat.cli.screen import Screen
+    from mlxchat.cli.turn import follow
 
     screen = Screen(sys.stdout, sys.stderr)
-    started = time.monotonic()
-    with read_request({"model": model}).opened() as session:
-        job = session.warm(system)
-        try:
-            for event in job:
-                if isinstance(event, LoadProgress | PrefillProgress):
-                    screen.progress(format_progress(event, time.monotonic() - started))
-                elif isinstance(event, Notice):
-                    screen.note(event.text)
-        finally:
-            job.cancel()
-            screen.clear_progress()
-        warmed = job.result()
+    text = find_system(system, load_settings())
+    with read_request({"model": model, "kv_bits": kv_bits}).opened() as session:
+        warmed = follow(lambda: session.warm(text), screen)
     if as_json:
         screen.line(json.dumps(asdict(warmed)))
         return

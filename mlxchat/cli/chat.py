@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mlxchat.cli.failures import explain
+from mlxchat.cli.failures import LeaveChat, explain
 from mlxchat.cli.options import Request, chat_options, make_attachments, read_look, read_request
 from mlxchat.cli.resume import PICK, complete_conversation, find_conversation
 from mlxchat.cli.screen import Screen
@@ -112,7 +112,7 @@ def run_lines(answers: "Answers", request: Request, *, runs_shell: bool) -> int:
                 if answers.give(start).stop_reason == "user_cancelled":
                     raise KeyboardInterrupt
                 attached.sent()
-        except slash.LeaveChat:
+        except LeaveChat:
             break
         except BrokenPipeError:
             raise

@@ -1,6 +1,5 @@
 """What `config.toml` chooses for a model: its sampling and its system prompt, and who chose it."""
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from mlxchat.settings import SAMPLING_BOUNDS, Settings, find_system
@@ -29,7 +28,7 @@ def choose_sampling(
         | dict.fromkeys(own, f"{BY_FILE}, for this model")
         | dict.fromkeys(typed, "command line")
     )
-    return settings.sampling | own | typed, origins
+    return {**settings.sampling, **own, **typed}, origins
 
 
 def choose_system(settings: Settings, model: str | None) -> str | None:
@@ -45,6 +44,8 @@ def choose_system(settings: Settings, model: str | None) -> str | None:
 
 def apply_to_model(context: "Context", old: str | None, new: str | None) -> None:
     """After a change of the model: its sampling, and its system prompt where nobody chose one."""
+    from dataclasses import replace
+
     settings, session, origins = context.settings, context.session, context.origins
     values, chosen = choose_sampling(settings, {}, new)
     sampling = session.options.sampling

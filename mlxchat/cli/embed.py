@@ -2,8 +2,6 @@
 
 import json
 import os
-import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,18 +10,22 @@ import click
 from mlxchat.cli.files import find_files, is_pattern
 from mlxchat.cli.generate import read_stdin
 from mlxchat.cli.options import MODEL_OPTION, resolve_model
+from mlxchat.cli.render import one_line
 from mlxchat.errors import UsageError
 from mlxchat.settings import load_settings
 
 if TYPE_CHECKING:
     from mlxchat.chat.embedding import Embedded, EmbedOptions
     from mlxchat.chat.passages import Passage
+    from mlxchat.engine.worker import JobContext
 
 MAX_BYTES = 64 << 20  # far more than a person waits for
 MOST_SHOWN = 40
 _POOLINGS = ("mean", "last", "first", "max", "mean+max")
 _METRICS = ("cosine", "l2", "dot")
 _SPLITS = ("file", "paragraph", "line")
+# So end the names of files that are embedded; hardly a text does.
+_TEXT_FILES = (".txt", ".md", ".rst", ".html", ".py", ".json", ".jsonl", ".csv")
 _FORMATS = (".npy", ".jsonl", ".json")
 
 
@@ -104,6 +106,7 @@ def _read_texts(arguments: tuple[str, ...]) -> "list[Passage]":
     room = MAX_BYTES
     for argument in arguments:
         if not _names_files(argument):
+            _refuse_missing(argument)
             passages.append(Passage(argument))
             continue
         found = find_files(argument, room)
@@ -115,6 +118,15 @@ def _read_texts(arguments: tuple[str, ...]) -> "list[Passage]":
         lines = read_stdin().split("\n")
         passages = [Passage(line.strip()) for line in lines if line.strip()]
     return passages
+
+
+def _refuse_missing(argument: str) -> None:
+    """Raises where a text is written as only a file's name is: it was mistyped."""
+    is_name = argument.startswith(("/", "./", "../", "~/")) or argument.endswith(_TEXT_FILES)
+    if is_name and not any(c.isspace() for c in argument):
+        raise UsageError(
+            f"there is no file {one_line(argument)}; correct the name, or give the text on stdin"
+        )
 
 
 def _names_files(argument: str) -> bool:
@@ -150,29 +162,15 @@ def _run(
 ) -> "Embedded":
     from mlxchat.chat.embedding import embed as embed_texts
     from mlxchat.chat.embedding import save
-    from mlxchat.cli.render import format_progress
-    from mlxchat.cli.screen import Screen
-    from mlxchat.engine.worker import JobContext, Worker
+    from mlxchat.cli.progress import run_job
 
-    def work(context: JobContext) -> "Embedded":
+    def work(context: "JobContext") -> "Embedded":
         done = embed_texts(name, passages, options, context)
         if out is not None:
             save(done, Path(out))
         return done
 
-    screen, worker = Screen(sys.stdout, sys.stderr), Worker()
-    job = worker.submit(work)
-    try:
-        started, phase = time.monotonic(), ""
-        for event in job:
-            if phase != (phase := getattr(event, "phase", "prefill")):
-                started = time.monotonic()
-            screen.progress(format_progress(event, time.monotonic() - started))
-        return job.result()
-    finally:
-        job.cancel()
-        screen.clear_progress()
-        worker.close()
+    return run_job(work)
 
 
 def to_json(done: "Embedded", *, with_likeness: bool) -> dict[str, Any]:

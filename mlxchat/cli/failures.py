@@ -24,6 +24,10 @@ class Stopped(KeyboardInterrupt):
     """Ctrl-C stopped an answer before there was anything to keep."""
 
 
+class LeaveChat(Exception):  # noqa: N818  # a wish, no error
+    """The person wants to leave."""
+
+
 @contextlib.contextmanager
 def stoppable() -> Iterator[None]:
     """Lets Ctrl-C stop work on the main thread that watches nothing itself.

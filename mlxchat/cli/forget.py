@@ -1,14 +1,39 @@
-"""What a deleted conversation leaves outside of the history: what was typed at the prompt."""
+"""What a deleted conversation leaves outside of the history: stored prompts, and what was typed."""
 
+import contextlib
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlxchat import paths
+from mlxchat.errors import SettingsError
+from mlxchat.settings import load_settings
 
 if TYPE_CHECKING:
     from mlxchat.chat.history import Record
+    from mlxchat.engine.prompt_store import PromptStore
+
+
+def forget_prompts(store: "PromptStore", numbers: Iterable[int], systems: Collection[str]) -> None:
+    """Removes stored keys and values of conversations.
+
+    Args:
+        store: Where they are stored.
+        numbers: The conversations.
+        systems: Their system prompts that no other conversation has; those of the settings stay.
+    """
+    from mlxchat.engine.prompt_store import make_label
+
+    store.forget(numbers)
+    kept: list[str | None] = []
+    with contextlib.suppress(SettingsError):
+        settings = load_settings()
+        own = [values.get("system") for values in settings.models.values()]
+        kept = [settings.system, *settings.systems.values(), *own]
+    gone = set(map(make_label, systems)) - {make_label(text) for text in kept if text}
+    if gone:
+        store.forget_systems(gone)
 
 
 def forget_typed(records: "Iterable[Record]", file: Path | None = None) -> None:

@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mlxchat.cli.groups import Group
 from mlxchat.cli.resume import complete_conversation
 from mlxchat.errors import UsageError
 
 if TYPE_CHECKING:
     from mlxchat.chat.history import History
 
+# What an export cannot be, though a file's name may promise it.
+_OTHER_FORMATS = {"csv", "docx", "epub", "htm", "odt", "pdf", "rtf", "tex", "xml", "yaml", "yml"}
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
@@ -39,7 +42,7 @@ _one_id = click.argument(
 _ids = click.argument("numbers", metavar="ID...", nargs=-1, shell_complete=complete_conversation)
 
 
-@click.group(invoke_without_command=True)
+@click.group(cls=Group, invoke_without_command=True)
 @click.pass_context
 def history(context: click.Context) -> None:
     """List, search, show, export and delete conversations."""
@@ -149,11 +152,22 @@ def export(number: str | None, takes_all: bool, form: str | None, output: str | 
 
 
 def read_format(form: str | None, file: str | None) -> Any:
-    """Returns the format of an export: as given, or as the file's name ends, or Markdown."""
+    """Returns the format of an export: as given, or as the file's name ends, or Markdown.
+
+    Raises:
+        UsageError: The name's end promises something else.
+    """
     from mlxchat.chat.export import FORMATS
 
     ending = Path(file).suffix.lstrip(".").lower() if file else ""
-    return form or (ending if ending in FORMATS else "md")
+    if form or ending in FORMATS:
+        return form or ending
+    if ending in _OTHER_FORMATS:
+        raise UsageError(
+            f".{ending} is not allowed; let the file's name end with"
+            f" {', '.join(f'.{name}' for name in FORMATS)}"
+        )
+    return "md"
 
 
 @history.command()
@@ -161,7 +175,7 @@ def read_format(form: str | None, file: str | None) -> Any:
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 def delete(numbers: tuple[str, ...], yes: bool) -> None:
     """Delete conversations for good."""
-    from mlxchat.cli.forget import forget_typed
+    from mlxchat.cli.forget import forget_prompts, forget_typed
     from mlxchat.cli.render_history import format_summaries
     from mlxchat.engine.prompt_store import PromptStore
 
@@ -178,8 +192,10 @@ def delete(numbers: tuple[str, ...], yes: bool) -> None:
                 raise UsageError("nothing was deleted; --yes deletes without asking")
             click.confirm("Delete for good?", abort=True, err=True)
         records = [found.record(id_) for id_ in ids]
+        systems = found.systems(ids)
         found.delete(ids)
-    PromptStore().forget(ids)
+        systems -= found.systems()
+    forget_prompts(PromptStore(), ids, systems)
     forget_typed(records)
     click.echo(f"Deleted {_conversations(len(ids))}.", err=True)
 

@@ -8,7 +8,6 @@ only what changed is written.
 import os
 import re
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 from mlxchat.cli.wrap import text_width
 
@@ -29,13 +28,6 @@ _REFLOWS = (
 )
 
 
-class Size(NamedTuple):
-    """Columns and rows of a terminal."""
-
-    columns: int
-    rows: int
-
-
 class LiveRegion:
     """The open rows at the end of what was written.
 
@@ -44,7 +36,7 @@ class LiveRegion:
         size: Asks the terminal for its size.
     """
 
-    def __init__(self, write: Callable[[str], None], size: Callable[[], Size]) -> None:
+    def __init__(self, write: Callable[[str], None], size: Callable[[], os.terminal_size]) -> None:
         self._write, self._ask_size = write, size
         self._size = size()
         self._shown: list[str] = []
@@ -68,7 +60,7 @@ class LiveRegion:
     def show(self, rows: Sequence[str]) -> None:
         """Shows open rows in the place of those shown before; their end where not all fit."""
         start = self._follow_resize()
-        room = max(self._size.rows - 1, 1)
+        room = max(self._size.lines - 1, 1)
         text = start + self._difference(list(rows)[-room:])
         if text:
             self._write(text)

@@ -3,8 +3,7 @@
 import contextlib
 import functools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
@@ -79,6 +78,13 @@ MODEL_OPTION = click.option(
     show_envvar=True,
     help="A folder, a Hugging Face repository, or 'builtin' (the tiny model that is included).",
 )
+KV_BITS_OPTION = click.option(
+    "--kv-bits",
+    type=click.Choice(("8", "4")),
+    metavar="8|4",
+    callback=lambda ctx, param, value: None if value is None else int(value),
+    help="Hold keys and values in 8 or 4 bits: less memory for long contexts.",
+)
 _OPTIONS = (
     MODEL_OPTION,
     click.option(
@@ -108,13 +114,7 @@ _OPTIONS = (
         metavar="MODE",
         help="What a full context does: 'error' refuses the message, 'drop-oldest' drops turns.",
     ),
-    click.option(
-        "--kv-bits",
-        type=click.Choice(("8", "4")),
-        metavar="8|4",
-        callback=lambda ctx, param, value: None if value is None else int(value),
-        help="Hold keys and values in 8 or 4 bits: less memory for long contexts.",
-    ),
+    KV_BITS_OPTION,
     click.option(
         "--speculate",
         type=click.Choice(SPECULATE),
@@ -165,8 +165,7 @@ def resolve_model(model: str | None, settings: Settings) -> str | None:
     return None if name == BUILTIN else name
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """Which model a person asked for and how it shall answer.
 
     Attributes:
@@ -175,19 +174,19 @@ class Request:
         options: Fields of `ChatOptions`, the sampling apart.
         settings: What `config.toml` says.
         origins: Who chose, by the names of fields.
+        given: What the command line itself says, which goes before what was restored.
         kind: The command, as the history names it.
         restored: The conversation to go on with.
-        given: What the command line itself says, which goes before what was restored.
     """
 
     model: str | None
     sampling: dict[str, Any]
     options: dict[str, Any]
-    settings: Settings = field(default_factory=Settings)
-    origins: dict[str, str] = field(default_factory=dict)
+    settings: Settings
+    origins: dict[str, str]
+    given: dict[str, Any]
     kind: str = "chat"
     restored: "Restored | None" = None
-    given: dict[str, Any] = field(default_factory=dict)
 
     @property
     def keeps_history(self) -> bool:
@@ -202,8 +201,8 @@ class Request:
         typed = {n: x for n, x in self.sampling.items() if self.origins.get(n) == "command line"}
         sampling, chosen = choose_sampling(self.settings, typed, model)
         kept = {n: who for n, who in self.origins.items() if n not in self.sampling}
-        return replace(
-            self, model=model, sampling=sampling, origins=kept | chosen, restored=restored
+        return self._replace(
+            model=model, sampling=sampling, origins=kept | chosen, restored=restored
         )
 
     def open(self, *, idle_work: bool = True) -> "Session":
@@ -276,10 +275,9 @@ def read_request(params: dict[str, Any], kind: str = "chat") -> Request:
         "cache_max_gib": settings.cache_max_gib,
         "speculate": DEFAULT_SPECULATE,
     }
-    options |= settings.engine | given
-    return Request(
-        model, sampling, options, settings, origins, kind, given=_from_command_line(params)
-    )
+    options |= {**settings.engine, **given}
+    said = _from_command_line(params)
+    return Request(model, sampling, options, settings, origins, said, kind)
 
 
 def make_attachments(request: Request) -> "Attachments":

@@ -123,6 +123,16 @@ def format_columns(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     )
 
 
+def wrap_words(line: str, width: int) -> str:
+    """Breaks a line that is too wide between words; a word that is wider still is left whole."""
+    if len(line) <= width:
+        return line
+    import textwrap
+
+    rows = textwrap.wrap(line, max(width, 1), break_long_words=False, break_on_hyphens=False)
+    return "\n".join(rows)
+
+
 def wrap_parts(line: str, width: int) -> str:
     """Breaks a line that is too wide at its ` · ` marks."""
     rows = [""]
@@ -221,6 +231,11 @@ def format_thought_line(seconds: float, num_tokens: int = 0) -> str:
     """Returns the line that closes a streamed piece of reasoning; 0 tokens were not counted."""
     tokens = f", {format_count(num_tokens)} tokens" if num_tokens else ""
     return f"thought for {format_seconds(seconds)}{tokens}"
+
+
+def format_summary_line(seconds: float, num_chars: int) -> str:
+    """Returns the line that takes the place of a summary that was written, or begun."""
+    return f"summary: {format_count(num_chars)} characters in {format_seconds(seconds)}"
 
 
 def format_timing(result: "TurnResult") -> str:

@@ -1,11 +1,11 @@
 """Figures of the history to text and to a page; pure functions."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from mlxchat.chat.timings import PHASES, Totals, TurnFigures, add_up, by_turn, places_of
+from mlxchat.chat.timings import PHASES, Span, Totals, TurnFigures, add_up, by_turn, places_of
 from mlxchat.cli.plots import format_bars, format_points, format_stacked
 from mlxchat.cli.render import (
     format_columns,
@@ -79,10 +79,7 @@ def format_timings(told: Sequence[Told], *, width: int = 80, is_coloured: bool =
         ),
         format_stacked(
             "Tokens of the prompt by turn",
-            [
-                (span.label, (sum(t.num_cached for t in span.turns), _read(span.turns)))
-                for span in spans
-            ],
+            [(span.label, _prompt_parts(span)) for span in spans],
             ("reused", "read"),
             "tokens",
             width,
@@ -101,8 +98,9 @@ def _median(is_joined: bool) -> str:
     return " (medians)" if is_joined else ""
 
 
-def _read(turns: Sequence[TurnFigures]) -> int:
-    return sum(turn.num_read for turn in turns)
+def _prompt_parts(span: Span) -> tuple[int, int]:
+    """Returns the tokens of a span's prompts that were reused, and those that were read."""
+    return sum(turn.num_cached for turn in span.turns), sum(turn.num_read for turn in span.turns)
 
 
 def rate_points(turns: Sequence[TurnFigures]) -> list[tuple[float, float]]:
@@ -211,77 +209,72 @@ def make_timings_page(told: Sequence[Told], machine_lines: Sequence[str]) -> str
         told: One conversation is shown turn by turn, more are shown each in a row.
         machine_lines: On the machine where the page was made.
     """
-    from mlxchat.cli.charts import draw_points, draw_stacked
     from mlxchat.cli.page import escape, make_page, make_table
 
     turns = [turn for one in told for turn in one.turns]
     totals = add_up(turns)
-    spans = by_turn(turns, BARS_ON_PAGE)
-    joined = _median(len(told) > 1 or len(spans) < len(turns))
-    title = "Timings of all conversations"
-    table = make_table(_CONVERSATION_HEADER, [conversation_cells(one) for one in told])
     if len(told) == 1:
         title = f"Timings of conversation {told[0].id}: {one_line(told[0].title)}"
-        table = make_table(
-            (*(_UNITS.get(name, name) for name in _TURN_HEADER), "why"),
-            [_page_cells(turn) for turn in turns],
-        )
-    models = list(dict.fromkeys(turn.model for turn in turns))
-    rates = [(model, rate_points([t for t in turns if t.model == model])) for model in models]
+        header = (*(_UNITS.get(name, name) for name in _TURN_HEADER), "why")
+        table = ("Turns", make_table(header, [_page_cells(turn) for turn in turns]))
+    else:
+        title = "Timings of all conversations"
+        rows = [conversation_cells(one) for one in told]
+        table = ("Conversations", make_table(_CONVERSATION_HEADER, rows))
     places = "".join(f"<li>{escape(one_line(line))}</li>" for line in places_of(turns))
     made = "".join(f"<li>{escape(line)}</li>" for line in machine_lines)
-    phases = make_table(
-        ("phase", "time", "share"),
-        [
-            (name, format_seconds(seconds), f"{100 * share:.1f} %")
-            for name, seconds, share in phase_rows(totals)
-        ],
-    )
     sections = [
-        (
-            f"Time to first token by turn{joined}",
-            draw_stacked(
-                [(span.label, [span.median_ttft_s]) for span in spans],
-                ("first token",),
-                "turn",
-                "time to first token, s",
-                unit="s",
-            ),
-        ),
-        (
-            "Tokens of the prompt by turn: reused and read",
-            draw_stacked(
-                [(s.label, [sum(t.num_cached for t in s.turns), _read(s.turns)]) for s in spans],
-                ("reused", "read"),
-                "turn",
-                "tokens",
-                unit="tokens",
-            ),
-        ),
-        (
-            "Decode rate by depth",
-            draw_points(
-                [(name, points) for name, points in rates if points],
-                "depth, tokens in the cache",
-                "decode rate, tok/s",
-            ),
-        ),
-        (
-            "Where the time of each turn went",
-            draw_stacked(
-                [(span.label, [_mean(span.turns, name) for name in PHASES]) for span in spans],
-                PHASES,
-                "turn",
-                "mean time, s" if joined else "time, s",
-                unit="s",
-            )
-            + phases,
-        ),
-        ("Turns" if len(told) == 1 else "Conversations", table),
+        *_page_charts(turns, totals, is_one=len(told) == 1),
+        table,
         ("Measured on", f"<ul>{places}</ul>"),
         ("This page was made on", f"<ul>{made}</ul>"),
     ]
     return make_page(title, format_summary(totals).replace("\n", " · "), sections)
+
+
+def _page_charts(
+    turns: Sequence[TurnFigures], totals: Totals, *, is_one: bool
+) -> list[tuple[str, str]]:
+    """Returns the charts under their headings."""
+    from mlxchat.cli.charts import draw_points, draw_stacked
+    from mlxchat.cli.page import make_table
+
+    spans = by_turn(turns, BARS_ON_PAGE)
+    joined = _median(not is_one or len(spans) < len(turns))
+    models = list(dict.fromkeys(turn.model for turn in turns))
+    rates = [(model, rate_points([t for t in turns if t.model == model])) for model in models]
+    phases = [
+        (name, format_seconds(seconds), f"{100 * share:.1f} %")
+        for name, seconds, share in phase_rows(totals)
+    ]
+
+    def stacked(
+        values: Callable[[Span], list[float]], parts: Sequence[str], axis: str, unit: str
+    ) -> str:
+        return draw_stacked([(s.label, values(s)) for s in spans], parts, "turn", axis, unit=unit)
+
+    ttft = stacked(lambda s: [s.median_ttft_s], ("first token",), "time to first token, s", "s")
+    prompt = stacked(lambda s: list(_prompt_parts(s)), ("reused", "read"), "tokens", "tokens")
+    whole = stacked(
+        lambda s: [_mean(s.turns, name) for name in PHASES],
+        PHASES,
+        "mean time, s" if joined else "time, s",
+        "s",
+    )
+    decode = draw_points(
+        [(name, points) for name, points in rates if points],
+        "depth, tokens in the cache",
+        "decode rate, tok/s",
+    )
+    return [
+        (f"Time to first token by turn{joined}", ttft),
+        ("Tokens of the prompt by turn: reused and read", prompt),
+        ("Decode rate by depth", decode),
+        (
+            "Where the time of each turn went",
+            whole + make_table(("phase", "time", "share"), phases),
+        ),
+    ]
 
 
 _UNITS = {"ttft": "ttft, s", "total": "total, s"}

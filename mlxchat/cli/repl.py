@@ -1,7 +1,8 @@
 """The chat in a terminal: prompt, keys, completion, toolbar.
 
 What is typed is understood by `slash` and answered by `turn`; keys are in `keys`. The prompt is
-drawn before the session's code is imported; the model is loaded on the worker meanwhile.
+drawn first: its keys, Tab and the slash commands come after that, before a key is taken, then the
+session's code. The model is loaded on the worker meanwhile.
 """
 
 import contextlib
@@ -16,14 +17,10 @@ from prompt_toolkit import PromptSession
 from prompt_toolkit.application import Application
 from prompt_toolkit.keys import Keys
 from prompt_toolkit.shortcuts import CompleteStyle
+from prompt_toolkit.utils import is_dumb_terminal
 
 from mlxchat import __version__, paths
-from mlxchat.cli import slash
-from mlxchat.cli.answer_keys import Actions, listen, press_ctrl_c
-from mlxchat.cli.completion import ChatCompleter
-from mlxchat.cli.failures import Stopped, explain
-from mlxchat.cli.keys import PromptKeys
-from mlxchat.cli.lines import read_block
+from mlxchat.cli.failures import LeaveChat, Stopped, explain
 from mlxchat.cli.options import Request, make_attachments
 from mlxchat.cli.paste import ChipProcessor, Pastes
 from mlxchat.cli.recall import RecentSuggest, open_history
@@ -35,8 +32,10 @@ from mlxchat.errors import AttachError
 if TYPE_CHECKING:
     from mlxchat.chat.results import Alternatives, SessionInfo
     from mlxchat.chat.session import Session
+    from mlxchat.cli.answer_keys import Actions
     from mlxchat.cli.attachments import Attachments
     from mlxchat.cli.drafts import Drafts
+    from mlxchat.cli.keys import PromptKeys
     from mlxchat.cli.turn import Answers, Start
     from mlxchat.engine.worker import Job
 
@@ -73,7 +72,7 @@ class Repl:
         self._load_text = ""
         self._draft = ""  # what the next prompt begins with
         self._request, self._pastes = request, Pastes()
-        self._keys = PromptKeys(self._pastes, screen.error, self._show_thinking)
+        self._keys: PromptKeys | None = None  # made when the prompt has been drawn
         self._prompt: PromptSession[str] = PromptSession(
             self._sign,
             multiline=True,
@@ -83,13 +82,11 @@ class Repl:
                 self._pastes.expand,
                 is_kept=request.keeps_history,
             ),
-            completer=ChatCompleter(self._session),
             complete_style=CompleteStyle.READLINE_LIKE,
             complete_while_typing=False,
             # Without colour a suggestion would look like what was typed.
             auto_suggest=None if plain or os.environ.get("NO_COLOR") else RecentSuggest(),
             input_processors=[ChipProcessor(self._pastes)],
-            key_bindings=self._keys.bindings,
             vi_mode=request.settings.keys == "vi",
             bottom_toolbar=None if plain else self._toolbar,
             enable_suspend=True,
@@ -112,7 +109,9 @@ class Repl:
         if greeting:
             self._screen.note(greeting, dim=False)
         self._prompt.app.after_render += self._begin
-        with chat_signals(), self._terminal.quiet(), contextlib.suppress(EOFError, slash.LeaveChat):
+        with chat_signals(), self._terminal.quiet(), contextlib.suppress(EOFError, LeaveChat):
+            if is_dumb_terminal():  # prompt-toolkit draws no more than the text there
+                self._equip()
             while True:
                 text = self._prompt.prompt(default=self._draft)
                 self._draft = ""
@@ -123,6 +122,8 @@ class Repl:
     def _take(self, text: str, answers: "Answers") -> None:
         if self._drafts is not None:
             self._drafts.sent()
+        from mlxchat.cli.answer_keys import listen, press_ctrl_c
+
         try:
             keys: Actions = {Keys.Escape: press_ctrl_c, Keys.ControlT: answers.session.end_thinking}
             with (
@@ -142,7 +143,7 @@ class Repl:
         except AttachError as error:
             self._draft = text
             self._screen.error(str(error))
-        except slash.LeaveChat:
+        except LeaveChat:
             raise
         except Exception as error:
             if answers.session.info is None and self._load is not None and self._load.done:
@@ -158,6 +159,9 @@ class Repl:
         ask_which(answers.session, offered, self._screen, width)
 
     def _understand(self, text: str, answers: "Answers") -> "Start | None":
+        from mlxchat.cli import slash
+        from mlxchat.cli.lines import read_block
+
         context = slash.Context(
             answers.session,
             self._screen.note,
@@ -209,9 +213,19 @@ class Repl:
         """Opens the session after the first drawing; a dumb terminal's prompt never gets here."""
         app.after_render -= self._begin
         try:
+            self._equip()
             self._open(app)
         except Exception as error:
             leave_prompt(app, error)
+
+    def _equip(self) -> None:
+        """Gives the prompt its keys and Tab, which nobody needs before they see it."""
+        from mlxchat.cli.completion import ChatCompleter
+        from mlxchat.cli.keys import PromptKeys
+
+        self._keys = PromptKeys(self._pastes, self._screen.error, self._show_thinking)
+        self._prompt.key_bindings = self._keys.bindings
+        self._prompt.completer = ChatCompleter(self._session)
 
     def _open(self, app: "Application[str]") -> "Answers":
         """Opens the session and loads the model in the background; returns what answers."""
@@ -266,7 +280,7 @@ class Repl:
         return f"[{count} attached] > " if count else "> "
 
     def _toolbar(self) -> str:
-        if self._keys.hints_at_leaving:
+        if self._keys is not None and self._keys.hints_at_leaving:
             return _LEAVE_HINT
         attached = "" if self._answers is None else self._attached.describe()
         width = self._prompt.app.output.get_size().columns

@@ -8,7 +8,7 @@ folds to a line; everywhere else text is written as it comes.
 import os
 from typing import TYPE_CHECKING, TextIO
 
-from mlxchat.cli.render import one_line, sanitize, wrap_parts
+from mlxchat.cli.render import one_line, sanitize, wrap_parts, wrap_words
 from mlxchat.cli.theme import DEFAULT, color_depth, find_theme
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console, RenderableType
 
-    from mlxchat.cli.live import LiveRegion, Size
+    from mlxchat.cli.live import LiveRegion
     from mlxchat.cli.streams import AnswerStream, ThoughtStream
 
 _DIM, _PLAIN = "\x1b[2m", "\x1b[0m"
@@ -114,7 +114,10 @@ class Screen:
         text = sanitize(text)
         if self._is_terminal:
             width = self._width()
+            is_prose = "\n" not in text  # else it may be a table, or a program's output
             text = "\n".join(wrap_parts(line, width) for line in text.split("\n"))
+            if is_prose:
+                text = "\n".join(wrap_words(line, width) for line in text.split("\n"))
         self._write(self._notes, f"{text}\n", dim=dim)
 
     def error(self, message: str) -> None:
@@ -175,15 +178,13 @@ class Screen:
         if self._live is not None:
             self._live.lose()
 
-    def _size(self) -> "Size":
-        from mlxchat.cli.live import Size
-
+    def _size(self) -> os.terminal_size:
         # Not from shutil: it prefers the variable COLUMNS, which is old after a resize.
         try:
             columns, rows = os.get_terminal_size(self._notes.fileno())
         except (OSError, ValueError):
             columns, rows = 80, 24
-        return Size(columns or 80, rows or 24)
+        return os.terminal_size((columns or 80, rows or 24))
 
     @property
     def width(self) -> int:

@@ -37,53 +37,51 @@ class Theme(NamedTuple):
     dims: bool = True
 
 
-_TERMINAL = Theme(
-    heading="bold blue",
-    code="cyan",
-    link="underline",
-    marker="blue",
-    quote="italic",
-    frame="dim",
-    keyword="bold magenta",
-    name="blue",
-    string="green",
-    number="cyan",
-    comment="dim",
-    inserted="green",
-    deleted="red",
-    error="red",
-)
-_DARK = Theme(
-    heading="bold #7cc7ff",
-    code="#ffcb8b",
+def _coloured(
+    accent: str,
+    code: str,
+    keyword: str,
+    string: str,
+    error: str,
+    *,
+    link: str = "underline",
+    quote: str = "italic",
+    frame: str = "dim",
+    comment: str = "dim",
+) -> Theme:
+    """Makes a theme of a few colours, each of which serves several parts."""
+    return Theme(
+        heading=f"bold {accent}",
+        code=code,
+        link=link,
+        marker=accent,
+        quote=quote,
+        frame=frame,
+        keyword=f"bold {keyword}",
+        name=accent,
+        string=string,
+        number=code,
+        comment=comment,
+        inserted=string,
+        deleted=error,
+        error=error,
+    )
+
+
+_TERMINAL = _coloured("blue", "cyan", "magenta", "green", "red")
+_DARK = _coloured(
+    *("#7cc7ff", "#ffcb8b", "#d8a6ff", "#a5d6a7", "#ff9e9e"),
     link="underline #7cc7ff",
-    marker="#7cc7ff",
     quote="italic #b8c4d0",
     frame="#8b98a5",
-    keyword="bold #d8a6ff",
-    name="#7cc7ff",
-    string="#a5d6a7",
-    number="#ffcb8b",
     comment="italic #9aa7b4",
-    inserted="#a5d6a7",
-    deleted="#ff9e9e",
-    error="#ff9e9e",
 )
-_LIGHT = Theme(
-    heading="bold #0b4f9e",
-    code="#8a3b00",
+_LIGHT = _coloured(
+    *("#0b4f9e", "#8a3b00", "#7a1fa2", "#1b6b2a", "#b3201f"),
     link="underline #0b4f9e",
-    marker="#0b4f9e",
     quote="italic #45505c",
     frame="#5f6b78",
-    keyword="bold #7a1fa2",
-    name="#0b4f9e",
-    string="#1b6b2a",
-    number="#8a3b00",
     comment="italic #5f6b78",
-    inserted="#1b6b2a",
-    deleted="#b3201f",
-    error="#b3201f",
 )
 _CONTRAST = Theme(
     heading="bold underline",
@@ -102,42 +100,33 @@ _CONTRAST = Theme(
     error="bold reverse",
     dims=False,
 )
+
+
+def _safe(theme: Theme, blue: str, code: str, string: str, number: str, deleted: str) -> Theme:
+    """Returns a theme with blue for what is inserted and for keywords, and orange for errors."""
+    return theme._replace(
+        code=code,
+        keyword=f"bold {blue}",
+        name=blue,
+        string=string,
+        number=number,
+        inserted=f"bold {blue}",
+        deleted=deleted,
+        error=deleted,
+    )
+
+
 # Accents from the palette of Okabe and Ito, darkened for a light background.
 _THEMES = {
     "terminal": _TERMINAL,
     "light": _LIGHT,
     "dark": _DARK,
     "contrast": _CONTRAST,
-    "terminal cb": _TERMINAL._replace(
-        code="yellow",
-        keyword="bold blue",
-        name="bold",
-        string="yellow",
-        number="cyan",
-        inserted="bold blue",
-        deleted="yellow",
-        error="bold yellow",
+    "terminal cb": _safe(_TERMINAL, "blue", "yellow", "yellow", "cyan", "yellow")._replace(
+        name="bold", error="bold yellow"
     ),
-    "light cb": _LIGHT._replace(
-        code="#8a4b00",
-        keyword="bold #00557f",
-        name="#00557f",
-        string="#8a4b00",
-        number="#6b3a5b",
-        inserted="bold #00557f",
-        deleted="#a04000",
-        error="#a04000",
-    ),
-    "dark cb": _DARK._replace(
-        code="#f0e442",
-        keyword="bold #56b4e9",
-        name="#56b4e9",
-        string="#e69f00",
-        number="#f0e442",
-        inserted="bold #56b4e9",
-        deleted="#e69f00",
-        error="#e69f00",
-    ),
+    "light cb": _safe(_LIGHT, "#00557f", "#8a4b00", "#8a4b00", "#6b3a5b", "#a04000"),
+    "dark cb": _safe(_DARK, "#56b4e9", "#f0e442", "#e69f00", "#f0e442", "#e69f00"),
     # It has no colours to confuse.
     "contrast cb": _CONTRAST,
 }

@@ -22,11 +22,13 @@ from mlxchat.chat.results import (
 from mlxchat.chat.session import Session
 from mlxchat.cli.choose import format_preview
 from mlxchat.cli.failures import Stopped
+from mlxchat.cli.progress import PhaseClock
 from mlxchat.cli.render import (
     CONTEXT_WARNINGS,
     format_batch_progress,
     format_context_notice,
     format_progress,
+    format_summary_line,
     format_thought_line,
     format_timing,
     format_turn_line,
@@ -103,8 +105,8 @@ class TurnView:
         self._thinks_since: float | None = None
         self._num_reasoning_tokens = 0
         self._skips_newlines = False
-        self._phase: object = None
-        self._phase_started = self._drawn_at = time.monotonic()
+        self._num_summarised, self._summary_started = 0, 0.0
+        self._clock, self._drawn_at = PhaseClock(), time.monotonic()
 
     def show(self, event: object) -> None:
         """Shows one event."""
@@ -113,14 +115,18 @@ class TurnView:
                 self._num_reasoning_tokens = event.num_reasoning_tokens
                 show = self._reason if event.kind == "reasoning" else self._answer
                 show(event.text)
+            case SummaryProgress() if self._screen.can_redraw:
+                self._summarise(event)
             case LoadProgress() | PrefillProgress() | SummaryProgress() | BatchProgress():
+                self._end_summary()
                 self._progress(event)
             case Notice(text=text):
                 self._screen.note(text)
 
     def close(self) -> None:
-        """Ends what is half shown: the reasoning, a progress line, an open line."""
+        """Ends what is half shown: the reasoning, a summary, a progress line, an open line."""
         self._end_reasoning()
+        self._end_summary()
         self._screen.clear_progress()
         self._screen.end_line()
 
@@ -139,6 +145,24 @@ class TurnView:
             self._screen.end_reasoning(line)
             self._thinks_since = None
 
+    def _summarise(self, event: SummaryProgress) -> None:
+        """Shows a summary while it is written; it folds, since it is shown as a whole afterwards.
+
+        Of a long conversation several are written, each from the one before.
+        """
+        if event.done < self._num_summarised:
+            self._end_summary()
+        if not self._num_summarised:
+            self._summary_started = time.monotonic()
+        self._num_summarised = event.done
+        self._screen.reasoning(event.text)
+
+    def _end_summary(self) -> None:
+        if self._num_summarised:
+            seconds = time.monotonic() - self._summary_started
+            self._screen.end_reasoning(format_summary_line(seconds, self._num_summarised))
+            self._num_summarised = 0
+
     def _answer(self, text: str) -> None:
         if not self._shows_text:
             return
@@ -151,11 +175,7 @@ class TurnView:
     def _progress(
         self, event: LoadProgress | PrefillProgress | SummaryProgress | BatchProgress
     ) -> None:
-        now = time.monotonic()
-        phase = getattr(event, "phase", type(event))
-        if phase != self._phase:
-            self._phase, self._phase_started = phase, now
-        elapsed_s = now - self._phase_started
+        now, elapsed_s = time.monotonic(), self._clock.elapsed_s(event)
         if elapsed_s >= PROGRESS_DELAY_S and now - self._drawn_at >= PROGRESS_INTERVAL_S:
             self._drawn_at = now
             if isinstance(event, BatchProgress):

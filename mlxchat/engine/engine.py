@@ -181,7 +181,8 @@ class Engine:
             logits: (1, V), from `prefill`.
             sampler: Draws the tokens.
             max_tokens: At most this many are yielded.
-            check: Called between tokens.
+            check: Called between tokens. What it raises ends the decoding; a cache that cannot go
+                back first gives the token that is drawn already, unfed as the last one.
 
         Yields:
             Token ids.
@@ -200,7 +201,12 @@ class Engine:
         token = sampler.sample(logits)
         mx.async_eval(token)  # type: ignore[no-untyped-call]
         for num in range(max_tokens):
-            check()
+            try:
+                check()
+            except BaseException:
+                if num and not prefix.is_trimmable:  # so that the answer can go on from here
+                    yield cast(int, token.item())
+                raise
             if num == max_tokens - 1:
                 yield cast(int, token.item())
                 return

@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -439,15 +439,22 @@ class PromptStore:
         Args:
             owners: Their numbers in the history; None for all.
         """
-        entries = [e for e in self.entries() if e.what == "conversation"]
-        if owners is not None:
-            wanted, mine = {str(number) for number in owners}, []
-            for entry in entries:
-                with contextlib.suppress(BadFileError, OSError):
-                    if self.describe(entry).owner in wanted:
-                        mine.append(entry)
-            entries = mine
-        return self.remove(entries)
+        if owners is None:
+            return self.remove(e for e in self.entries() if e.what == "conversation")
+        wanted = {str(number) for number in owners}
+        return self._remove_where("conversation", lambda says: says.owner in wanted)
+
+    def forget_systems(self, labels: Collection[str]) -> list[Entry]:
+        """Removes the system prompts with some labels (`make_label`); returns what was removed."""
+        return self._remove_where("system", lambda says: says.label in labels)
+
+    def _remove_where(self, what: What, is_meant: Callable[[Description], bool]) -> list[Entry]:
+        mine = []
+        for entry in self.entries():
+            with contextlib.suppress(BadFileError, OSError):
+                if entry.what == what and is_meant(self.describe(entry)):
+                    mine.append(entry)
+        return self.remove(mine)
 
     def clear(self) -> list[Entry]:
         """Removes every stored prefix; returns what was removed."""

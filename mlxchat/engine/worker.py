@@ -30,10 +30,26 @@ class JobContext:
     def __init__(self) -> None:
         self._cancel = threading.Event()
         self._events: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._hand_on: Callable[[object], None] = self._events.put
 
     def emit(self, event: object) -> None:
         """Hands an event to whoever iterates over the job."""
-        self._events.put(event)
+        self._hand_on(event)
+
+    def progress(self, event: object) -> None:
+        """Hands on how far the job has come, unless it was asked to stop.
+
+        Raises:
+            JobCancelledError: It was.
+        """
+        self.check()
+        self.emit(event)
+
+    def redirect(self, hand_on: Callable[[object], None]) -> "JobContext":
+        """Returns a context of the same job for a part of it whose events go elsewhere."""
+        part = JobContext()
+        part._cancel, part._hand_on = self._cancel, hand_on
+        return part
 
     @property
     def cancelled(self) -> bool:

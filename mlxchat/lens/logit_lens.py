@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-from mlxchat.lens.trace import UNEMBED_ROWS, to_lists, trace
+from mlxchat.lens.trace import UNEMBED_ROWS, Trace, to_lists, trace
 from mlxchat.model.language_model import LanguageModel
 from mlxchat.model.taps import Taps
 
@@ -78,12 +78,34 @@ def read_lens(
     where = tuple(range(count) if positions is None else (p % count for p in positions))
     start = min(where, default=0)
     seen = trace(model, token_ids, start=start, edits=edits, logits=False)
+    return read_trace(model, seen, where, start=start, top=top, targets=targets)
+
+
+def read_trace(
+    model: LanguageModel,
+    seen: Trace,
+    where: Sequence[int],
+    *,
+    start: int = 0,
+    top: int = 5,
+    targets: Sequence[int] | None = None,
+) -> LensView:
+    """Reads what one pass recorded of `resid_post` with the logit lens.
+
+    Args:
+        model: Native or zoo.
+        seen: The pass.
+        where: At which positions.
+        start: The trace's own.
+        top: How many tokens are shown.
+        targets: As in `read_lens`.
+    """
     rows = mx.array([p - start for p in where])
     streams = [seen["resid_post", layer][rows] for layer in range(model.info.n_layers)]
     if targets is None:
         targets = _likeliest(model, streams[-1])
     layers = tuple(read_rows(model, stream, targets, top) for stream in streams)
-    return LensView(seen.token_ids, where, tuple(targets), layers)
+    return LensView(seen.token_ids, tuple(where), tuple(targets), layers)
 
 
 def _batches(model: LanguageModel, rows: mx.array) -> list[mx.array]:
@@ -133,3 +155,9 @@ def top_ids(scores: mx.array, count: int) -> mx.array:
     some = mx.argpartition(-scores, count - 1, axis=-1)[..., :count]
     order = mx.argsort(-mx.take_along_axis(scores, some, axis=-1), axis=-1)
     return mx.take_along_axis(some, order, axis=-1)
+
+
+def divergence(p: mx.array, q: mx.array) -> mx.array:
+    """Returns the Kullback-Leibler divergence of distributions (..., V) from others: (...)."""
+    tiny = 1e-20
+    return (p * (mx.log(p + tiny) - mx.log(q + tiny))).sum(-1)

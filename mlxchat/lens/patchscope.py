@@ -7,13 +7,12 @@ state holds.
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import mlx.core as mx
 
-from mlxchat.errors import UsageError
 from mlxchat.lens.edits import Replace
-from mlxchat.lens.trace import trace
+from mlxchat.lens.logit_lens import divergence, top_ids
+from mlxchat.lens.trace import check_layer, to_lists, to_number, trace
 from mlxchat.lens.writing import write_tokens
 from mlxchat.model.language_model import LanguageModel
 
@@ -77,11 +76,9 @@ def patch_states(
         UsageError: A layer does not exist.
         UnsupportedModelError: The residual stream cannot be changed.
     """
-    n_layers = model.info.n_layers
-    wanted = range(n_layers) if layers is None else layers
+    wanted = range(model.info.n_layers) if layers is None else layers
     for layer in (*wanted, 0 if into is None else into):
-        if not 0 <= layer < n_layers:
-            raise UsageError(f"layer {layer} is not allowed; this model has 0 to {n_layers - 1}")
+        check_layer(model, layer)
     states = trace(model, source.token_ids, ["resid_post"], logits=False, layers=list(wanted))
     plain_probs = _first_token(model, target, None)
 
@@ -99,9 +96,8 @@ def patch_states(
             prompt_taps=edit,
             check=check,
         )
-        return Patched(
-            layer, place, tuple(written), _top(probs, num_top), _divergence(probs, plain_probs)
-        )
+        moved = to_number(divergence(probs, plain_probs))
+        return Patched(layer, place, tuple(written), _top(probs, num_top), moved)
 
     return run(None), [run(layer) for layer in wanted]
 
@@ -113,9 +109,5 @@ def _first_token(model: LanguageModel, target: Place, edit: Replace | None) -> m
 
 
 def _top(probs: mx.array, count: int) -> tuple[tuple[int, float], ...]:
-    order = cast(list[int], mx.argsort(-probs)[:count].tolist())
-    return tuple((i, cast(float, probs[i].item())) for i in order)
-
-
-def _divergence(p: mx.array, q: mx.array) -> float:
-    return cast(float, (p * (mx.log(p + 1e-20) - mx.log(q + 1e-20))).sum().item())
+    ids = top_ids(probs[None], count)[0]
+    return tuple(zip(to_lists(ids), to_lists(probs[ids]), strict=True))

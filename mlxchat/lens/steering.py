@@ -7,15 +7,24 @@ works is measured: how far the vector moves what a negative prompt would answer 
 positive one answers. Token ids and arrays only; files are `steering_file.py`'s.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, cast, get_args
+from statistics import fmean
+from typing import Literal, get_args
 
 import mlx.core as mx
 
 from mlxchat.errors import UsageError
 from mlxchat.lens.edits import Add
-from mlxchat.lens.trace import require_points, trace, unembed
+from mlxchat.lens.logit_lens import divergence
+from mlxchat.lens.trace import (
+    check_layer,
+    require_points,
+    to_lists,
+    to_number,
+    trace,
+    unembed,
+)
 from mlxchat.lens.writing import write_tokens
 from mlxchat.model.language_model import LanguageModel
 
@@ -130,41 +139,46 @@ def make_vector(
             " many of each, at least one"
         )
     require_points(model, ["resid_post"])
-    num, n_layers = len(positive), model.info.n_layers
-    if layer is not None and not 0 <= layer < n_layers:
-        raise UsageError(f"layer {layer} is not allowed; this model has 0 to {n_layers - 1}")
-    held = [i for i in range(num) if i % HOLD_OUT == HOLD_OUT - 1] or list(range(num))
-    held_out = len(held) < num
-    held = held[:MOST_MEASURED]
-    tried = _layers_to_try(n_layers) if layer is None else [layer]
+    if layer is not None:
+        check_layer(model, layer)
+    num = len(positive)
+    used, held = _split(num)
+    tried = _layers_to_try(model.info.n_layers) if layer is None else [layer]
     passes = _Passes(2 * num + len(held) * (2 + len(tried) + len(SWEEP)), on_progress, check)
     ups = [_last_states(model, ids, passes) for ids in positive]  # (L, D) each
     downs = [_last_states(model, ids, passes) for ids in negative]
     differences = mx.stack([a - b for a, b in zip(ups, downs, strict=True)])  # (N, L, D)
-    lengths = mx.linalg.norm(mx.stack(downs), axis=-1).mean(0)  # (L,)
-    mean = differences.mean(0)
-    pca, explained = _components(differences, mean)
-    used = [i for i in range(num) if not held_out or i % HOLD_OUT != HOLD_OUT - 1]
-    trial = differences[mx.array(used)].mean(0)
     measure = _Measure(model, [(positive[i], negative[i]) for i in held], passes)
+    trial = differences[mx.array(used)].mean(0)
     effects = {at: measure.effect(Add({at: trial[at]}))[0] for at in tried}
     best = max(tried, key=effects.__getitem__)
     sweep = [measure.effect(Add({best: trial[best] * c})) for c in SWEEP]
-    facts = [
-        _facts(
-            differences[:, at], mean[at], pca[at], explained[at], cast(float, lengths[at].item())
-        )
-        for at in range(n_layers)
-    ]
+    mean = differences.mean(0)
+    pca, explained = _components(differences, mean)
+    lengths = mx.linalg.norm(mx.stack(downs), axis=-1).mean(0)  # (L,)
     return SteeringVector(
         mean=mean,
         pca=pca,
         layer=best,
-        layers=tuple(LayerFacts(*known, effect=effects.get(at)) for at, known in enumerate(facts)),
+        layers=tuple(
+            _facts(differences[:, at], mean[at], pca[at], share, length, effects.get(at))
+            for at, (share, length) in enumerate(zip(explained, to_lists(lengths), strict=True))
+        ),
         sweep=tuple(Strength(c, *found) for c, found in zip(SWEEP, sweep, strict=True)),
         num_pairs=num,
-        held_out=held_out,
+        held_out=len(used) < num,
     )
+
+
+def _split(num: int) -> tuple[list[int], list[int]]:
+    """Returns the pairs that make the direction that is tried, and those that judge it.
+
+    They are the same where there are too few to keep any back.
+    """
+    every = list(range(num))
+    held = every[HOLD_OUT - 1 :: HOLD_OUT]
+    used = [i for i in every if i not in held]
+    return (used, held[:MOST_MEASURED]) if held else (every, every)
 
 
 def _layers_to_try(n_layers: int) -> list[int]:
@@ -205,13 +219,18 @@ def _components(differences: mx.array, mean: mx.array) -> tuple[mx.array, list[f
         first = basis[0] * mx.where(basis[0] @ mean[at] < 0, -1.0, 1.0)
         rows.append(first * mx.linalg.norm(mean[at]))
         squares = mx.square(scales)
-        shares.append(cast(float, (squares[0] / mx.maximum(squares.sum(), 1e-30)).item()))
+        shares.append(to_number(squares[0] / mx.maximum(squares.sum(), 1e-30)))
     return mx.stack(rows), shares
 
 
 def _facts(
-    differences: mx.array, mean: mx.array, first: mx.array, explained: float, length: float
-) -> tuple[float, float, float | None, float, float, float]:
+    differences: mx.array,
+    mean: mx.array,
+    first: mx.array,
+    explained: float,
+    length: float,
+    effect: float | None,
+) -> LayerFacts:
     """Returns the facts of one layer from its differences (N, D)."""
     num, norm = differences.shape[0], mx.linalg.norm(mean)
     along = differences @ mean / mx.maximum(norm, 1e-12)
@@ -219,17 +238,16 @@ def _facts(
     separation = None
     if num > 1:
         others = (mean * num - differences) / (num - 1)
-        separation = cast(float, ((differences * others).sum(-1) > 0).mean().item())
+        separation = to_number(((differences * others).sum(-1) > 0).mean())
     agreement = mean @ first / mx.maximum(norm * mx.linalg.norm(first), 1e-12)
-    size = cast(float, norm.item())
-    gap = cast(float, (along.mean() / spread).item())
-    return (
-        size,
-        size / max(length, 1e-12),
-        separation,
-        gap,
-        explained,
-        cast(float, agreement.item()),
+    return LayerFacts(
+        norm=to_number(norm),
+        share=to_number(norm) / max(length, 1e-12),
+        separation=separation,
+        gap=to_number(along.mean() / spread),
+        explained=explained,
+        agreement=to_number(agreement),
+        effect=effect,
     )
 
 
@@ -260,7 +278,7 @@ class _Measure:
         ]
         self._goals = [self._read(ids, num, None) for ids, num in goals]
         self._plain = [self._read(ids, num, None) for ids, num in self._read_of]
-        self._apart = _mean(map(_jensen_shannon, self._plain, self._goals))
+        self._apart = fmean(map(_jensen_shannon, self._plain, self._goals))
 
     def _read(self, ids: list[int], num: int, edit: Add | None) -> mx.array:
         """Returns the distributions after the last `num` ids, (num, V)."""
@@ -273,26 +291,15 @@ class _Measure:
     def effect(self, edit: Add) -> tuple[float, float]:
         """Returns the share of the way that an edit goes, and its divergence from the plain."""
         steered = [self._read(ids, num, edit) for ids, num in self._read_of]
-        left = _mean(map(_jensen_shannon, steered, self._goals))
+        left = fmean(map(_jensen_shannon, steered, self._goals))
         divergences = (
-            cast(float, _divergence(a, b).mean().item())
-            for a, b in zip(steered, self._plain, strict=True)
+            to_number(divergence(a, b).mean()) for a, b in zip(steered, self._plain, strict=True)
         )
-        return 1 - left / max(self._apart, 1e-12), _mean(divergences)
-
-
-def _mean(values: Iterable[float]) -> float:
-    numbers = list(values)
-    return sum(numbers) / len(numbers)
-
-
-def _divergence(p: mx.array, q: mx.array) -> mx.array:
-    tiny = 1e-20
-    return (p * (mx.log(p + tiny) - mx.log(q + tiny))).sum(-1)
+        return 1 - left / max(self._apart, 1e-12), fmean(divergences)
 
 
 def _jensen_shannon(p: mx.array, q: mx.array) -> float:
     """Returns how far two rows of distributions (N, V) are apart on average: 0 for equal ones."""
     middle = (p + q) / 2
-    both = _divergence(p, middle) + _divergence(q, middle)
-    return cast(float, (both / 2).mean().item())
+    both = divergence(p, middle) + divergence(q, middle)
+    return to_number((both / 2).mean())

@@ -150,10 +150,25 @@ def find_vector(name: str) -> SteeringInfo:
 
     Raises:
         UsageError: There is none.
+        MlxchatError: It is damaged.
     """
+    return read_info(_find_file(name))
+
+
+def remove_vector(name: str) -> None:
+    """Removes a stored vector, a damaged one too.
+
+    Raises:
+        UsageError: There is none.
+        OSError: It cannot be removed.
+    """
+    _find_file(name).unlink()
+
+
+def _find_file(name: str) -> Path:
     path = steering_folder() / f"{check_name(name)}{_SUFFIX}"
     if path.is_file():
-        return read_info(path)
+        return path
     known = ", ".join(info.name for info in list_vectors())
     hint = f"there are {known}" if known else "make one with mlxchat inspect steer make"
     raise UsageError(f"there is no steering vector {name}; {hint}")

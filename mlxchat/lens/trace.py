@@ -162,6 +162,17 @@ def check_length(
         )
 
 
+def check_layer(model: LanguageModel, layer: int) -> None:
+    """Checks that a model has a layer.
+
+    Raises:
+        UsageError: It has not.
+    """
+    last = model.info.n_layers - 1
+    if not 0 <= layer <= last:
+        raise UsageError(f"layer {layer} is not allowed; this model has 0 to {last}")
+
+
 def to_lists(array: mx.array) -> Any:
     """Returns an array as nested lists of Python's own numbers, for the other threads."""
     return array.tolist()

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-from mlxchat.lens.logit_lens import LensView, read_lens, top_ids
+from mlxchat.lens.logit_lens import LensView, read_trace, top_ids
 from mlxchat.lens.trace import Trace, to_lists, to_number, trace
 from mlxchat.model.language_model import LanguageModel
 from mlxchat.model.taps import Point
@@ -106,7 +106,7 @@ def walk(
     steps += [_step("final", last), _step("logits", logits), _step("probs", probs[None])]
     ids = top_ids(probs[None], top)[0]
     likeliest = zip(to_lists(ids), to_lists(probs[ids]), strict=True)
-    lens = read_lens(model, token_ids, top=1, positions=[-1])
+    lens = read_trace(model, seen, [len(token_ids) - 1], top=1)
     return Walk(
         seen.token_ids,
         tuple(steps),

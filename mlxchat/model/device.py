@@ -1,13 +1,10 @@
 """What machine this is, and what follows from it: backend, dtype plan, memory, BLAS.
 
-`load_mlx()` is the first MLX call of a process: it loads the system's OpenBLAS before `mlx.core`,
-so that MLX's CPU matrix products find it by symbol interposition. Measured here on one core:
-float32 products run at 5 GFLOP/s with the reference BLAS in MLX's wheel and at about 200 with
-OpenBLAS.
+On Linux the system's OpenBLAS serves MLX's CPU products (see `openblas.py`); the reference BLAS in
+MLX's wheel is forty times as slow.
 """
 
 import contextlib
-import ctypes
 import gc
 import os
 import platform
@@ -20,11 +17,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mlxchat.errors import BackendError
+from mlxchat.openblas import explain_absence, openblas
 
 Backend = Literal["metal", "cuda", "cpu"]
 Blas = Literal["accelerate", "openblas", "bundled", "none"]
-
-_OPENBLAS_NAMES = ("libopenblas.so.0", "libopenblas.so", "libopenblasp.so.0")
 
 # Weights below this stay in processor caches: their rate says nothing of memory.
 SMALLEST_STREAM = 64 << 20
@@ -61,30 +57,12 @@ class DevicePlan:
         return self.float32 and num_bytes <= self.memory_bytes * DEQUANTISE_MEMORY_SHARE
 
 
-_openblas: str | None = None  # what serves MLX's products, once `load_mlx` has found it
-
-
-def _preload_openblas() -> str | None:
-    if sys.platform != "linux" or os.environ.get("MLXCHAT_NO_OPENBLAS"):
-        return None
-    for name in _OPENBLAS_NAMES:
-        try:
-            ctypes.CDLL(name, mode=ctypes.RTLD_GLOBAL)
-        except OSError:
-            continue
-        return name
-    return None
-
-
 def load_mlx() -> Any:
-    """Imports `mlx.core` with the best BLAS in place, and returns it.
+    """Imports `mlx.core` and returns it.
 
     Raises:
         BackendError: MLX or its backend library is missing; says what to install.
     """
-    global _openblas
-    if "mlx.core" not in sys.modules:  # later it would be too late: MLX's symbols are bound
-        _openblas = _preload_openblas()
     try:
         import mlx.core as mx
     except ImportError as error:
@@ -152,7 +130,7 @@ def make_device_plan() -> DevicePlan:
             mx.set_wired_limit(memory)  # keeps weights resident between turns
         return DevicePlan(backend, "none", False, True, "row", memory)
     blas: Blas = "accelerate" if sys.platform == "darwin" else "bundled"
-    if _openblas is not None:
+    if openblas() is not None:
         blas = "openblas"
     return DevicePlan(
         backend="cpu",
@@ -252,13 +230,7 @@ def describe() -> list[tuple[str, str]]:
         ("mlx device", str(mx.default_device())),
     ]
     if plan.backend == "cpu" and sys.platform == "linux":
-        rows.append(
-            (
-                "OpenBLAS",
-                _openblas
-                or "not found: float32 products are ~40x slower; install libopenblas0-pthread",
-            )
-        )
+        rows.append(("OpenBLAS", openblas() or explain_absence()))
         compiler = shutil.which("g++")
         rows.append(
             (

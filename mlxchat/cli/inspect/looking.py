@@ -2,8 +2,6 @@
 
 import functools
 import json
-import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -139,64 +137,55 @@ def look(
         work: Returns plain data: arrays belong to the worker.
         encoder: The same for an encoder; without it encoders are refused.
     """
-    from mlxchat.chat.results import LoadProgress
-    from mlxchat.cli.render import format_bar, format_progress
-    from mlxchat.cli.screen import Screen
-    from mlxchat.engine.worker import JobContext, Worker
+    from mlxchat.cli.progress import run_job
 
     name = resolve_model(model, load_settings())
+    return run_job(lambda context: _look_into(name, work, encoder, context), _format_event)
 
-    def job(context: JobContext) -> T:
-        from mlxchat.model.device import load_mlx
 
-        load_mlx()
-        from mlxchat.chat.loading import find_model, load_folder
-        from mlxchat.chat.options import ChatOptions
-        from mlxchat.model.bert_files import is_encoder
-        from mlxchat.model.checkpoint import read_config
-        from mlxchat.model.embedder import load_embedder
+def _look_into(
+    name: str | None,
+    work: Callable[[Subject], T],
+    encoder: Callable[[EncoderSubject], T] | None,
+    context: "JobContext",
+) -> T:
+    """Loads a model and does the work; runs on the worker thread."""
+    from mlxchat.model.device import load_mlx
 
-        def report(event: LoadProgress) -> None:
-            context.check()
-            context.emit(event)
+    load_mlx()
+    from mlxchat.chat.loading import find_model, load_folder
+    from mlxchat.chat.options import ChatOptions
+    from mlxchat.chat.results import LoadProgress
+    from mlxchat.model.bert_files import is_encoder
+    from mlxchat.model.checkpoint import read_config
+    from mlxchat.model.embedder import load_embedder
 
-        options = ChatOptions(idle_work=False, keeps_history=False)
-        folder = find_model(name, report, context.check)
-        if encoder is not None and is_encoder(read_config(folder.path)):
-            embedder = load_embedder(
-                folder.path, lambda phase, done, total: report(LoadProgress(phase, done, total))
-            )
-            return encoder(EncoderSubject(folder.name, embedder))
-        runner, _ = load_folder(folder, options, report)
-        loaded = runner.loaded
-        context.emit("looking inside")
-        return work(
-            Subject(
-                *(runner.name, loaded.model, runner.tokenizer, runner.renderer),
-                loaded.fingerprint,
-                context,
-            )
+    def report(event: LoadProgress) -> None:
+        context.check()
+        context.emit(event)
+
+    folder = find_model(name, report, context.check)
+    if encoder is not None and is_encoder(read_config(folder.path)):
+        embedder = load_embedder(
+            folder.path, lambda phase, done, total: report(LoadProgress(phase, done, total))
         )
+        return encoder(EncoderSubject(folder.name, embedder))
+    options = ChatOptions(idle_work=False, keeps_history=False)
+    runner, _ = load_folder(folder, options, report)
+    loaded = runner.loaded
+    context.emit("looking inside")
+    parts = runner.name, loaded.model, runner.tokenizer, runner.renderer, loaded.fingerprint
+    return work(Subject(*parts, context))
 
-    screen, worker = Screen(sys.stdout, sys.stderr), Worker()
-    running = worker.submit(job)
-    try:
-        started, phase = time.monotonic(), ""
-        for event in running:
-            if isinstance(event, str):
-                screen.progress(event)
-                continue
-            if isinstance(event, LookProgress):
-                screen.progress(f"{format_bar(event.done / event.total)} {event.done} passes")
-                continue
-            if phase != (phase := event.phase):
-                started = time.monotonic()
-            screen.progress(format_progress(event, time.monotonic() - started))
-        return running.result()
-    finally:
-        running.cancel()
-        screen.clear_progress()
-        worker.close()
+
+def _format_event(event: Any, elapsed_s: float) -> str:
+    from mlxchat.cli.render import format_bar, format_progress
+
+    if isinstance(event, str):
+        return event
+    if isinstance(event, LookProgress):
+        return f"{format_bar(event.done / event.total)} {event.done} passes"
+    return format_progress(event, elapsed_s)
 
 
 def show(

@@ -1,5 +1,6 @@
 """`mlxchat inspect patch`: what a state holds, told by the model itself (Patchscope)."""
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,6 +14,47 @@ if TYPE_CHECKING:
 TEMPLATE = "cat -> cat\n1135 -> 1135\nhello -> hello\n?"
 
 
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What was asked; see the options of the command."""
+
+    source: str
+    at: str | None
+    template: str
+    placeholder: str
+    layer: int | None
+    into: int | None
+    max_tokens: int
+    is_chat: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PatchView:
+    """What was found, with the texts of its tokens.
+
+    Attributes:
+        question: What was asked.
+        model: As a person knows it.
+        plain: What is written without a state.
+        rows: What is written with each.
+        names: Texts of the likeliest first tokens.
+        texts: What is written, by layer.
+        at: Position and text of the token whose state is taken.
+        place: Of the token that gives way.
+        is_inside: Tokens of the prompt follow it.
+    """
+
+    question: Question
+    model: str
+    plain: "Patched"
+    rows: "list[Patched]"
+    names: dict[int, str]
+    texts: dict[int | None, str]
+    at: tuple[int, str]
+    place: tuple[int, str]
+    is_inside: bool
+
+
 @click.command()
 @click.argument("source")
 @click.option("--at", metavar="TOKEN", help="The token whose state is taken; else the last.")
@@ -24,72 +66,61 @@ TEMPLATE = "cat -> cat\n1135 -> 1135\nhello -> hello\n?"
     "--max-tokens", type=click.IntRange(1), default=12, metavar="N", help="Write at most N tokens."
 )
 @look_options(chat=True)
-def patch(
-    source: str,
-    at: str | None,
-    template: str,
-    placeholder: str,
-    layer: int | None,
-    into: int | None,
-    max_tokens: int,
-    is_chat: bool,
-    model: str | None,
-    **out: Any,
-) -> None:
+def patch(model: str | None, as_json: bool, html: str | None, **asked: Any) -> None:
     """Put the state of a token of SOURCE into another prompt, and let the model go on.
 
     What it writes shows what the state holds after each layer. The default prompt asks to repeat
     what stands in the place of its question mark. --chat makes messages of both texts.
     """
-
-    def work(subject: Subject) -> "tuple[Patched, list[Patched], dict[str, Any]]":
-        from mlxchat.cli.words import find_word
-        from mlxchat.lens.patchscope import Place, patch_states
-
-        tokenizer = subject.tokenizer
-        ids, prompt = (subject.encode(text, is_chat=is_chat) for text in (source, template))
-        taken = find_word(tokenizer, ids, at)[-1] if at else find_last(subject, ids, source)
-        place = find_word(tokenizer, prompt, placeholder)[-1]
-        plain, rows = patch_states(
-            subject.model,
-            Place(ids, taken),
-            Place(prompt, place),
-            layers=None if layer is None else [layer],
-            into=into,
-            max_tokens=max_tokens,
-            eos_ids=tokenizer.eos_ids,
-            check=subject.check,
-        )
-        tokens = {i for row in (plain, *rows) for i, _ in row.top} | {ids[taken], prompt[place]}
-        return (
-            plain,
-            rows,
-            {
-                "names": {i: tokenizer.token_text(i) for i in tokens},
-                "texts": {r.layer: tokenizer.decode(r.token_ids) for r in (plain, *rows)},
-                "model": subject.name,
-                "at": (taken, tokenizer.token_text(ids[taken])),
-                "place": (place, tokenizer.token_text(prompt[place])),
-                "num_prompt": len(prompt),
-            },
-        )
-
-    plain, rows, about = look(model, work)
-    about |= {"source": source, "template": template}
+    question = Question(**asked)
+    found = look(model, lambda subject: _patch(subject, question))
     from mlxchat.cli.inspect import render_patch
 
     show(
         {
-            "source": source,
-            "at": list(about["at"]),
-            "template": template,
-            "placeholder": list(about["place"]),
-            "plain": to_json(plain, about),
-            "layers": [to_json(row, about) for row in rows],
+            "source": question.source,
+            "at": list(found.at),
+            "template": question.template,
+            "placeholder": list(found.place),
+            "plain": to_json(found.plain, found),
+            "layers": [to_json(row, found) for row in found.rows],
         },
-        lambda console: render_patch.make_view(plain, rows, about),
-        lambda: render_patch.make_page(plain, rows, about),
-        **out,
+        lambda console: render_patch.make_view(found),
+        lambda: render_patch.make_page(found),
+        as_json=as_json,
+        html=html,
+    )
+
+
+def _patch(subject: Subject, asked: Question) -> PatchView:
+    from mlxchat.cli.words import find_word
+    from mlxchat.lens.patchscope import Place, patch_states
+
+    tokenizer, source = subject.tokenizer, asked.source
+    ids, prompt = (subject.encode(t, is_chat=asked.is_chat) for t in (source, asked.template))
+    taken = find_word(tokenizer, ids, asked.at)[-1] if asked.at else find_last(subject, ids, source)
+    place = find_word(tokenizer, prompt, asked.placeholder)[-1]
+    plain, rows = patch_states(
+        subject.model,
+        Place(ids, taken),
+        Place(prompt, place),
+        layers=None if asked.layer is None else [asked.layer],
+        into=asked.into,
+        max_tokens=asked.max_tokens,
+        eos_ids=tokenizer.eos_ids,
+        check=subject.check,
+    )
+    tokens = {i for row in (plain, *rows) for i, _ in row.top}
+    return PatchView(
+        question=asked,
+        model=subject.name,
+        plain=plain,
+        rows=rows,
+        names={i: tokenizer.token_text(i) for i in tokens},
+        texts={r.layer: tokenizer.decode(r.token_ids) for r in (plain, *rows)},
+        at=(taken, tokenizer.token_text(ids[taken])),
+        place=(place, tokenizer.token_text(prompt[place])),
+        is_inside=place < len(prompt) - 1,
     )
 
 
@@ -101,13 +132,13 @@ def find_last(subject: Subject, ids: list[int], source: str) -> int:
     return find_word(subject.tokenizer, ids, words[-1])[-1] if words else len(ids) - 1
 
 
-def to_json(row: "Patched", about: dict[str, Any]) -> dict[str, Any]:
+def to_json(row: "Patched", view: PatchView) -> dict[str, Any]:
     """Returns what `--json` prints of one layer."""
     return {
         "layer": row.layer,
         "into": row.into,
-        "text": about["texts"][row.layer],
+        "text": view.texts[row.layer],
         "tokens": list(row.token_ids),
-        "top": [[i, about["names"][i], p] for i, p in row.top],
+        "top": [[i, view.names[i], p] for i, p in row.top],
         "divergence": row.divergence,
     }

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mlxchat.cli.groups import Group
 from mlxchat.cli.inspect.looking import Json, Subject, look, look_options, show
 from mlxchat.errors import MlxchatError, UsageError
 
@@ -20,7 +21,7 @@ _raw = click.option("--raw", is_flag=True, help="Take prompts as they are, not a
 _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
 
-@click.group()
+@click.group(cls=Group)
 def steer() -> None:
     """Make and try steering vectors.
 
@@ -231,6 +232,16 @@ def export(name: str, file: str) -> None:
     else:
         path.write_text(json.dumps(to_json(info) | _read_rows(info)), encoding="utf-8")
     click.echo(f"Wrote {file}.", err=True)
+
+
+@steer.command()
+@click.argument("name")
+def remove(name: str) -> None:
+    """Remove the vector NAME for good."""
+    from mlxchat.lens.steering_file import remove_vector
+
+    remove_vector(name)
+    click.echo(f"Removed {name}.", err=True)
 
 
 def _read_rows(info: "SteeringInfo") -> Json:

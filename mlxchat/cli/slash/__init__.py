@@ -9,10 +9,9 @@ from mlxchat.cli.slash.registry import (
     COMMANDS,
     Command,
     Context,
-    LeaveChat,
     command,
     interpret,
     send,
 )
 
-__all__ = ["ALIASES", "COMMANDS", "Command", "Context", "LeaveChat", "command", "interpret", "send"]
+__all__ = ["ALIASES", "COMMANDS", "Command", "Context", "command", "interpret", "send"]

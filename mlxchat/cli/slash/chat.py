@@ -2,7 +2,8 @@
 
 import textwrap
 
-from mlxchat.cli.slash.registry import ALIASES, COMMANDS, Context, LeaveChat, command, find
+from mlxchat.cli.failures import LeaveChat
+from mlxchat.cli.slash.registry import ALIASES, COMMANDS, Context, command, find
 from mlxchat.cli.slash.registry import Command as Entry
 
 _NARROW = 60  # below this usage and summary stand under each other

@@ -24,10 +24,6 @@ _SHELL = re.compile(r"!(?=\s*[^\s!])\s*(.+)", re.DOTALL)
 _COMMAND = re.compile(r"(/?)/([A-Za-z][\w-]*)(?:\s+(.*))?", re.DOTALL | re.ASCII)
 
 
-class LeaveChat(Exception):  # noqa: N818  # a wish, no error
-    """The person wants to leave."""
-
-
 @dataclass(frozen=True, slots=True)
 class Context:
     """What a handler works on.
@@ -60,6 +56,16 @@ class Context:
     def width(self) -> int:
         """Columns that a line of a report may take."""
         return 80 if self.screen is None else self.screen.width
+
+    def last_answer(self) -> str:
+        """Returns the last answer as the model wrote it.
+
+        Raises:
+            MlxchatError: There is none yet.
+        """
+        if (answer := self.session.last_answer()) is None:
+            raise MlxchatError("there is no answer yet; send a message first")
+        return answer
 
     def message(self, text: str, *, is_literal: bool = False) -> str:
         """Returns a message with what is attached and what its `@` name; pastes have no `@`."""
@@ -192,7 +198,8 @@ def find(name: str) -> Command:
 def whole_number(text: str, usage: str) -> int:
     """Reads a number of at least 1; `usage` is how the command is written."""
     if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise UsageError(f"{text!r} is not allowed; write {usage} with a whole number >= 1")
+        what = f"{text!r} is not allowed" if text else "there is no number"
+        raise UsageError(f"{what}; write {usage} with a whole number >= 1")
     return int(text)
 
 

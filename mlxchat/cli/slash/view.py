@@ -92,11 +92,8 @@ def markdown(context: Context, argument: str) -> None:
 @command("raw", "", "Show the last answer as the model wrote it.")
 def raw(context: Context, argument: str) -> None:
     """Shows the last answer as raw text."""
-    answer = context.session.last_answer()
-    if answer is None:
-        raise MlxchatError("there is no answer yet; send a message first")
     show = context.say if context.screen is None else context.screen.verbatim
-    show(answer)
+    show(context.last_answer())
 
 
 @command(
@@ -117,4 +114,7 @@ def theme(context: Context, argument: str) -> None:
             context.screen.theme = found
         context.say(f"Theme: {name}.")
     else:
-        context.say(f"Themes: {', '.join(NAMES)}, each also with `{SUFFIX}`.")
+        names = [f"{name}{end}" for name in NAMES for end in ("", f" {SUFFIX}")]
+        shown = None if context.screen is None else context.screen.theme
+        now = "".join(f"Theme: {name}. " for name in names if find_theme(name) == shown)
+        context.say(f"{now}Themes: {', '.join(NAMES)}, each also with `{SUFFIX}`.")

@@ -1,0 +1,101 @@
+"""What is done while nobody waits: the cache brought to the next turn, and prefixes stored.
+
+Runs on the worker thread, and gives way within one chunk.
+"""
+
+from typing import TYPE_CHECKING
+
+from mlxchat.chat.conversation import Conversation
+from mlxchat.engine.worker import JobCancelledError, JobContext
+
+if TYPE_CHECKING:
+    from mlxchat.chat.turn import TurnRunner
+
+
+class IdleWork:
+    """Does a runner's work in idle time.
+
+    Args:
+        runner: Renders, plans and feeds.
+    """
+
+    def __init__(self, runner: "TurnRunner") -> None:
+        self._runner = runner
+        self.num_settled = 0  # ids read in idle time since the last turn
+
+    def take_num_settled(self) -> int:
+        """Returns how many ids were read in idle time since the last call."""
+        num_settled, self.num_settled = self.num_settled, 0
+        return num_settled
+
+    def settle(
+        self,
+        conversation: Conversation,
+        context: JobContext,
+        *,
+        keep_branch: bool = False,
+        cause: str = "",
+    ) -> None:
+        """Brings the cache to what the next turn will begin with.
+
+        Args:
+            conversation: Where the person is.
+            context: The job's.
+            keep_branch: As in `TurnRequest`.
+            cause: As there.
+        """
+        runner = self._runner
+        if not context.cancelled:
+            runner.meter.measure_bandwidth(runner.loaded)
+        if not runner.reuses or conversation.head is None:
+            return
+        target = runner.renderer.settle_target(runner.messages(conversation))
+        if not target or len(target) >= runner.context_limit:
+            return
+        runner.ahead.forget()
+        try:
+            context.check()
+            self._settle(target, context, keep_branch, cause)
+        except JobCancelledError:
+            return
+
+    def _settle(
+        self, target: tuple[int, ...], context: JobContext, keep_branch: bool, cause: str
+    ) -> None:
+        runner, prefix = self._runner, self._runner.engine.prefix
+        plan = prefix.plan(target, marks=(len(target),), leave=0)
+        is_empty, lost = not plan.num_held, plan.num_held - plan.start
+        plan = runner.keeping.restore(target, plan, context.check, leave=0, keep_branch=keep_branch)
+        if is_empty and not plan.start:  # a conversation of the history goes on
+            runner.reasons.note_nothing_stored(cause)
+        prefix.apply(plan, keep_branch=keep_branch)
+        if lost > 1:
+            runner.reasons.note_lost(lost, cause)
+        runner.pin(plan.start)
+        before = len(prefix.token_ids)
+        try:
+            runner.engine.prefill(target, plan, check=context.check)
+        finally:
+            self.num_settled += max(len(prefix.token_ids) - before, 0)
+
+    def keep_prompts(
+        self, conversation: Conversation, context: JobContext, *, whole: bool, owner: str = ""
+    ) -> None:
+        """Stores what was computed, as far as the context lets it; the rest waits for another call.
+
+        Args:
+            conversation: Where the person is.
+            context: The job's.
+            whole: More than the system prompt.
+            owner: Number of the conversation in the history.
+        """
+        runner = self._runner
+        if not runner.reuses:
+            return
+        try:
+            runner.keeping.keep_system(context.check)
+            if whole and conversation.head is not None:
+                target = runner.renderer.settle_target(runner.messages(conversation))
+                runner.keeping.keep_conversation(target, owner, context.check)
+        except JobCancelledError:
+            return

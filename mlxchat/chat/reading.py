@@ -1,0 +1,200 @@
+"""A prompt is brought into the cache: rendered, measured against the context, planned, read.
+
+Runs on the worker thread. What is read stays reusable whatever happens afterwards; the conversation
+is not changed, but for the oldest turns that are dropped where that was asked for.
+"""
+
+import time
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from mlxchat.chat.continuation import Begun, begin_again
+from mlxchat.chat.conversation import Conversation
+from mlxchat.chat.overflow import drop_oldest, format_dropped
+from mlxchat.chat.prompt import RenderedPrompt
+from mlxchat.chat.request import TurnRequest
+from mlxchat.chat.results import Notice, PrefillProgress
+from mlxchat.chat.template import Message
+from mlxchat.engine.engine import Engine, Logits, reset_peak_memory
+from mlxchat.engine.prefix_cache import Plan
+from mlxchat.engine.timing import Stopwatch
+from mlxchat.engine.worker import JobContext
+from mlxchat.errors import ContextFullError, TemplateError
+
+if TYPE_CHECKING:
+    from mlxchat.chat.turn import TurnRunner
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A prompt that has been read: what an answer begins with.
+
+    Attributes:
+        messages: Of the prompt.
+        prompt: As it was rendered.
+        begun: The beginning of an answer that goes on.
+        token_ids: Of prompt and beginning.
+        plan: Which of them were reused.
+        logits: After the last one.
+        watch: Has taken the time so far.
+        why: Why no more were reused.
+        num_ahead: Ids that were read while the person typed.
+    """
+
+    messages: list[Message]
+    prompt: RenderedPrompt
+    begun: Begun
+    token_ids: tuple[int, ...]
+    plan: Plan
+    logits: Logits
+    watch: Stopwatch
+    why: str
+    num_ahead: int
+
+
+def read_prompt(
+    runner: "TurnRunner", conversation: Conversation, request: TurnRequest, context: JobContext
+) -> Reading:
+    """Brings the cache to the prompt of a turn.
+
+    Args:
+        runner: Of the model.
+        conversation: Its head is where the question goes.
+        request: The turn.
+        context: The job's.
+
+    Raises:
+        TemplateError: The template refuses the conversation.
+        ContextFullError: The prompt leaves no room for an answer.
+        JobCancelledError: Stopped before there was anything to keep.
+    """
+    reset_peak_memory()
+    watch = Stopwatch(request.start)
+    now = time.perf_counter()
+    if notice := _make_room(runner, conversation, request):
+        context.emit(Notice(notice))
+        cause = f"{request.cause}, --overflow" if request.cause else "--overflow"
+        request = replace(request, cause=cause)
+    messages, prompt, begun = _render(runner, conversation, request)
+    token_ids = (*prompt.token_ids, *begun.token_ids)
+    _check_room(runner, len(token_ids))
+    plan = _plan(runner, messages, prompt, token_ids)
+    now = watch.add("template", now)
+    num_earlier = prompt.message_ends[-2] if len(messages) > 2 else 0
+    plan, why, num_ahead = _reuse(runner, token_ids, plan, request, context, num_earlier)
+    now = watch.add("restore", now)
+    logits = prefill(runner.engine, token_ids, plan, context)
+    watch.add("prefill", now)
+    runner.keeping.note(messages, token_ids, prompt.message_ends[0])
+    return Reading(messages, prompt, begun, token_ids, plan, logits, watch, why, num_ahead)
+
+
+def prefill(engine: Engine, token_ids: tuple[int, ...], plan: Plan, context: JobContext) -> Logits:
+    """Reads what a plan leaves, tells how far it has come, and returns the last logits."""
+    logits = engine.prefill(
+        token_ids,
+        plan,
+        on_progress=lambda done, total: context.emit(PrefillProgress(done, total)),
+        check=context.check,
+    )
+    assert logits is not None  # the plan left an id
+    return logits
+
+
+def _make_room(runner: "TurnRunner", conversation: Conversation, request: TurnRequest) -> str:
+    """Drops the oldest turns where that was asked for and is needed; returns the line for it."""
+    options = runner.options
+    if options.overflow == "error":
+        return ""
+
+    def count() -> int:
+        _, prompt, begun = _render(runner, conversation, request)
+        return len(prompt.token_ids) + len(begun.token_ids)
+
+    is_asked = request.question is not None
+    dropped = drop_oldest(
+        conversation, count, runner.context_limit, options.max_tokens, is_asked=is_asked
+    )
+    return format_dropped(conversation, dropped) if dropped else ""
+
+
+def _render(
+    runner: "TurnRunner", conversation: Conversation, request: TurnRequest
+) -> tuple[list[Message], RenderedPrompt, Begun]:
+    messages, renderer = runner.messages(conversation, request.question), runner.renderer
+    prompt = renderer.render_ids(messages)
+    if not prompt.token_ids:
+        raise TemplateError("the chat template renders an empty prompt; fix or replace it")
+    cut_off = request.cut_off
+    begun = Begun() if cut_off is None else begin_again(cut_off, renderer, prompt)
+    return messages, prompt, begun
+
+
+def _check_room(runner: "TurnRunner", num_prompt: int) -> None:
+    """Refuses a prompt that leaves no room in the context, or a turn that memory cannot hold."""
+    limit = runner.context_limit
+    if num_prompt >= limit:
+        could_be_more = limit < runner.loaded.model.info.max_context
+        raise ContextFullError(
+            f"the prompt has {num_prompt} tokens, but the context holds {limit};"
+            " shorten the message, have the oldest turns summarised with /compact or dropped"
+            " with --overflow drop-oldest, take turns back with /undo"
+            + (", or raise --max-context" if could_be_more else ", or start over with /reset")
+        )
+    if runner.options.checks_memory:
+        room, max_tokens = limit - num_prompt, runner.options.max_tokens
+        runner.memory.check(runner.engine, num_prompt, room, max_tokens)
+
+
+def _plan(
+    runner: "TurnRunner",
+    messages: list[Message],
+    prompt: RenderedPrompt,
+    token_ids: tuple[int, ...],
+) -> Plan:
+    """Plans the reuse, with marks where they will be wanted."""
+    prefix = runner.engine.prefix
+    if not runner.reuses:
+        prefix.reset()
+    marks: tuple[int, ...] = ()
+    if not prefix.is_trimmable:
+        marks = (
+            prompt.message_ends[0] if messages[0].role == "system" else 0,
+            prompt.message_ends[-2] if len(messages) > 1 else 0,
+            runner.renderer.probe_point(messages, prompt),
+        )
+    return prefix.plan(token_ids, marks=marks)
+
+
+def _reuse(
+    runner: "TurnRunner",
+    token_ids: tuple[int, ...],
+    plan: Plan,
+    request: TurnRequest,
+    context: JobContext,
+    num_earlier: int,
+) -> tuple[Plan, str, int]:
+    """Brings the live sequence to where reading begins.
+
+    Returns:
+        The plan, with what was loaded from disk; why it reuses no more; and how many ids of the
+        prompt were read while the person typed.
+    """
+    prefix, keep_branch = runner.engine.prefix, request.keep_branch
+    if runner.reuses:
+        plan = runner.keeping.restore(token_ids, plan, context.check, keep_branch=keep_branch)
+    for text in runner.keeping.take_notices():
+        context.emit(Notice(text))
+    ahead = runner.ahead.take(plan)
+    if ahead is not None:
+        why = runner.reasons.settled
+    elif runner.reuses:
+        why = runner.reasons.explain(plan, request.cause, num_earlier)
+    else:
+        why = "reuse is off"
+    num_ahead = ahead or 0
+    prefix.apply(plan, keep_branch=keep_branch and not num_ahead)
+    if not num_ahead:  # mostly the end of the last answer: this question may be edited
+        prefix.mark()
+    runner.begin_at(min([plan.start - num_ahead, *plan.marks]))
+    return plan, why, num_ahead

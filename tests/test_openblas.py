@@ -1,0 +1,69 @@
+"""OpenBLAS goes before MLX, whichever module imports that first."""
+
+import ctypes
+import os
+import subprocess
+import sys
+
+import pytest
+
+from mlxchat.openblas import _NAMES
+
+
+def has_openblas():
+    for name in _NAMES:
+        try:
+            ctypes.CDLL(name)
+        except OSError:
+            continue
+        return True
+    return False
+
+
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux" or not has_openblas(), reason="needs the system's OpenBLAS"
+)
+
+TELL = """
+from mlxchat.model.device import describe, make_device_plan
+print(make_device_plan().backend, dict(describe()).get("OpenBLAS"))
+"""
+
+
+def told_by(code, **environ):
+    """Returns the backend and what `doctor` says of OpenBLAS, in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-c", code + TELL],
+        env={**os.environ, "MLXCHAT_NO_OPENBLAS": "", **environ},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    backend, told = done.stdout.strip().split(" ", 1)
+    if backend != "cpu":
+        pytest.skip("MLX multiplies on a GPU here")
+    return told
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "from mlxchat.model.device import load_mlx; load_mlx()",
+        "import mlxchat.engine.vectors",
+        "import mlxchat, mlx.core",
+    ],
+)
+def test_it_goes_before_mlx(code):
+    """It is loaded through `load_mlx`, and where a module of the engine comes first."""
+    assert told_by(code) in _NAMES
+
+
+def test_too_late_is_told():
+    """Where MLX was there before mlxchat, it cannot serve, and `doctor` says why."""
+    assert told_by("import mlx.core").startswith("not used: mlx.core was imported before mlxchat")
+
+
+def test_it_can_be_left_out():
+    """MLXCHAT_NO_OPENBLAS leaves MLX the BLAS that it brings along."""
+    assert told_by("", MLXCHAT_NO_OPENBLAS="1") == "not used: MLXCHAT_NO_OPENBLAS is set"
