@@ -10,6 +10,7 @@ from mlxchat.cli.files import find_files, is_pattern
 from mlxchat.cli.generate import read_stdin
 from mlxchat.cli.options import MODEL_OPTION, resolve_model
 from mlxchat.cli.page import HTML_OPTION, check_folder, write_page
+from mlxchat.cli.render import one_line
 from mlxchat.errors import UsageError
 from mlxchat.settings import load_settings
 
@@ -23,6 +24,8 @@ MOST_SHOWN = 40
 _POOLINGS = ("mean", "last", "first", "max", "mean+max")
 _METRICS = ("cosine", "l2", "dot")
 _SPLITS = ("file", "paragraph", "line")
+# So end the names of files that are embedded; hardly a text does.
+_TEXT_FILES = (".txt", ".md", ".rst", ".html", ".py", ".json", ".jsonl", ".csv")
 _FORMATS = (".npy", ".jsonl", ".json")
 
 
@@ -101,6 +104,7 @@ def _read_texts(arguments: tuple[str, ...]) -> "list[Passage]":
     room = MAX_BYTES
     for argument in arguments:
         if not _names_files(argument):
+            _refuse_missing(argument)
             passages.append(Passage(argument))
             continue
         found = find_files(argument, room)
@@ -112,6 +116,15 @@ def _read_texts(arguments: tuple[str, ...]) -> "list[Passage]":
         lines = read_stdin().split("\n")
         passages = [Passage(line.strip()) for line in lines if line.strip()]
     return passages
+
+
+def _refuse_missing(argument: str) -> None:
+    """Raises where a text is written as only a file's name is: it was mistyped."""
+    is_name = argument.startswith(("/", "./", "../", "~/")) or argument.endswith(_TEXT_FILES)
+    if is_name and not any(c.isspace() for c in argument):
+        raise UsageError(
+            f"there is no file {one_line(argument)}; correct the name, or give the text on stdin"
+        )
 
 
 def _names_files(argument: str) -> bool:
@@ -140,7 +153,7 @@ def _run(
     def work(context: "JobContext") -> "Embedded":
         done = embed_texts(name, passages, options, context)
         if out is not None:
-            save(done, Path(out))
+            save(done, Path(out).expanduser())
         return done
 
     return run_job(work)

@@ -89,7 +89,7 @@ def make_page(title: str, summary: str, sections: Sequence[tuple[str, str]]) -> 
 
 def write_page(file: str, page: str) -> None:
     """Writes a page to a file."""
-    Path(file).write_text(page, encoding="utf-8")
+    Path(file).expanduser().write_text(page, encoding="utf-8")
 
 
 def escape(text: str) -> str:

@@ -128,6 +128,16 @@ def format_columns(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     )
 
 
+def wrap_words(line: str, width: int) -> str:
+    """Breaks a line that is too wide between words; a word that is wider still is left whole."""
+    if len(line) <= width:
+        return line
+    import textwrap
+
+    rows = textwrap.wrap(line, max(width, 1), break_long_words=False, break_on_hyphens=False)
+    return "\n".join(rows)
+
+
 def wrap_parts(line: str, width: int) -> str:
     """Breaks a line that is too wide at its ` · ` marks."""
     rows = [""]

@@ -1,6 +1,7 @@
 """What is seen inside a live conversation, for people: lens, attention, reasons, certainty."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 _MOST_LAYERS = 14  # rows of a grid; deep models show every second or third layer
 _AROUND = 3  # tokens before and after one that is named
 _UNSURE = 6
+# Columns of what was looked at: the token; weight, bar, `layer 35 head 12: 0.99`, and the gaps.
+_TOKEN, _OTHERS = 12, 6 + 6 + 22 + 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +86,7 @@ def make_attention_view(found: Explained, console: Console) -> list[RenderableTy
     word = show_token(found.texts[found.why.position])
     return [
         Text.assemble(("when it wrote ", "dim"), (word, "bold"), (" it looked at", "dim")),
-        _sources(found),
+        _sources(found, console.width),
         Text(
             f"{found.why.resting:.0%} of the attention rested on the first token and on the place"
             " itself",
@@ -92,16 +95,20 @@ def make_attention_view(found: Explained, console: Console) -> list[RenderableTy
     ]
 
 
-def _sources(found: Explained) -> Table:
+def _sources(found: Explained, width: int) -> Table:
+    """Returns what was looked at; where columns are short, the words around it give way."""
+    layers = [_at_most(s.by_layer, _MOST_LAYERS) for s in found.why.sources]
+    taken = _TOKEN + max(len("by layer"), *map(len, layers)) + _OTHERS
+    around = min(max(width - taken, 8), 24)
     table = make_table("token", "in", "by layer", "weight>", "", "most in")
     where = "layer {} head {}: {:.2f}"
     strongest = max((s.weight for s in found.why.sources), default=1.0) or 1.0
-    for source in found.why.sources:
+    for source, by_layer in zip(found.why.sources, layers, strict=True):
         layer, head, weight = source.best
         table.add_row(
-            Text(cut(show_token(found.texts[source.position]), 12), style="bold"),
-            _around(found.texts, source.position),
-            Text(spark(source.by_layer, 0.0), style="cyan"),
+            Text(cut(show_token(found.texts[source.position]), _TOKEN), style="bold"),
+            _around(found.texts, source.position, around),
+            Text(spark(by_layer, 0.0), style="cyan"),
             f"{source.weight:.3f}",
             bar(source.weight / strongest, 6),
             Text(where.format(layer, head, weight), style="dim"),
@@ -109,12 +116,18 @@ def _sources(found: Explained) -> Table:
     return table
 
 
-def _around(texts: list[str], position: int) -> Text:
+def _at_most(values: Sequence[float], count: int) -> list[float]:
+    """Returns so many values at most: of neighbours that share a place the largest."""
+    size = -(-len(values) // count)
+    return [max(values[at : at + size]) for at in range(0, len(values), size)]
+
+
+def _around(texts: list[str], position: int, width: int) -> Text:
     line = Text(style="dim")
     for place in range(max(position - _AROUND, 0), min(position + _AROUND + 1, len(texts))):
         text = show_token(texts[place]).replace("·", " ")
         line.append(text, style="bold" if place == position else "")
-    line.truncate(24, overflow="ellipsis")
+    line.truncate(width, overflow="ellipsis")
     return line
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mlxchat.cli.groups import Group
 from mlxchat.cli.inspect.looking import Json, Subject, look, look_options, show
 from mlxchat.cli.page import HTML_OPTION
 from mlxchat.errors import MlxchatError, UsageError
@@ -21,7 +22,7 @@ _raw = click.option("--raw", is_flag=True, help="Take prompts as they are, not a
 _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
 
-@click.group()
+@click.group(cls=Group)
 def steer() -> None:
     """Make and try steering vectors.
 
