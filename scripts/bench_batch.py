@@ -19,7 +19,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from bench_store import BUILTIN, make_checkpoint, make_system_prompt  # noqa: E402
+from markdown_table import print_header, print_row  # noqa: E402
+from random_model import BUILTIN, make_talker, make_text  # noqa: E402
 
 from mlxchat.model.device import load_mlx  # noqa: E402
 
@@ -35,7 +36,7 @@ def measure(folder: Path, rows: int, num_tokens: int, depth: int, rounds: int) -
 
     loaded = load_model(folder)
     engine, size = Engine(loaded.model), loaded.model.info.vocab_size
-    ids = loaded.tokenizer.encode(make_system_prompt(depth))[:depth]
+    ids = loaded.tokenizer.encode(make_text(depth))[:depth]
 
     def read() -> Any:
         plan = engine.prefix.plan(ids)
@@ -78,22 +79,18 @@ def main() -> int:
     args = parser.parse_args()
     load_mlx()  # before anything else imports MLX, as the program does
     results = {}
-    print("| model | tok/s one by one | tok/s together | ratio | processor time |")
-    print("|---|---|---|---|---|")
+    print_header("model", "tok/s one by one", "tok/s together", "ratio", "processor time")
     with tempfile.TemporaryDirectory() as name:
         os.environ["MLXCHAT_HOME"] = str(Path(name) / "home")
         random = Path(name) / "random"
         random.mkdir()
-        make_checkpoint(random, 12, 512, 8)
+        make_talker(random, 12, 512, 8)
         folders = {"12 layers, width 512, float32": random, "built-in": BUILTIN}
         for label, folder in folders.items():
             row = measure(folder, args.rows, args.tokens, args.depth, args.rounds)
             results[label] = row
-            print(
-                f"| {label} | {row['alone']:.1f} | {row['together']:.1f} | {row['ratio']:.2f}"
-                f" | {row['work']:.2f} |",
-                flush=True,
-            )
+            rates = f"{row['alone']:.1f}", f"{row['together']:.1f}"
+            print_row(label, *rates, f"{row['ratio']:.2f}", f"{row['work']:.2f}")
     print(json.dumps({"rows": args.rows, **results}))
     return int(min(row["ratio"] for row in results.values()) < LIMIT)
 

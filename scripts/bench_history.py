@@ -16,7 +16,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bench_store import make_checkpoint  # found by the line above
+from markdown_table import print_header, print_row
+from random_model import make_talker
 
 from mlxchat.model.device import load_mlx
 
@@ -70,20 +71,17 @@ def main() -> None:
     args = parser.parse_args()
     load_mlx()  # before anything else imports MLX, as the program does
     results = {}
-    print("| model | tok/s without history | with | ratio | processor time | one write |")
-    print("|---|---|---|---|---|---|")
+    print_header("model", "tok/s without history", "with", "ratio", "processor time", "one write")
     with tempfile.TemporaryDirectory() as name:
         os.environ["MLXCHAT_HOME"] = str(Path(name) / "home")
         for shape, sizes in SHAPES.items():
             folder = Path(name) / shape.replace(" ", "-")
             folder.mkdir()
-            make_checkpoint(folder, *sizes)
+            make_talker(folder, *sizes)
             row = results[shape] = measure(folder, args.rounds, args.tokens)
-            print(
-                f"| {shape} | {row['without']:.1f} | {row['with']:.1f} | {row['ratio']:.3f}"
-                f" | {row['cpu']:.3f} | {row['write_ms']:.1f} ms |",
-                flush=True,
-            )
+            rates = f"{row['without']:.1f}", f"{row['with']:.1f}"
+            ratios = f"{row['ratio']:.3f}", f"{row['cpu']:.3f}"
+            print_row(shape, *rates, *ratios, f"{row['write_ms']:.1f} ms")
     print(json.dumps(results))
 
 

@@ -14,7 +14,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bench_vs_mlx_lm import SHAPE, make_checkpoint, preload
+from bench_vs_mlx_lm import preload
+from markdown_table import print_header, print_row
+from random_model import make_checkpoint
 
 NUM_TOKENS = 8192
 WAYS = ("mlxchat", "mlxchat --kv-bits 8", "mlxchat --kv-bits 4", "mlx-lm", "mlx-lm --kv-bits 8")
@@ -94,10 +96,9 @@ def main() -> None:
     if args.child:
         print(json.dumps(measure(args.child[0], Path(args.child[1]), args.chunk)))
         return
-    SHAPE["max_position_embeddings"] = 2 * NUM_TOKENS
     results: dict[str, Any] = {"tokens": NUM_TOKENS, "chunk": args.chunk}
     with tempfile.TemporaryDirectory() as name:
-        make_checkpoint(Path(name), None)
+        make_checkpoint(Path(name), max_position_embeddings=2 * NUM_TOKENS)
         for way in WAYS:
             command = [sys.executable, __file__, "--chunk", str(args.chunk), "--child", way, name]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -105,14 +106,12 @@ def main() -> None:
                 raise SystemExit(f"{way} failed:\n{done.stderr}")
             results[way] = json.loads(done.stdout.splitlines()[-1])
     peer = results["mlx-lm"]["peak"]
-    print(f"| {NUM_TOKENS} tokens in chunks of {args.chunk} | peak | keys and values | to mlx-lm |")
-    print("|---|---|---|---|")
+    what = f"{NUM_TOKENS} tokens in chunks of {args.chunk}"
+    print_header(what, "peak", "keys and values", "to mlx-lm")
     for way in WAYS:
         row = results[way]
-        print(
-            f"| {way} | {row['peak'] / 2**20:.0f} MiB | {row['kv'] / 2**20:.0f} MiB"
-            f" | {row['peak'] / peer:.2f} |"
-        )
+        sizes = [f"{row[name] / 2**20:.0f} MiB" for name in ("peak", "kv")]
+        print_row(way, *sizes, f"{row['peak'] / peer:.2f}")
     print(json.dumps(results))
 
 

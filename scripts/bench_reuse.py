@@ -19,6 +19,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
+from markdown_table import print_header, print_row  # noqa: E402
 from matrix import InlineSession, make_options  # noqa: E402
 from matrix_models import build, make_loaded  # noqa: E402
 
@@ -133,8 +134,7 @@ def main() -> int:
     print(
         f"Milliseconds of processor time per turn after {args.tokens} tokens, median (slowest).\n"
     )
-    print("| cache | template | section | all | Jinja | tokenizer | ours |")
-    print("|---|---|---|---|---|---|---|")
+    print_header("cache", "template", "section", "all", "Jinja", "tokenizer", "ours")
     is_slow = False
     for cache, name in MODELS.items():
         for template in ("exact", "stripped"):
@@ -148,7 +148,7 @@ def main() -> int:
                 cells = [
                     f"{statistics.median(v):.2f} ({max(v):.2f})" for v in (*parts.values(), ours)
                 ]
-                print("|", " | ".join([cache, template, section, *cells]), "|", flush=True)
+                print_row(cache, template, section, *cells)
                 is_slow |= section == "before" and statistics.median(ours) >= LIMIT_MS
     print(f"\nOur own time before the first token: {'too much' if is_slow else 'within'} 2 ms")
     return int(is_slow)

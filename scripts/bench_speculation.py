@@ -29,7 +29,8 @@ from mlxchat.model.device import load_mlx  # noqa: E402
 
 mx = load_mlx()
 
-from bench_vs_mlx_lm import SHAPE, make_checkpoint  # noqa: E402
+from markdown_table import print_header, print_row  # noqa: E402
+from random_model import make_checkpoint  # noqa: E402
 
 from mlxchat.engine.draft_model import DraftModel  # noqa: E402
 from mlxchat.engine.engine import Engine  # noqa: E402
@@ -155,14 +156,10 @@ def make_noise(num: int, vocab_size: int, few: int | None = None) -> Any:
 
 def make_model(width: int, num_layers: int, head_dim: int) -> Any:
     """Returns a random float32 model, loaded as any other."""
-    SHAPE.update(
-        hidden_size=width,
-        num_hidden_layers=num_layers,
-        intermediate_size=3 * width,
-        head_dim=head_dim,
-    )
+    shape = {"hidden_size": width, "intermediate_size": 3 * width}
+    shape |= {"num_hidden_layers": num_layers, "head_dim": head_dim}
     with tempfile.TemporaryDirectory() as name:
-        make_checkpoint(Path(name), None)
+        make_checkpoint(Path(name), **shape)
         return load_model(Path(name)).model
 
 
@@ -186,17 +183,13 @@ def main() -> None:
         kind = f"a draft model that agrees on {agreement:.0%} of the tokens"
         kinds[kind] = noise, ScriptedDraftModel(small, agreement)
     results: dict[str, Any] = {"machine": platform.machine(), "tokens": args.tokens}
-    print("| text | plain tok/s | wall | rounds | processor | accepted of drafted |")
-    print("|---|---|---|---|---|---|")
+    print_header("text", "plain tok/s", "wall", "rounds", "processor", "accepted of drafted")
     for kind, (script, drafter) in kinds.items():
         # One speculator for each kind: what it learned of copies would not help the others.
         found = results[kind] = compare(model, drafter, script, args.rounds)
-        print(
-            f"| {kind} | {found['plain_tok_per_s']:.0f} | {found['ratio']:.2f}x"
-            f" | {' '.join(map(str, found['rounds']))} | {found['cpu_ratio']:.2f}x"
-            f" | {found['accepted']} of {found['drafted']} |",
-            flush=True,
-        )
+        wall = f"{found['plain_tok_per_s']:.0f}", f"{found['ratio']:.2f}x"
+        rounds, busy = " ".join(map(str, found["rounds"])), f"{found['cpu_ratio']:.2f}x"
+        print_row(kind, *wall, rounds, busy, f"{found['accepted']} of {found['drafted']}")
     print(json.dumps(results))
 
 

@@ -9,7 +9,6 @@ does not hold.
 import argparse
 import json
 import os
-import random
 import shutil
 import statistics
 import subprocess
@@ -19,58 +18,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-BUILTIN = ROOT / "mlxchat" / "model" / "builtin"
+from markdown_table import print_header, print_row
+from random_model import ROOT, make_talker, make_text
+
 LIMIT = 0.08
 VERIFY_LIMIT = 1e-3  # float32; one wrong context token moves the logits by a hundred times that
-
-
-def make_checkpoint(folder: Path, n_layers: int, d_model: int, n_kv_heads: int) -> None:
-    """Writes a random float32 model with the built-in tokenizer."""
-    import mlx.core as mx
-    from mlx.utils import tree_flatten
-    from mlx_lm.models import qwen3
-
-    tokenizer = json.loads((BUILTIN / "config.json").read_text())
-    mx.random.seed(0)
-    config: dict[str, Any] = {
-        "model_type": "qwen3",
-        "hidden_size": d_model,
-        "num_hidden_layers": n_layers,
-        "intermediate_size": 3 * d_model,
-        "num_attention_heads": d_model // 64,
-        "num_key_value_heads": n_kv_heads,
-        "head_dim": 64,
-        "rms_norm_eps": 1e-6,
-        "vocab_size": tokenizer["vocab_size"],
-        "max_position_embeddings": 16384,
-        "rope_theta": 1e6,
-        "tie_word_embeddings": True,
-    }
-    model = qwen3.Model(qwen3.ModelArgs.from_dict(config))
-    weights = {
-        # Larger than at the start of a training, so that every token of the context counts.
-        name: array * 3 if array.ndim > 1 and "embed" not in name else array
-        for name, array in tree_flatten(model.parameters())
-    }
-    mx.save_safetensors(str(folder / "model.safetensors"), weights, {"format": "mlx"})
-    (folder / "config.json").write_text(json.dumps(config))
-    for file in BUILTIN.iterdir():
-        if file.name.startswith(("tokenizer", "chat_template")):
-            shutil.copy(file, folder)
-
-
-def make_system_prompt(num_tokens: int) -> str:
-    """Returns words that are about as many tokens with the built-in tokenizer."""
-    from mlxchat.model.tokenizer import Tokenizer
-
-    tokenizer = Tokenizer.load(BUILTIN)
-    rng = random.Random(1)
-    words = [w for w in Path(__file__).read_text().split() if w.isalpha()]
-    text = ""
-    while len(tokenizer.encode(text)) < num_tokens:
-        text += " ".join(rng.choices(words, k=20)) + ". "
-    return text
 
 
 def answer(folder: Path, system: Path, home: Path) -> dict[str, Any]:
@@ -115,8 +67,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         folder, home, system = Path(name) / "random", Path(name) / "home", Path(name) / "system"
         folder.mkdir()
-        make_checkpoint(folder, args.layers, args.width, args.kv_heads)
-        system.write_text(make_system_prompt(args.tokens))
+        make_talker(folder, args.layers, args.width, args.kv_heads)
+        system.write_text(make_text(args.tokens))
         answer(folder, system, home)  # stores the prompt, and compiles kernels for all that follow
         cold, disk = [], []
         for round_ in range(args.rounds):
@@ -155,11 +107,10 @@ def report(
         "from_disk": all(a["cache"]["source"] == "disk" for a in disk),
         "from_nothing": all(a["cache"]["source"] == "none" for a in cold),
     }
-    print("| first answer | ttft_s | restored | read |")
-    print("|---|---|---|---|")
-    print(f"| cold | {results['cold_ttft_s']:.2f} | 0 | {cold[0]['usage']['prefill_tokens']} |")
+    print_header("first answer", "ttft_s", "restored", "read")
+    print_row("cold", f"{results['cold_ttft_s']:.2f}", 0, cold[0]["usage"]["prefill_tokens"])
     cached, read = results["cached_tokens"], results["prefill_tokens"]
-    print(f"| from disk | {results['disk_ttft_s']:.2f} | {cached} | {read} |")
+    print_row("from disk", f"{results['disk_ttft_s']:.2f}", cached, read)
     print(
         f"\nratio {ratio:.3f} (at most {LIMIT}); {num_bytes / 1e6:.0f} MB restored at"
         f" {results['restore_gb_per_s']:.2f} GB/s, plain reading"

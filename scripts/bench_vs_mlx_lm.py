@@ -16,54 +16,19 @@ import time
 from pathlib import Path
 from typing import Any
 
+from markdown_table import print_header, print_row
+from random_model import BUILTIN, make_checkpoint
+
 from mlxchat.bench.compare import compare_systems
 from mlxchat.bench.machine import describe_machine
 from mlxchat.bench.report import format_machine
 from mlxchat.bench.runs import Run
 from mlxchat.bench.workload import Case, Request, System
 
-ROOT = Path(__file__).resolve().parent.parent
-BUILTIN = ROOT / "mlxchat" / "model" / "builtin"
 SYSTEMS: tuple[System, ...] = ("mlxchat", "mlx-lm")
 TESTS = (Case("pp", 512), Case("tg", 64, depth=128))
 # A repetition of mlx-lm's 4-bit prefill takes many seconds on the CPU.
 REPETITIONS = {None: 5, 4: 2}
-SHAPE = {
-    "model_type": "qwen3",
-    "hidden_size": 256,
-    "num_hidden_layers": 8,
-    "intermediate_size": 768,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 4,
-    "head_dim": 32,
-    "rms_norm_eps": 1e-6,
-    "vocab_size": 4096,
-    "max_position_embeddings": 8192,
-    "rope_theta": 10000.0,
-    "tie_word_embeddings": True,
-}
-
-
-def make_checkpoint(folder: Path, bits: int | None) -> None:
-    """Writes a random model: float32, or bfloat16 quantised by mlx-lm itself."""
-    import mlx.core as mx
-    from mlx.utils import tree_flatten
-    from mlx_lm.models import qwen3
-    from mlx_lm.utils import quantize_model
-
-    mx.random.seed(0)
-    config: dict[str, Any] = dict(SHAPE)
-    model = qwen3.Model(qwen3.ModelArgs.from_dict(config))
-    if bits is not None:
-        model.set_dtype(mx.bfloat16)
-        model, config = quantize_model(model, config, 64, bits)
-    mx.save_safetensors(
-        str(folder / "model.safetensors"), dict(tree_flatten(model.parameters())), {"format": "mlx"}
-    )
-    (folder / "config.json").write_text(json.dumps(config))
-    # Any tokenizer will do: ids are fed directly.
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        (folder / name).write_bytes((BUILTIN / name).read_bytes())
 
 
 def preload() -> None:
@@ -141,15 +106,12 @@ def main() -> None:
     parser.add_argument("--bits", type=int)
     args = parser.parse_args()
     if args.child == "make":
-        make_checkpoint(args.folder, args.bits)
+        make_checkpoint(args.folder, bits=args.bits)
         return
     results: dict[str, Any] = {"machine": describe_machine()}
     names = ("prefill", "decode", "decode_host")
-    print(
-        "| checkpoint (8 layers, d = 256) | OpenBLAS | prefill of 512 | decode of 64 at depth 128"
-        " | host time per token |"
-    )
-    print("|---|---|---|---|---|")
+    measured = ("prefill of 512", "decode of 64 at depth 128", "host time per token")
+    print_header("checkpoint (8 layers, d = 256)", "OpenBLAS", *measured)
     with tempfile.TemporaryDirectory() as name:
         for label, bits in (("float32", None), ("4-bit bfloat16", 4)):
             folder = Path(name) / label.replace(" ", "-")
@@ -165,8 +127,7 @@ def main() -> None:
                 ratio = results[f"{label}, {title}"] = compare(
                     folder, args.rounds, REPETITIONS[bits], ours, peer
                 )
-                cells = [label, title, *(show(ratio, name) for name in names)]
-                print("|", " | ".join(cells), "|", flush=True)
+                print_row(label, title, *(show(ratio, name) for name in names))
     results["start"] = compare_start(args.rounds)
     start = results["start"]
     print(

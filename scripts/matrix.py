@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import mlx.core as mx  # noqa: E402
+from markdown_table import print_header, print_row  # noqa: E402
 from matrix import play_model  # noqa: E402
 from matrix_models import QUANTISED, build, names  # noqa: E402
 
@@ -90,8 +91,8 @@ def play_all(todo: list[Key]) -> Iterator[Result]:
 def print_table(results: list[Result]) -> None:
     """Prints one line for each kind of cache."""
     columns = ("cache", "models", "plays", "failed", "worst difference", "of", "read / new")
-    print("\n| " + " | ".join((*columns, "read / prompt")) + " |")
-    print("|---|---|---|---|---|---|---|---|")
+    print()
+    print_header(*columns, "read / prompt")
     for kinds in sorted({tuple(r["kinds"]) for r in results}):
         mine = [r for r in results if tuple(r["kinds"]) == kinds]
         good = [r for r in mine if not r["error"]]
@@ -102,7 +103,7 @@ def print_table(results: list[Result]) -> None:
             row += [f"{worst['worst']:.1e}", worst["model"]]
             row += [f"{total['num_read'] / total['num_new']:.2f}"]
             row += [f"{total['num_read'] / total['num_prompt']:.2f}"]
-        print("|", " | ".join(map(str, row)), "|")
+        print_row(*row)
 
 
 def main() -> int:

@@ -11,7 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from bench_vs_mlx_lm import SHAPE, make_checkpoint
+from random_model import make_checkpoint
 
 GPU = {"num_hidden_layers": 28, "hidden_size": 1024, "intermediate_size": 3072}
 GPU |= {"num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128}
@@ -24,8 +24,10 @@ def make(folder: Path) -> None:
     import mlx.core as mx
 
     is_gpu = mx.default_device() == mx.Device(mx.gpu)
-    SHAPE.update(GPU if is_gpu else CPU)
-    make_checkpoint(folder, 4 if is_gpu else None)
+    if is_gpu:
+        make_checkpoint(folder, bits=4, **GPU)
+    else:
+        make_checkpoint(folder, **CPU)
 
 
 def main() -> int:

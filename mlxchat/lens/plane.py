@@ -64,7 +64,8 @@ def map_layers(
     """
     least = LEAST if places is None and labels is None else LEAST_KNOWN
     if len(texts) < least:
-        raise UsageError(f"{len(texts)} words make no map; give at least {least}")
+        count = "1 word makes" if len(texts) == 1 else f"{len(texts)} words make"
+        raise UsageError(f"{count} no map; give at least {least}")
     found = []
     for layer, states in enumerate(read_states(model, texts, check)):
         check()
