@@ -55,6 +55,11 @@ def one_line(text: str) -> str:
     return sanitize(" ".join(text.split()))
 
 
+def cut(text: str, num_chars: int) -> str:
+    """Returns a text that is no longer than so many characters, the cut marked."""
+    return text if len(text) <= num_chars else f"{text[: num_chars - 1]}…"
+
+
 def format_count(number: int) -> str:
     """Returns a count with its thousands set apart: `2 310`."""
     return f"{number:,}".replace(",", " ")
@@ -399,7 +404,7 @@ def format_tree(branches: "list[Branch]", width: int = 60) -> str:
         message = branch.node.message
         sign = ">" if branch.is_head else "*" if branch.is_on_path else " "
         text = one_line(message.content)
-        text = text if len(text) <= width else text[: width - 1] + "…"
+        text = cut(text, width)
         who = "you" if message.role == "user" else "model"
         lines.append(f"{sign} {branch.node.id:>3}  {'  ' * branch.depth}{who}: {text}")
     return "\n".join(lines)

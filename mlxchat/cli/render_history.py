@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from mlxchat.chat.export import Shown, format_time, headline, transcript, who
 from mlxchat.chat.history_search import CLOSE, OPEN
-from mlxchat.cli.render import format_bytes, format_count, format_table, one_line, sanitize
+from mlxchat.cli.render import cut, format_bytes, format_count, format_table, one_line, sanitize
 from mlxchat.cli.wrap import text_width, wrap
 
 if TYPE_CHECKING:
@@ -29,11 +29,6 @@ def format_summaries(summaries: "list[Summary]") -> str:
         f"  {row[3]:<{widths[3]}}  {row[4]}"
         for row in rows
     )
-
-
-def cut(text: str, num_chars: int) -> str:
-    """Returns a text that is no longer than so many characters, the cut marked."""
-    return text if len(text) <= num_chars else f"{text[: num_chars - 1]}…"
 
 
 def format_record(record: "Record", *, thinking: bool, is_styled: bool) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 from mlxchat.chat.timings import PHASES, Span, Totals, TurnFigures, add_up, by_turn, places_of
 from mlxchat.cli.plots import format_bars, format_points, format_stacked
 from mlxchat.cli.render import (
+    cut,
     format_columns,
     format_count,
     format_counts_in,
@@ -15,7 +16,7 @@ from mlxchat.cli.render import (
     format_seconds,
     one_line,
 )
-from mlxchat.cli.render_history import TITLE_CHARS, cut
+from mlxchat.cli.render_history import TITLE_CHARS
 
 # More bars than this are joined to spans of turns.
 BARS_IN_TEXT, BARS_ON_PAGE = 24, 60
