@@ -6,7 +6,7 @@ the other `session_` files look, move in the tree, change settings, and keep the
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,7 @@ from mlxchat.chat.session_views import SessionViews
 from mlxchat.engine.worker import Job, JobCancelledError, JobContext
 
 if TYPE_CHECKING:
+    from mlxchat.chat.batch_lines import BatchLine
     from mlxchat.chat.warming import Warmed
 
 __all__ = ["ChatOptions", "Session"]
@@ -81,6 +82,25 @@ class Session(SessionViews, SessionMoves, SessionSettings, SessionHistory):
     def send_many(self, text: str, count: int) -> Job[Alternatives]:
         """Answers a message several times at once; the head is then the first answer."""
         return self._turn(text, lambda: self.conversation.head, count=count)
+
+    def answer_lines(self, lines: "Sequence[BatchLine]", size: int) -> Job[None]:
+        """Answers questions that have nothing to do with each other or with the conversation.
+
+        The job emits a `LineAnswer` for each as soon as it is there.
+
+        Args:
+            lines: Without those that are broken.
+            size: How many are decoded together.
+        """
+
+        def job(context: JobContext) -> None:
+            runner = self._load_runner(context)
+            from mlxchat.chat.batching import LineAnswerer
+
+            LineAnswerer(runner, lines, size, context).run()
+
+        self._turn_job = submitted = self._worker.submit(job)
+        return submitted
 
     def go_on(self) -> Job[TurnResult]:
         """Goes on with the last answer, which was cut off; the shorter one stays in the tree.

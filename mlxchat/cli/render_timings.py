@@ -15,6 +15,7 @@ from mlxchat.cli.render import (
     format_rate,
     format_seconds,
     one_line,
+    short_model,
 )
 from mlxchat.cli.render_history import TITLE_CHARS
 
@@ -148,7 +149,7 @@ def conversation_cells(one: Told) -> tuple[str, ...]:
         format_count(totals.num_read),
         format_seconds(totals.median_ttft_s),
         format_rate(totals.median_tok_per_s),
-        cut(one_line(one.turns[-1].model).rstrip("/").rsplit("/", 1)[-1], 24),
+        cut(short_model(one.turns[-1].model), 24),
         cut(one_line(one.title), 32),
     )
 

@@ -91,6 +91,7 @@ class Sampler:
         self, sampling: Sampling, vocab_size: int, context_ids: Iterable[int] = ()
     ) -> None:
         self.sampling = sampling
+        self.settings = replace(sampling, seed=0)  # what a row may have in common with others
         self._key = mx.random.key(sampling.seed % 2**64)  # a retry counts up from any seed
         self._keys: deque[mx.array] = deque()
         self._counts: mx.array | None = None
@@ -204,13 +205,16 @@ def sample_rows(samplers: Sequence[Sampler], logits: mx.array) -> mx.array:
     Each row draws what its sampler alone would draw.
 
     Args:
-        samplers: One for each row; their settings differ in nothing but the seed.
+        samplers: One for each row.
         logits: (B, V).
 
     Returns:
         Token ids (B,), lazily.
     """
     first = samplers[0].sampling
+    if any(sampler.settings != samplers[0].settings for sampler in samplers):
+        pairs = enumerate(samplers)
+        return mx.concatenate([s.sample(logits[row : row + 1]) for row, s in pairs])
     if first.has_penalties or first.logit_bias:
         pairs = enumerate(samplers)
         logits = mx.concatenate([s.process(logits[row : row + 1]) for row, s in pairs])
