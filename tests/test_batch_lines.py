@@ -3,8 +3,9 @@
 import contextlib
 import json
 
+import architectures
 import pytest
-from tiny import CHATML, REASONING, TinySession, make_tiny_folder
+from tiny import CHATML, REASONING, VOCAB_SIZE, TinySession, make_tiny_folder
 
 from mlxchat.chat.batch_lines import BatchLine, LineAnswer, read_lines
 from mlxchat.chat.options import ChatOptions
@@ -13,6 +14,7 @@ from mlxchat.chat.template import Message
 from mlxchat.engine.options import SamplingSettings
 from mlxchat.engine.worker import JobCancelledError
 from mlxchat.errors import ContextFullError, MemoryShortError
+from mlxchat.model.zoo import ZooModel
 
 
 def read_one(**fields):
@@ -210,6 +212,31 @@ def test_each_line_gets_what_it_gets_alone(start, kind, template, settings):
         assert got.to_json().keys() == expected.to_json().keys()
 
 
+@pytest.mark.parametrize("name", ["starcoder2", "gpt_oss", "qwen3_next"])
+def test_models_of_mlx_lm_answer_together(start, name, monkeypatch):
+    """In mlx-lm's caches each line gets what it gets alone: full rows, windows, recurrent states.
+
+    Lines that join late, lines of different settings, and shared system prompts included.
+    """
+
+    def make():
+        model = architectures.make_model(name, vocab_size=VOCAB_SIZE)
+        return ZooModel(model, {**architectures.make_config(name), "vocab_size": VOCAB_SIZE})
+
+    monkeypatch.setattr("tiny.RecurrentModel", make)
+    lines = make_lines({}, {"max_tokens": 3}, {"temperature": 0}, {"seed": 77}, {"top_k": 3}, {})
+    both = []
+    for size in (3, 1):
+        session = start("recurrent", system="Be kind.", max_tokens=20)
+        answers, events = answer(session, lines, size)
+        assert not [event for event in events if isinstance(event, Notice)]
+        assert all(a.error is None and a.result.verify.holds for a in answers.values())
+        assert all(answers[i].result.usage.cached_tokens > 10 for i in range(1, 6))
+        both.append([answers[i].result.tokens for i in range(6)])
+    assert both[0] == both[1]
+    assert len(set(both[0])) == 6
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_lines_have_in_common_is_read_once(start, kind):
     """The system prompt is read for the first line only, whether together or one by one."""
@@ -223,6 +250,20 @@ def test_what_lines_have_in_common_is_read_once(start, kind):
         if size == 4 and kind != "recurrent":  # there each token is a pass of its own
             prefilled = sum(usage.prefill_tokens for usage in usages)
             assert sum(session.model_.calls) == prefilled
+
+
+@pytest.mark.parametrize("size", [3, 1])
+@pytest.mark.parametrize("kind", KINDS)
+def test_examples_before_all_prompts_are_read_once(start, kind, size):
+    """What all prompts begin with is reused without a system prompt too, by every kind of cache."""
+    shots = "\n".join(f"Question: {i} + {i}\nAnswer: {i + i}" for i in range(4))
+    asked = [f"{shots}\nQuestion: {text}" for text in PROMPTS[:4]]
+    lines = read_lines("\n".join(json.dumps({"prompt": text}) for text in asked).encode())
+    answers, _ = answer(start(kind), lines, size)
+    usages = [answers[i].result.usage for i in range(4)]
+    assert all(answers[i].result.verify.holds for i in range(4))
+    assert all(usage.cached_tokens >= len(shots) // 2 for usage in usages[1:])
+    assert all(usage.prefill_tokens < usages[0].prefill_tokens // 2 for usage in usages[1:3])
 
 
 def test_only_models_that_cannot_are_answered_one_by_one(start):

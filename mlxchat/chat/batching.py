@@ -6,6 +6,7 @@ read is then copied into the batch, where a line takes the place of one that has
 model cannot do that, lines are answered one after the other.
 """
 
+import contextlib
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from mlxchat.chat.request import TurnRequest
 from mlxchat.chat.results import BatchProgress, Notice, StopReason, Verify
 from mlxchat.chat.turn import TurnRunner
 from mlxchat.engine.batch import Batch, BatchToken, copy_live, find_stack
+from mlxchat.engine.token_ids import count_common
 from mlxchat.engine.worker import JobCancelledError, JobContext
 from mlxchat.errors import MemoryShortError
 from mlxchat.model.batch_cache import Stack
@@ -34,10 +36,6 @@ def _redirect(context: JobContext, line: BatchLine) -> JobContext:
             context.emit(Notice(f"line {line.number}: {event.text}"))
 
     return context.redirect(hand_on)
-
-
-def _request(line: BatchLine) -> TurnRequest:
-    return TurnRequest(line.question, time.perf_counter(), cause="another prompt")
 
 
 @dataclass(slots=True)
@@ -129,7 +127,7 @@ class LineAnswerer:
         """Reads a line's prompt and has it join the batch."""
         runner, context = self._runner, _redirect(self._context, line)
         conversation = self._prepare(line)
-        reading = runner.read(conversation, _request(line), context)
+        reading = runner.read(conversation, self._request(line, conversation), context)
         before = time.perf_counter()
         verify = runner.verify(reading, context)  # while the live sequence holds the prompt
         reading.watch.exclude(time.perf_counter() - before)
@@ -172,7 +170,7 @@ class LineAnswerer:
             context = _redirect(self._context, line)
             conversation = self._prepare(line)
             try:
-                result = self._runner.run(conversation, _request(line), context)
+                result = self._runner.run(conversation, self._request(line, conversation), context)
             except JobCancelledError:
                 raise
             except Exception as error:  # as above
@@ -188,6 +186,25 @@ class LineAnswerer:
         """Takes the line's settings and returns what stands before its question."""
         self._runner.set_sampling(line.choose_options(self._options))
         return line.make_conversation(self._options.system)
+
+    def _request(self, line: BatchLine, conversation: Conversation) -> TurnRequest:
+        """Returns the turn, with a mark up to where the next line's prompt is the same.
+
+        Only caches that cannot be trimmed need it: there is no other way back to that place.
+        """
+        start = time.perf_counter()
+        marks: tuple[int, ...] = ()
+        if self._todo and not self._runner.engine.prefix.is_trimmable:
+            follower = self._todo[0]
+            after = follower.make_conversation(self._options.system)
+            with contextlib.suppress(Exception):  # reading the line that is at fault will tell
+                first = self._render(conversation, line)
+                marks = (count_common(first, self._render(after, follower)),)
+        return TurnRequest(line.question, start, cause="another prompt", marks=marks)
+
+    def _render(self, conversation: Conversation, line: BatchLine) -> tuple[int, ...]:
+        messages = self._runner.messages(conversation, line.question)
+        return self._runner.renderer.render_ids(messages).token_ids
 
     def _tell(self, answer: LineAnswer) -> None:
         self._num_done += 1

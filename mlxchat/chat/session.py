@@ -16,7 +16,7 @@ from mlxchat.chat.continuation import find_cut_off
 from mlxchat.chat.conversation import Conversation, Node
 from mlxchat.chat.history_writer import LiveTurn
 from mlxchat.chat.options import ChatOptions
-from mlxchat.chat.read_ahead import Draft, DraftCost
+from mlxchat.chat.read_ahead import DraftCost
 from mlxchat.chat.request import TurnRequest
 from mlxchat.chat.results import Alternatives, ReplayedTurn, TurnResult
 from mlxchat.chat.session_history import SessionHistory
@@ -27,7 +27,6 @@ from mlxchat.engine.worker import Job, JobCancelledError, JobContext
 
 if TYPE_CHECKING:
     from mlxchat.chat.batch_lines import BatchLine
-    from mlxchat.chat.recorder import Recorder
     from mlxchat.chat.warming import Warmed
 
 __all__ = ["ChatOptions", "Session"]
@@ -53,12 +52,6 @@ class Session(SessionViews, SessionMoves, SessionSettings, SessionHistory):
         options: How to answer.
         recorder: Keeps what is said; None keeps nothing.
     """
-
-    def __init__(
-        self, model: str | None, options: ChatOptions, recorder: "Recorder | None" = None
-    ) -> None:
-        super().__init__(model, options, recorder)
-        self._draft = Draft()
 
     # -- turns -------------------------------------------------------------------------------------
 

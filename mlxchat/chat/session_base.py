@@ -15,6 +15,7 @@ from mlxchat.chat.changes import Changes
 from mlxchat.chat.conversation import Conversation
 from mlxchat.chat.options import ChatOptions
 from mlxchat.chat.pause import AfterPause
+from mlxchat.chat.read_ahead import Draft
 from mlxchat.chat.results import SessionInfo, TurnResult
 from mlxchat.engine.worker import Job, JobCancelledError, JobContext, Worker
 
@@ -56,6 +57,7 @@ class SessionBase:
         self._runner: TurnRunner | None = None
         self._is_closed = False
         self._changes = Changes()
+        self._draft = Draft()
         self._turn_job: Job[Any] | None = None
         self._pause = AfterPause(STORE_AFTER_S, lambda: self._keep_prompts(whole=True, idle=True))
 

@@ -181,18 +181,7 @@ class TurnRunner:
     def run(
         self, conversation: Conversation, request: TurnRequest, context: JobContext
     ) -> TurnResult:
-        """Answers a question.
-
-        Args:
-            conversation: Its head is where the question goes.
-            request: The turn.
-            context: The job's.
-
-        Raises:
-            TemplateError: The template refuses the conversation.
-            ContextFullError: The prompt leaves no room for an answer.
-            JobCancelledError: Stopped before there was anything to keep.
-        """
+        """Answers a question; arguments and errors are those of `read_prompt`."""
         reading = self.read(conversation, request, context)
         sampler = self.make_sampler(conversation, reading.token_ids)
         self.engine.speculator = self.foresight.choose(self.options.speculate)
