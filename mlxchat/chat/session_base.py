@@ -6,6 +6,7 @@ module costs nothing; the engine side is imported by the first job.
 """
 
 import contextlib
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,9 @@ class SessionBase:
         model: A folder, a Hub id, or None for the built-in model.
         options: How to answer.
         recorder: Keeps what is said; None keeps nothing.
+
+    Attributes:
+        on_settled: Called, on the worker, when idle time has changed what the cache holds.
     """
 
     def __init__(
@@ -48,6 +52,7 @@ class SessionBase:
             recorder.begin(self.conversation)
         self.info: SessionInfo | None = None
         self.last: TurnResult | None = None
+        self.on_settled: Callable[[], None] = lambda: None
         self._worker = Worker()
         self._runner: TurnRunner | None = None
         self._is_closed = False
@@ -139,6 +144,7 @@ class SessionBase:
                 self._runner.idle.settle(
                     self.conversation, context, keep_branch=branch, cause=cause
                 )
+                self.on_settled()
 
         if self._runner is not None and self.options.idle_work:
             self._worker.submit(job, idle=True)
