@@ -163,9 +163,10 @@ def find_system(text: str, settings: Settings) -> str:
         return text
     if text[1:] in settings.systems:
         return settings.systems[text[1:]]
-    names = ", ".join(f"@{name}" for name in settings.systems) or "none yet"
+    names = ", ".join(f"@{name}" for name in settings.systems)
+    known = f"known are {names}" if names else "none has a name yet"
     raise SettingsError(
-        f"there is no system prompt {text}; known are {names};"
+        f"there is no system prompt {text}; {known};"
         f" `mlxchat config set systems.{text[1:]} TEXT` makes it"
     )
 

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 from fakes import LONG_ANSWER_TOKENS, FakeSession, ctrl_c
@@ -88,10 +89,29 @@ def test_chat_is_the_default_command(run, sessions, arguments):
     assert len(sessions) == 1
 
 
+@pytest.mark.parametrize("arguments", [[], ["history"], ["config"], ["cache"], ["inspect"]])
+def test_help_cuts_nothing_off(run, arguments):
+    """--help lists every command of a group with its whole summary, in its own order."""
+    result = run(*arguments, "--help")
+    listed = result.stdout.split("Commands:\n")[1]
+    assert "..." not in listed
+    names = [line.split()[0] for line in listed.split("\n") if line[2:3].strip()]
+    group = cli
+    for name in arguments:
+        group = group.get_command(click.Context(group), name)
+    assert names == group.list_commands(click.Context(group))
+    words = " ".join(listed.split())
+    for name in names:
+        command = group.get_command(click.Context(group), name)
+        assert command.get_short_help_str(1000) in words
+
+
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
-        (["chta"], f"there is no command 'chta'; commands are {', '.join(sorted(cli.commands))}"),
+        (["chta"], f"there is no command 'chta'; commands are {', '.join(cli.commands)}"),
+        (["cache", "nope"], "there is no command 'cache nope'; commands are list, info, prune,"),
+        (["inspect", "steer", "nope"], "there is no command 'inspect steer nope'; commands are"),
         (["chat", "--bogus"], "No such option"),
         (["--bogus"], "see 'cli chat --help'"),
         (["generate", "a", "b"], "unexpected extra argument"),

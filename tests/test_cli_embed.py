@@ -218,6 +218,8 @@ def test_page(encoder, tmp_path):
         (["-o", "x.csv", "cat"], ".npy, .jsonl, .json are allowed"),
         (["--pooling", "sum", "cat"], "'mean', 'last', 'first', 'max', 'mean+max'"),
         (["  "], "no text"),
+        (["/nowhere/notes"], "there is no file /nowhere/notes; correct the name, or give the text"),
+        (["a cat", "notes.md"], "there is no file notes.md"),
         ([], "there is no text"),
     ],
 )

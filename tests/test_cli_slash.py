@@ -67,7 +67,7 @@ def test_any_line(talk, line):
     try:
         start = interpret(talk.context, line)
     except LeaveChat:
-        refusal = f"{stripped.lower() in ('/exit', '/quit')}; left"
+        refusal = f"{stripped.lower() in ('/exit', '/quit', '/bye')}; left"
     except MlxchatError as error:
         refusal = str(error)
     assert start is not None or stripped.startswith(("/", "!")) or "@" in stripped
@@ -86,6 +86,11 @@ def test_any_line(talk, line):
         ("/reset all", "/reset takes no argument; write //reset to send the line as text"),
         ("/undo x", "'x' is not allowed; write /undo [N] with a whole number >= 1"),
         ("/undo 0", "whole number >= 1"),
+        ("/goto", "there is no number; write /goto N with a whole number >= 1"),
+        ("/think", "there is no mode; write /think on, off or default, or budget N"),
+        ("/think perhaps", "/think perhaps is not allowed; write /think on"),
+        ("/drop", "nothing is attached; @path, /file and !cmd attach"),
+        ("/export talk.pdf", ".pdf is not allowed; let the file's name end with .md, .json,"),
         ("/edit", "there is no new text; write /edit [TURN] TEXT"),
         ("/edit 1", "there is no new text"),
         ("/edit 5 new", "there is no turn 5; give 1 to 1"),
@@ -159,9 +164,18 @@ def test_stats(talk):
     assert "prefill" in talk.said[0]
 
 
-@pytest.mark.parametrize("line", ["/exit", "/quit", " /Exit "])
+def test_names_from_elsewhere(talk):
+    """/clear and /regen do what /reset and /retry do."""
+    talk.do("hello")
+    assert talk.do("/regen") == "you said: hello again"
+    talk.do("/clear")
+    assert talk.session.sent == []
+    assert talk.said == ["The conversation is empty."]
+
+
+@pytest.mark.parametrize("line", ["/exit", "/quit", "/bye", " /Exit "])
 def test_exit(talk, line):
-    """/exit and /quit leave."""
+    """/exit and its other names leave."""
     with pytest.raises(LeaveChat):
         talk.do(line)
 

@@ -1,5 +1,6 @@
 """Looking inside while a conversation goes on: what is shown, and that nothing is disturbed."""
 
+import io
 import json
 import math
 import threading
@@ -16,6 +17,8 @@ mx = load_mlx()
 from tiny import KEEPS_REASONING, KINDS, TinySession, make_tiny_folder  # noqa: E402
 
 from mlxchat.chat.live_text import LiveText  # noqa: E402
+from mlxchat.cli.inspect.paint import make_console  # noqa: E402
+from mlxchat.cli.inspect.render_live import Explained, make_attention_view  # noqa: E402
 from mlxchat.cli.main import cli  # noqa: E402
 from mlxchat.cli.screen import Screen  # noqa: E402
 from mlxchat.cli.slash import Context, interpret  # noqa: E402
@@ -23,7 +26,7 @@ from mlxchat.engine.worker import JobCancelledError  # noqa: E402
 from mlxchat.errors import MlxchatError, UnsupportedModelError, UsageError  # noqa: E402
 from mlxchat.lens.attention import read_attention  # noqa: E402
 from mlxchat.lens.edits import Add  # noqa: E402
-from mlxchat.lens.live import explain, hardest, read_confidence  # noqa: E402
+from mlxchat.lens.live import Source, Why, explain, hardest, read_confidence  # noqa: E402
 from mlxchat.lens.trace import trace  # noqa: E402
 
 LOOKS = ("/lens", "/attention", "/why", "/confidence")
@@ -288,3 +291,19 @@ def test_a_look_can_be_stopped(folder: Path) -> None:
     assert session.say("and now?").tokens == other.say("and now?").tokens
     session.close()
     other.close()
+
+
+@pytest.mark.parametrize(("n_layers", "width"), [(6, 80), (36, 80), (36, 120)])
+def test_what_was_looked_at_fits_the_screen(n_layers: int, width: int) -> None:
+    """With long tokens and many layers no column is cut off, whatever gives way."""
+    texts = ["<|im_start|>", " extraordinarily", " long", "<|im_end|>", "\n", " x"]
+    course = tuple(n / n_layers for n in range(n_layers))
+    sources = tuple(Source(p, 0.25, course, (n_layers - 1, 12, 0.99)) for p in range(5))
+    found = Explained(Why(5, None, sources, 0.25), texts, {}, 0)  # type: ignore[arg-type]
+    out = io.StringIO()
+    console = make_console(out, width=width, colours=False)
+    console.print(*make_attention_view(found, console), sep="\n")
+    rows = out.getvalue().split("\n")
+    assert rows[1].split() == ["token", "in", "by", "layer", "weight", "most", "in"]
+    assert sum(f"layer {n_layers - 1} head 12: 0.99" in row for row in rows) == 5
+    assert max(map(len, rows)) <= width

@@ -200,7 +200,7 @@ def test_theme_command(tty, context):
     assert load_settings().display.theme == "dark cb"
     assert tty.terminal.rows == [
         "Theme: dark cb.",
-        "Themes: terminal, light, dark, contrast, each also with `cb`.",
+        "Theme: dark cb. Themes: terminal, light, dark, contrast, each also with `cb`.",
     ]
 
 
@@ -212,6 +212,21 @@ def test_raw_command(tty, context):
     context.session.last, context.session.sent = make_result(text), ["hello"]
     interpret(context, "/raw")
     assert tty.terminal.written == text.replace("\x1b", "␛") + "\n"
+
+
+def test_prose_breaks_between_words(tty):
+    """A long error or notice breaks between words; lines among others stay as they are."""
+    screen = Screen(tty, tty, plain=True)
+    screen.error("word " * 30 + "x" * 90)
+    rows = tty.terminal.rows
+    assert rows[0] == "Error: " + "word " * 13 + "word"
+    assert max(map(len, rows)) <= 80
+    screen.note("one · " + "two " * 30)
+    assert tty.terminal.rows[len(rows) :] == ["one", "two " * 19 + "two", "two " * 9 + "two"]
+    before = len(tty.terminal.written)
+    table = "word " * 30 + "\nname     value"
+    screen.note(table)
+    assert tty.terminal.written[before:] == table + "\n"
 
 
 def test_contrast_theme_dims_nothing(tty):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mlxchat.cli.groups import Group
 from mlxchat.cli.options import KV_BITS_OPTION, MODEL_OPTION, read_request
 from mlxchat.cli.render import (
     format_age,
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
 
-@click.group(invoke_without_command=True)
+@click.group(cls=Group, invoke_without_command=True)
 @click.pass_context
 def cache(context: click.Context) -> None:
     """List, make and remove stored prompt caches.

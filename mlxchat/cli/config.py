@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from mlxchat.cli.groups import Group
 from mlxchat.cli.render import one_line
 from mlxchat.cli.theme import find_theme
 from mlxchat.errors import SettingsError, UsageError
@@ -23,7 +24,7 @@ from mlxchat.settings import (
 _WORDS = {"true": True, "on": True, "false": False, "off": False}
 
 
-@click.group()
+@click.group(cls=Group)
 def config() -> None:
     """Show and change the settings."""
 

@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mlxchat.cli.groups import Group
 from mlxchat.cli.resume import complete_conversation
 from mlxchat.errors import UsageError
 
 if TYPE_CHECKING:
     from mlxchat.chat.history import History
 
+# What an export cannot be, though a file's name may promise it.
+_OTHER_FORMATS = {"csv", "docx", "epub", "htm", "odt", "pdf", "rtf", "tex", "xml", "yaml", "yml"}
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
@@ -39,7 +42,7 @@ _one_id = click.argument(
 _ids = click.argument("numbers", metavar="ID...", nargs=-1, shell_complete=complete_conversation)
 
 
-@click.group(invoke_without_command=True)
+@click.group(cls=Group, invoke_without_command=True)
 @click.pass_context
 def history(context: click.Context) -> None:
     """List, search, show, export and delete conversations."""
@@ -149,11 +152,22 @@ def export(number: str | None, takes_all: bool, form: str | None, output: str | 
 
 
 def read_format(form: str | None, file: str | None) -> Any:
-    """Returns the format of an export: as given, or as the file's name ends, or Markdown."""
+    """Returns the format of an export: as given, or as the file's name ends, or Markdown.
+
+    Raises:
+        UsageError: The name's end promises something else.
+    """
     from mlxchat.chat.export import FORMATS
 
     ending = Path(file).suffix.lstrip(".").lower() if file else ""
-    return form or (ending if ending in FORMATS else "md")
+    if form or ending in FORMATS:
+        return form or ending
+    if ending in _OTHER_FORMATS:
+        raise UsageError(
+            f".{ending} is not allowed; let the file's name end with"
+            f" {', '.join(f'.{name}' for name in FORMATS)}"
+        )
+    return "md"
 
 
 @history.command()

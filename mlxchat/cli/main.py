@@ -12,6 +12,7 @@ import click
 
 from mlxchat import __version__
 from mlxchat.cli.failures import report
+from mlxchat.cli.groups import Group
 
 # In the order of --help; each is the object of that name in the module of that name.
 _NAMES = (
@@ -48,7 +49,7 @@ class Commands(MutableMapping[str, click.Command]):
         return len(list(iter(self)))
 
 
-class Program(click.Group):
+class Program(Group):
     """A group that runs `chat` when no command is named, and reports errors in one line."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -57,15 +58,6 @@ class Program(click.Group):
         if not args or (args[0].startswith("-") and args[0] not in own):
             args = ["chat", *args]
         return super().parse_args(ctx, args)
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Finds the command that `args` name, or says which there are."""
-        if args[0] not in self.commands:
-            known = ", ".join(sorted(self.commands))
-            ctx.fail(f"there is no command '{args[0]}'; commands are {known}")
-        return super().resolve_command(ctx, args)
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the command and exits with its code."""

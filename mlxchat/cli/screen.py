@@ -8,7 +8,7 @@ folds to a line; everywhere else text is written as it comes.
 import os
 from typing import TYPE_CHECKING, TextIO
 
-from mlxchat.cli.render import one_line, sanitize, wrap_parts
+from mlxchat.cli.render import one_line, sanitize, wrap_parts, wrap_words
 from mlxchat.cli.theme import DEFAULT, color_depth, find_theme
 
 if TYPE_CHECKING:
@@ -114,7 +114,10 @@ class Screen:
         text = sanitize(text)
         if self._is_terminal:
             width = self._width()
+            is_prose = "\n" not in text  # else it may be a table, or a program's output
             text = "\n".join(wrap_parts(line, width) for line in text.split("\n"))
+            if is_prose:
+                text = "\n".join(wrap_words(line, width) for line in text.split("\n"))
         self._write(self._notes, f"{text}\n", dim=dim)
 
     def error(self, message: str) -> None:

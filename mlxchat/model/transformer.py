@@ -19,7 +19,7 @@ from typing import Any
 import mlx.core as mx
 
 from mlxchat.model import attention, exponential
-from mlxchat.model.batch_cache import mask_padding
+from mlxchat.model.batch_cache import Stack, mask_padding, stack
 from mlxchat.model.device import DevicePlan
 from mlxchat.model.families import ModelConfig
 from mlxchat.model.kv_cache import FullKV
@@ -124,6 +124,10 @@ class Transformer:
         """Returns an empty cache: all rows, or a window of them in sliding layers."""
         layers = [FullKV() if k.window is None else WindowKV(k.window) for k in self.config.layers]
         return SequenceCache(layers, layers)
+
+    def find_stack(self) -> Stack:
+        """Returns what makes a batch of sequences of any lengths."""
+        return lambda strands: stack(self.make_cache(), strands)
 
     def forward(
         self, token_ids: mx.array, cache: SequenceCache, taps: Taps | None = None

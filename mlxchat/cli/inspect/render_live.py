@@ -1,26 +1,27 @@
 """What is seen inside a live conversation, for people: lens, attention, reasons, certainty."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rich.cells import set_cell_size
 from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from mlxchat.cli.heat import shade
 from mlxchat.cli.inspect.paint import bar, heading, make_table, show_token, spark
-from mlxchat.cli.inspect.render_lens import make_story
+from mlxchat.cli.inspect.render_lens import count_columns, make_grid, make_story
+from mlxchat.cli.render import cut
 
 if TYPE_CHECKING:
     from mlxchat.lens.live import Why
     from mlxchat.lens.logit_lens import LensView, Reading
 
-_CELL = 9
 _MOST_LAYERS = 14  # rows of a grid; deep models show every second or third layer
 _AROUND = 3  # tokens before and after one that is named
 _UNSURE = 6
+# Columns of what was looked at: the token; weight, bar, `layer 35 head 12: 0.99`, and the gaps.
+_TOKEN, _OTHERS = 12, 6 + 6 + 22 + 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,21 +66,10 @@ def make_lens_view(shown: LensShown, width: int) -> list[RenderableType]:
             ("in place of ", "dim"), (show_token(shown.texts[view.final[0]]), "bold")
         )
         return [word, make_story(view, shown.texts, 0, width)]
-    count = min(len(view.positions), max((width - 8) // (_CELL + 1), 1))
-    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
-    table.add_column("layer", justify="right", style="dim")
-    for target in view.final[:count]:
-        table.add_column(Text(_fit(shown.texts[target])), no_wrap=True)
+    count = count_columns(view, width)
     step = -(-len(view.layers) // _MOST_LAYERS)
-    for number in reversed(range(len(view.layers))):
-        if (len(view.layers) - 1 - number) % step:
-            continue
-        cells: list[RenderableType] = [str(number)]
-        for index, reading in enumerate(view.layers[number][:count]):
-            token, prob = reading.top[0]
-            style = shade(prob) + (" bold" if token == view.final[index] else "")
-            cells.append(Text(_fit(shown.texts[token]), style=style))
-        table.add_row(*cells)
+    heads = view.final[:count]
+    table = make_grid(view, shown.texts, heads, range(count), step=step, marks_final=True)
     settled = [Text("settled", style="dim")]
     settled += [Text(f"layer {view.settled_at(i)}", style="cyan") for i in range(count)]
     table.add_row(*settled)
@@ -91,16 +81,12 @@ def make_lens_view(shown: LensShown, width: int) -> list[RenderableType]:
     return lines
 
 
-def _fit(text: str) -> str:
-    return set_cell_size(show_token(text), _CELL)
-
-
 def make_attention_view(found: Explained, console: Console) -> list[RenderableType]:
     """Returns the conversation with what was looked at made bright, and the brightest listed."""
     word = show_token(found.texts[found.why.position])
     return [
         Text.assemble(("when it wrote ", "dim"), (word, "bold"), (" it looked at", "dim")),
-        _sources(found),
+        _sources(found, console.width),
         Text(
             f"{found.why.resting:.0%} of the attention rested on the first token and on the place"
             " itself",
@@ -109,16 +95,20 @@ def make_attention_view(found: Explained, console: Console) -> list[RenderableTy
     ]
 
 
-def _sources(found: Explained) -> Table:
+def _sources(found: Explained, width: int) -> Table:
+    """Returns what was looked at; where columns are short, the words around it give way."""
+    layers = [_at_most(s.by_layer, _MOST_LAYERS) for s in found.why.sources]
+    taken = _TOKEN + max(len("by layer"), *map(len, layers)) + _OTHERS
+    around = min(max(width - taken, 8), 24)
     table = make_table("token", "in", "by layer", "weight>", "", "most in")
     where = "layer {} head {}: {:.2f}"
     strongest = max((s.weight for s in found.why.sources), default=1.0) or 1.0
-    for source in found.why.sources:
+    for source, by_layer in zip(found.why.sources, layers, strict=True):
         layer, head, weight = source.best
         table.add_row(
-            Text(_short(found.texts[source.position]), style="bold"),
-            _around(found.texts, source.position),
-            Text(spark(source.by_layer, 0.0), style="cyan"),
+            Text(cut(show_token(found.texts[source.position]), _TOKEN), style="bold"),
+            _around(found.texts, source.position, around),
+            Text(spark(by_layer, 0.0), style="cyan"),
             f"{source.weight:.3f}",
             bar(source.weight / strongest, 6),
             Text(where.format(layer, head, weight), style="dim"),
@@ -126,18 +116,19 @@ def _sources(found: Explained) -> Table:
     return table
 
 
-def _around(texts: list[str], position: int) -> Text:
+def _at_most(values: Sequence[float], count: int) -> list[float]:
+    """Returns so many values at most: of neighbours that share a place the largest."""
+    size = -(-len(values) // count)
+    return [max(values[at : at + size]) for at in range(0, len(values), size)]
+
+
+def _around(texts: list[str], position: int, width: int) -> Text:
     line = Text(style="dim")
     for place in range(max(position - _AROUND, 0), min(position + _AROUND + 1, len(texts))):
         text = show_token(texts[place]).replace("·", " ")
         line.append(text, style="bold" if place == position else "")
-    line.truncate(24, overflow="ellipsis")
+    line.truncate(width, overflow="ellipsis")
     return line
-
-
-def _short(text: str) -> str:
-    shown = show_token(text)
-    return shown if len(shown) <= 12 else shown[:11] + "…"
 
 
 def make_why_view(found: Explained, console: Console) -> list[RenderableType]:

@@ -2,7 +2,7 @@
 
 from mlxchat.cli.failures import stoppable
 from mlxchat.cli.slash.registry import Context, command, whole_number
-from mlxchat.errors import UsageError
+from mlxchat.errors import AttachError, UsageError
 
 
 @command("file", "PATH|GLOB", "Put files into your next message; so does @PATH in it.")
@@ -22,7 +22,11 @@ def file(context: Context, argument: str) -> None:
 def drop(context: Context, argument: str) -> None:
     """Discards what is attached."""
     number = whole_number(argument, "/drop [N]") if argument else None
-    for attachment in context.attached.drop(number):
+    try:
+        dropped = context.attached.drop(number)
+    except AttachError as error:
+        raise UsageError(str(error)) from None  # of the others the line comes back, to be corrected
+    for attachment in dropped:
         context.say(f"Dropped {attachment.describe(context.session.count_tokens)}.")
 
 

@@ -186,9 +186,10 @@ def export(context: Context, argument: str) -> None:
     from mlxchat.cli.render import sanitize
 
     need_turns_ever(context.session)
+    form = read_format(None, argument)
     record = context.session.record()
     file = Path(argument or f"conversation-{record.summary.id or 'unkept'}.md").expanduser()
-    text = format_export([record], read_format(None, file.name), sanitize)
+    text = format_export([record], form, sanitize)
     try:
         with file.open("x", encoding="utf-8") as stream:
             stream.write(text)

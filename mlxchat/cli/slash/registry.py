@@ -105,7 +105,8 @@ class Command:
 
 
 COMMANDS: dict[str, Command] = {}
-ALIASES = {"quit": "exit"}
+# What the same command is called elsewhere: fingers know it.
+ALIASES = {"quit": "exit", "bye": "exit", "clear": "reset", "regen": "retry"}
 
 
 def command(
@@ -198,7 +199,8 @@ def find(name: str) -> Command:
 def whole_number(text: str, usage: str) -> int:
     """Reads a number of at least 1; `usage` is how the command is written."""
     if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise UsageError(f"{text!r} is not allowed; write {usage} with a whole number >= 1")
+        what = f"{text!r} is not allowed" if text else "there is no number"
+        raise UsageError(f"{what}; write {usage} with a whole number >= 1")
     return int(text)
 
 

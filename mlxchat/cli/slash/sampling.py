@@ -37,9 +37,8 @@ def think(context: Context, argument: str) -> None:
         return
     choices = {"on": True, "off": False, "default": None}
     if argument not in choices:
-        raise UsageError(
-            f"/think {argument} is not allowed; write /think on, off or default, or budget N"
-        )
+        what = f"/think {argument} is not allowed" if argument else "there is no mode"
+        raise UsageError(f"{what}; write /think on, off or default, or budget N")
     for text in context.session.set_thinking(choices[argument]) or [f"Thinking: {argument}."]:
         context.say(text)
     context.origins["think"] = "/think"

@@ -114,4 +114,7 @@ def theme(context: Context, argument: str) -> None:
             context.screen.theme = found
         context.say(f"Theme: {name}.")
     else:
-        context.say(f"Themes: {', '.join(NAMES)}, each also with `{SUFFIX}`.")
+        names = [f"{name}{end}" for name in NAMES for end in ("", f" {SUFFIX}")]
+        shown = None if context.screen is None else context.screen.theme
+        now = "".join(f"Theme: {name}. " for name in names if find_theme(name) == shown)
+        context.say(f"{now}Themes: {', '.join(NAMES)}, each also with `{SUFFIX}`.")
