@@ -76,7 +76,8 @@ def generate(
             result = answers.give(start)
         except ContextFullError as error:  # what it advises are commands of the chat
             what = str(error).partition(";")[0]
-            longer = "raise --max-context" if params["max_context"] else "take another model with -m"
+            is_set = params["max_context"] is not None
+            longer = "raise --max-context" if is_set else "take another model with -m"
             raise ContextFullError(f"{what}; shorten the prompt, or {longer}") from None
         if result.stop_reason == "user_cancelled":
             raise KeyboardInterrupt
