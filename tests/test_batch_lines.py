@@ -318,6 +318,29 @@ def test_a_line_waits_for_memory(start, monkeypatch):
     assert len(asked) == 7
 
 
+def test_no_more_lines_together_than_memory_holds(start, monkeypatch):
+    """Where eight would not fit as many as do are decoded together, and all are answered."""
+    free = 40_000  # bytes; a position of the tiny model takes 128
+    monkeypatch.setattr("mlxchat.chat.memory.SMALL_TURN", 0)
+    session, most = start(verify=False, max_tokens=12), []
+    monkeypatch.setattr(session.runner.memory, "_working_bytes", 0)
+    monkeypatch.setattr(session.runner.memory, "note", lambda *_: None)
+    monkeypatch.setattr("mlxchat.chat.memory.available_memory_bytes", lambda: free)
+    check = session.runner.memory.check_batch
+
+    def count(engine, rows):
+        check(engine, rows)
+        most.append(len(rows))
+
+    monkeypatch.setattr(session.runner.memory, "check_batch", count)
+    answers, _ = answer(session, make_lines(*[{}] * 7), 7)
+    assert all(a.error is None for a in answers.values())
+    assert 1 < max(most) < 7
+    free = 5_000
+    answers, _ = answer(session, make_lines(*[{}] * 2), 7)
+    assert isinstance(answers[1].error, MemoryShortError)
+
+
 def test_a_line_that_never_fits_fails(start, monkeypatch):
     """Where nothing else is there, too little memory is the line's error."""
     session = start(verify=False)

@@ -132,6 +132,10 @@ class LineAnswerer:
         verify = runner.verify(reading, context)  # while the live sequence holds the prompt
         reading.watch.exclude(time.perf_counter() - before)
         max_tokens, limit = runner.limit_of(len(reading.token_ids))
+        if self._options.checks_memory:
+            others = [(len(o.reading.token_ids), o.max_tokens) for o in self._open.values()]
+            rows = [*others, (len(reading.token_ids), max_tokens)]
+            runner.memory.check_batch(runner.engine, rows)
         sampler = runner.make_sampler(conversation, reading.token_ids)
         decoder = runner.make_decoder(reading, context)
         row = batch.add(copy_live(runner.engine), reading.logits, sampler, max_tokens)
