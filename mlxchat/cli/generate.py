@@ -9,7 +9,7 @@ import click
 
 from mlxchat.cli.options import MOST_ANSWERS, chat_options, read_look, read_request
 from mlxchat.cli.screen import Screen
-from mlxchat.errors import MlxchatError, UsageError
+from mlxchat.errors import ContextFullError, MlxchatError, UsageError
 
 BATCH_SIZE = 8
 
@@ -72,7 +72,14 @@ def generate(
         start: Start = lambda: session.send(text)  # noqa: E731
         if samples > 1:
             start = lambda: session.send_many(text, samples)  # noqa: E731
-        if answers.give(start).stop_reason == "user_cancelled":
+        try:
+            result = answers.give(start)
+        except ContextFullError as error:  # what it advises are commands of the chat
+            what = str(error).partition(";")[0]
+            is_set = params["max_context"] is not None
+            longer = "raise --max-context" if is_set else "take another model with -m"
+            raise ContextFullError(f"{what}; shorten the prompt, or {longer}") from None
+        if result.stop_reason == "user_cancelled":
             raise KeyboardInterrupt
 
 
