@@ -3,7 +3,8 @@
 A random float32 model of 12 layers and width 512. Three figures, each a ratio or a limit within one
 run: the first token after a long message that was typed, with type-ahead to without (A B A B); the
 first token at turn 30 of a thinking conversation to that at turn 2; and the time from a key press
-to its character on the screen of a pseudo-terminal while a draft is being read.
+to its character on the screen of a pseudo-terminal while a draft is being read. A bare
+prompt-toolkit prompt takes its keys in turn with ours: its slowest are the machine's own pauses.
 """
 
 import argparse
@@ -46,6 +47,7 @@ ANSWER_TOKENS = 80  # the most that thinking and answer have
 LIMIT_RATIO, LIMIT_TURNS, LIMIT_KEY_MS = 0.15, 1.3, 20.0
 # Letters that nothing else on the screen has.
 KEYS = "QZXJ"
+BARE = "from prompt_toolkit import PromptSession\nPromptSession().prompt('> ')\n"
 
 
 def make_message(session: Session, num_tokens: int) -> str:
@@ -124,19 +126,20 @@ def bench_turns(folder: Path, rounds: int) -> dict[str, float]:
 
 
 class Typist:
-    """A chat in a pseudo-terminal, and a keyboard with a stopwatch."""
+    """A prompt in a pseudo-terminal, and a keyboard with a stopwatch.
 
-    def __init__(self, folder: Path, home: Path, *, reads_ahead: bool) -> None:
-        home.mkdir(parents=True, exist_ok=True)
-        switch = "true" if reads_ahead else "false"
-        (home / "config.toml").write_text(f"[chat]\ntypeahead = {switch}\n")
+    Args:
+        arguments: What follows `python` on its command line.
+        home: The chat's folder.
+    """
+
+    def __init__(self, arguments: list[str], home: Path) -> None:
         environment = {
             **os.environ,
             "MLXCHAT_HOME": str(home),
             "PYTHONPATH": os.environ.get("PYTHONPATH", str(ROOT)),
             "TERM": "xterm",
         }
-        arguments = ["-m", "mlxchat", "-m", str(folder), "--no-history"]
         self._process = pexpect.spawn(
             sys.executable, arguments, env=environment, dimensions=(24, 100), echo=False
         )
@@ -186,8 +189,11 @@ class Typist:
 
 
 def press_keys(folder: Path, home: Path, num_keys: int, *, reads_ahead: bool) -> Iterator[float]:
-    """Yields seconds from key to screen while a long pasted draft is being read."""
-    typist = Typist(folder, home, reads_ahead=reads_ahead)
+    """Yields seconds from key to screen with a long pasted draft, which is being read or not."""
+    (home / "config").mkdir(parents=True, exist_ok=True)
+    switch = "true" if reads_ahead else "false"
+    (home / "config" / "config.toml").write_text(f"[chat]\ntypeahead = {switch}\n")
+    typist = Typist(["-m", "mlxchat", "-m", str(folder), "--no-history"], home)
     typist.wait_for(b" tokens (")  # the toolbar says how much of the context is used
     for number in range(num_keys):
         if number % 100 == 0:  # enough to read for as long as the keys are pressed
@@ -196,35 +202,51 @@ def press_keys(folder: Path, home: Path, num_keys: int, *, reads_ahead: bool) ->
             typist.send(f"\x1b[200~{number} {SENTENCE * 200}\x1b[201~ ")
             typist.wait_for(b"pasted")
             time.sleep(0.5)
-        time.sleep(0.06)  # a fast typist
-        while typist.read(0.0):
-            pass
-        yield typist.press(KEYS[number % len(KEYS)] if number % 7 else KEYS[number % 4])
+        yield press_one(typist, number)
     typist.close()
 
 
+def press_bare_keys(home: Path, num_keys: int) -> Iterator[float]:
+    """Yields the same of a bare prompt, with nothing but these keys in its line."""
+    typist = Typist(["-c", BARE], home)
+    typist.wait_for(b">")
+    for number in range(num_keys):
+        if number % 50 == 0:
+            typist.send("\x15")
+        yield press_one(typist, number)
+    typist.close()
+
+
+def press_one(typist: Typist, number: int) -> float:
+    """Presses a key at the pace of a fast typist; returns the seconds until it is shown."""
+    time.sleep(0.06)
+    while typist.read(0.0):
+        pass
+    return typist.press(KEYS[number % len(KEYS)] if number % 7 else KEYS[number % 4])
+
+
 def bench_keys(folder: Path, num_keys: int) -> dict[str, float]:
-    """Percentiles of key presses while a draft is read and while nothing is, in turn."""
-    times: dict[bool, list[float]] = {True: [], False: []}
-    with tempfile.TemporaryDirectory() as home:
-        for number in range(4):
-            reads_ahead = number % 2 == 0
-            pressed = press_keys(folder, Path(home), num_keys // 2, reads_ahead=reads_ahead)
-            times[reads_ahead] += [1e3 * seconds for seconds in pressed]
+    """Percentiles of key presses while a draft is read, while none is, and at a bare prompt."""
+    times: dict[str, list[float]] = {"reading": [], "idle": [], "bare": []}
+    with tempfile.TemporaryDirectory() as name:
+        home = Path(name)
+        for _ in range(2):
+            times["reading"] += press_keys(folder, home, num_keys // 2, reads_ahead=True)
+            times["idle"] += press_keys(folder, home, num_keys // 2, reads_ahead=False)
+            times["bare"] += press_bare_keys(home, num_keys // 2)
     figures = {}
-    for reads_ahead, name in ((True, "reading"), (False, "idle")):
-        ordered = sorted(times[reads_ahead])
-        figures[f"{name}_p50_ms"] = ordered[len(ordered) // 2]
-        figures[f"{name}_p90_ms"] = ordered[int(0.9 * len(ordered))]
-        figures[f"{name}_p99_ms"] = ordered[int(0.99 * len(ordered))]
+    for who, seconds in times.items():
+        ordered = sorted(1e3 * s for s in seconds)
+        for percent in (50, 90, 99):
+            figures[f"{who}_p{percent}_ms"] = ordered[percent * len(ordered) // 100]
     return figures
 
 
 def is_slow(keys: dict[str, float] | None) -> bool:
-    """Whether reading holds keys up; a busy machine does so whether a draft is read or not."""
+    """Whether reading holds keys up; a busy machine does so at a bare prompt too."""
     if keys is None:
         return False
-    return keys["reading_p99_ms"] > max(LIMIT_KEY_MS, keys["idle_p99_ms"])
+    return keys["reading_p99_ms"] > max(LIMIT_KEY_MS, keys["bare_p99_ms"], keys["idle_p99_ms"])
 
 
 def main() -> int:

@@ -8,9 +8,10 @@ from mlxchat.model.device import load_mlx
 
 mx = load_mlx()
 
-from mlxchat.engine.batch import Batch, can_batch  # noqa: E402
+from mlxchat.engine.batch import Batch, can_batch, find_stack  # noqa: E402
 from mlxchat.engine.engine import Engine  # noqa: E402
 from mlxchat.engine.sampling import Sampler, Sampling, sample_rows  # noqa: E402
+from mlxchat.model.batch_cache import Strand  # noqa: E402
 from mlxchat.model.zoo import ZooModel  # noqa: E402
 
 NATIVE = ["full", "window"]
@@ -40,13 +41,15 @@ def alone(model, ids, sampling, num):
     return list(engine.decode(logits, sampler, max_tokens=num))
 
 
-def together(model, prompts, samplings, nums):
+def together(model, prompts, samplings, nums, stack=None):
     """The tokens of all rows of a batch."""
     engines, logits = zip(*(prefill(model, ids) for ids in prompts), strict=True)
-    pairs = zip(samplings, prompts, strict=True)
-    samplers = [Sampler(s, model.info.vocab_size, ids) for s, ids in pairs]
-    batch = Batch(engines[0], samplers, list(nums))
-    batch.fill([e.prefix.cache for e in engines], [len(ids) for ids in prompts], logits)
+    batch = Batch(engines[0], stack)
+    for engine, ids, after, sampling, num in zip(
+        engines, prompts, logits, samplings, nums, strict=True
+    ):
+        sampler = Sampler(sampling, model.info.vocab_size, ids)
+        batch.add(Strand(engine.prefix.cache, len(ids)), after, sampler, num)
     tokens = [[] for _ in prompts]
     for token in batch.decode(lambda: None):
         tokens[token.row].append(token.token_id)
@@ -117,8 +120,9 @@ def test_a_row_that_ends_leaves_the_others_alone(tmp_path):
     samplings = seeded(SETTINGS["sampled"], 6)
     expected = [alone(model, ids, s, 20) for s in samplings]
     engine, logits = prefill(model, ids)
-    batch = Batch(engine, [Sampler(s, VOCAB_SIZE, ids) for s in samplings], [20] * 6)
-    batch.fill([engine.prefix.cache] * 6, [len(ids)] * 6, [logits] * 6)
+    batch, strand = Batch(engine), Strand(engine.prefix.cache, len(ids))
+    for sampling in samplings:
+        batch.add(strand, logits, Sampler(sampling, VOCAB_SIZE, ids), 20)
     tokens = [[] for _ in samplings]
     for token in batch.decode(lambda: None):
         tokens[token.row].append(token.token_id)
@@ -134,9 +138,9 @@ def test_a_row_goes_on_as_a_branch(kind, tmp_path):
     ids = ids_of(1, 40, model.info.vocab_size)
     samplings = seeded(SETTINGS["sampled"], 3)
     engine, logits = prefill(model, ids)
-    samplers = [Sampler(s, model.info.vocab_size, ids) for s in samplings]
-    batch = Batch(engine, samplers, [50, 38, 45])
-    batch.fill([engine.prefix.cache] * 3, [len(ids)] * 3, [logits] * 3)
+    batch, strand = Batch(engine), Strand(engine.prefix.cache, len(ids))
+    for sampling, num in zip(samplings, (50, 38, 45), strict=True):
+        batch.add(strand, logits, Sampler(sampling, model.info.vocab_size, ids), num)
     fed = [list(ids) for _ in samplings]
     for token in batch.decode(lambda: None):
         if token.is_fed:
@@ -164,3 +168,111 @@ def test_drawing_together_is_drawing_alone():
         for _ in range(70):
             tokens = sample_rows(many, logits).tolist()
             assert tokens == [s.sample(logits[i : i + 1]).item() for i, s in enumerate(single)]
+
+
+# -- rows that join while others are decoded
+
+
+def one_after_another(model, prompts, samplings, nums, stack, *, size):
+    """The tokens of all rows, never more than `size` at once."""
+    engine, tokens, todo = Engine(model), [[] for _ in prompts], list(range(len(prompts)))
+    batch, numbers = Batch(engine, stack), {}
+
+    def join():
+        i = todo.pop(0)
+        reader, logits = prefill(model, prompts[i])
+        strand = Strand(reader.prefix.cache, len(prompts[i]))
+        sampler = Sampler(samplings[i], model.info.vocab_size, prompts[i])
+        numbers[batch.add(strand, logits, sampler, nums[i])] = i
+
+    for _ in range(size):
+        join()
+    for token in batch.decode(lambda: None):
+        i = numbers[token.row]
+        tokens[i].append(token.token_id)
+        if len(tokens[i]) == nums[i] and todo:
+            join()
+    return tokens, batch
+
+
+LENGTHS, NUMS = (40, 3, 90, 17, 1, 33, 60), (9, 25, 3, 14, 30, 12, 5)
+
+
+@pytest.mark.parametrize("settings", ["greedy", "penalties"])
+@pytest.mark.parametrize("kind", [*NATIVE, "llama", "gpt_oss", "gemma3n", "qwen3_next", "mamba2"])
+def test_rows_that_join_later(kind, settings, tmp_path):
+    """A row in the place of one that has ended gives what it gives alone, ours and mlx-lm's."""
+    model = make_model(kind, tmp_path / kind) if kind in NATIVE else open_zoo(kind)
+    size = model.info.vocab_size
+    prompts = [ids_of(seed, length, size) for seed, length in enumerate(LENGTHS)]
+    samplings = seeded(SETTINGS[settings], len(prompts))
+    rows = zip(prompts, samplings, NUMS, strict=True)
+    expected = [alone(model, ids, s, n) for ids, s, n in rows]
+    stack, reason = find_stack(Engine(model))
+    assert (stack is not None, reason) == (True, "")
+    got, _ = one_after_another(model, prompts, samplings, NUMS, stack, size=3)
+    assert got == expected
+
+
+def test_padding_does_not_grow_with_the_text(tmp_path):
+    """However many rows came and went, the cache is as long as the longest of those there are."""
+    model = make_model("full", tmp_path / "full")
+    prompts = [ids_of(seed, 5) for seed in range(30)]
+    nums = [10 + seed % 3 for seed in range(30)]
+    stack, _ = find_stack(Engine(model))
+    _, batch = one_after_another(
+        model, prompts, seeded(SETTINGS["greedy"], 30), nums, stack, size=3
+    )
+    assert max(batch.cache.offsets()) <= 5 + 12
+
+
+def test_each_row_may_have_settings_of_its_own(tmp_path):
+    """Rows of different temperatures and penalties draw what they draw alone."""
+    model, settings = make_model("full", tmp_path / "full"), list(SETTINGS.values())
+    prompts = [ids_of(seed, 10 + seed) for seed in range(len(settings))]
+    nums = [12] * len(settings)
+    rows = zip(prompts, settings, strict=True)
+    expected = [alone(model, ids, sampling, 12) for ids, sampling in rows]
+    assert together(model, prompts, settings, nums) == expected
+
+
+def test_steering_holds_for_rows(tmp_path):
+    """What is added to the residual stream is added to each row of a batch too."""
+    from mlxchat.lens.edits import Add
+
+    model, ids = make_model("full", tmp_path / "full"), ids_of(1, 12)
+    taps = Add({1: 3.0 * mx.random.normal((16,), key=mx.random.key(9))})
+
+    def decode(engine, wants_batch):
+        plan = engine.prefix.plan(ids)
+        engine.prefix.apply(plan)
+        logits, sampler = engine.prefill(ids, plan), Sampler(SETTINGS["greedy"], VOCAB_SIZE, ids)
+        if not wants_batch:
+            return list(engine.decode(logits, sampler, max_tokens=15))
+        batch = Batch(engine)
+        batch.add(Strand(engine.prefix.cache, len(ids)), logits, sampler, 15)
+        return [token.token_id for token in batch.decode(lambda: None)]
+
+    answers = []
+    for steer in (taps, None):
+        engine = Engine(model)
+        engine.steer(steer)
+        answers.append(decode(engine, wants_batch=True))
+        engine.prefix.reset()
+        assert answers[-1] == decode(engine, wants_batch=False)
+    assert answers[0] != answers[1]
+
+
+@pytest.mark.parametrize("name", ["afm7", "gpt_bigcode", "llama4", "deepseek_v41", "minimax_m3_vl"])
+def test_models_that_do_not_know_padding(name):
+    """Where an architecture computes otherwise with padding, or cannot, nothing is batched."""
+    stack, reason = find_stack(Engine(open_zoo(name)))
+    assert stack is None
+    assert reason == "the caches of this model cannot be padded"
+
+
+def test_quantised_rows_are_not_padded(tmp_path):
+    """With --kv-bits sequences of different lengths are decoded one by one."""
+    stack, reason = find_stack(Engine(make_model("full", tmp_path / "full"), kv_bits=8))
+    assert stack is None
+    assert "few bits" in reason

@@ -68,6 +68,13 @@ def test_every_kind_of_test(name):
         assert sample.kv_bytes > 0
 
 
+def test_what_is_too_short_to_be_stored(folder):
+    """A history that a chat would not store is left out, with that as the reason."""
+    notes, samples = measured(OurEngine.load(folder), [Case("ttft", 8, 16, "disk")])
+    assert notes == ["ttft disk @ d16 left out: less than 32 tokens are not stored"]
+    assert samples == []
+
+
 def test_the_depth_is_what_it_says(folder):
     """Before the timed part the cache holds exactly the depth; decode begins at its last id."""
     engine = OurEngine.load(folder)

@@ -199,3 +199,15 @@ def test_continue_in_a_pipe():
     assert "ended by itself" in result.stderr
     plain = run("chat", *GREEDY, text=lines.rsplit("/", 1)[0])
     assert plain.stdout.replace("\n", "") == whole["text"]
+
+
+@pytest.mark.parametrize(
+    ("options", "advice"),
+    [((), "take another model with -m"), (("--max-context", "64"), "raise --max-context")],
+)
+def test_a_prompt_that_is_too_long(options, advice):
+    """What `generate` advises can be done there: it has no /compact."""
+    done = CliRunner().invoke(cli, ["generate", "word " * 3000, *options])
+    assert done.exit_code == 1
+    assert f"; shorten the prompt, or {advice}" in done.stderr
+    assert "/compact" not in done.stderr

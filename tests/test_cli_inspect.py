@@ -321,3 +321,13 @@ def test_a_model_of_mlx_lm_shows_what_it_can(tmp_path):
         assert done.exit_code == 1
         assert "mlx-lm runs its blocks" in done.stderr
         assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("place", ["nowhere/page.html", "."])
+def test_a_page_that_cannot_be_written(place, tmp_path, monkeypatch):
+    """A folder that is not there, or a folder, is refused before any model is loaded."""
+    monkeypatch.chdir(tmp_path)
+    done = inspect("walk", "hello", "-m", "./no model", "--html", place)
+    assert done.exit_code == 2
+    assert done.stderr.count("\n") == 1
+    assert ("no folder that can be written to" in done.stderr) == (place != ".")

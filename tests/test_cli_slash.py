@@ -67,7 +67,7 @@ def test_any_line(talk, line):
     try:
         start = interpret(talk.context, line)
     except LeaveChat:
-        refusal = f"{stripped.lower() in ('/exit', '/quit')}; left"
+        refusal = f"{stripped.lower() in ('/exit', '/quit', '/bye')}; left"
     except MlxchatError as error:
         refusal = str(error)
     assert start is not None or stripped.startswith(("/", "!")) or "@" in stripped
@@ -164,9 +164,18 @@ def test_stats(talk):
     assert "prefill" in talk.said[0]
 
 
-@pytest.mark.parametrize("line", ["/exit", "/quit", " /Exit "])
+def test_names_from_elsewhere(talk):
+    """/clear and /regen do what /reset and /retry do."""
+    talk.do("hello")
+    assert talk.do("/regen") == "you said: hello again"
+    talk.do("/clear")
+    assert talk.session.sent == []
+    assert talk.said == ["The conversation is empty."]
+
+
+@pytest.mark.parametrize("line", ["/exit", "/quit", "/bye", " /Exit "])
 def test_exit(talk, line):
-    """/exit and /quit leave."""
+    """/exit and its other names leave."""
     with pytest.raises(LeaveChat):
         talk.do(line)
 

@@ -68,6 +68,20 @@ def test_the_newest_turns_stay(open_session: Open, kind: str) -> None:
     assert len(session.tree()) == len(session.conversation.nodes)
 
 
+def test_what_is_held_afterwards(open_session: Open) -> None:
+    """Idle time reads the shorter conversation, and whoever shows how much is held hears of it."""
+    session = open_session(idle_work=True)
+    for text in QUESTIONS:
+        session.say(text)
+    session.wait_until_idle()
+    held: list[int] = []
+    session.on_settled = lambda: held.append(session.context_used)
+    done = session.compact(1).result(30)
+    session.wait_until_idle()
+    assert held == [session.context_used]
+    assert done.num_after <= held[0] < done.num_after + 10  # and where the next question begins
+
+
 def test_a_cache_that_proved_wrong_is_not_summarised_from(open_session: Open) -> None:
     """Where reuse is off, the summary reads everything again too."""
     read = []

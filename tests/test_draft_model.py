@@ -8,14 +8,20 @@ from typing import Any
 
 import pytest
 from test_speculation import IDS, WAYS, Always, check_cache, start
-from tiny import TinySession, make_model, make_tiny_folder
+from tiny import CountingModel, TinySession, make_model, make_tiny_folder
 
 from mlxchat.chat.drafting import load_draft_model
+from mlxchat.engine.chunking import PrefillChunker
 from mlxchat.engine.draft_model import DraftModel
 from mlxchat.engine.engine import Engine
 from mlxchat.engine.speculation import Speculator
+from mlxchat.engine.worker import JobCancelledError
 from mlxchat.errors import UsageError
 from mlxchat.model.loader import load_model
+
+
+def nothing() -> None:
+    pass
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -45,7 +51,7 @@ def test_its_cache_follows_the_text(tmp_path: Path) -> None:
     """After any pushes its drafts are those of a draft model that reads the text afresh."""
     model = load_model(make_tiny_folder(tmp_path / "draft")).model
     drafter = DraftModel(Engine(model))
-    drafter.begin(IDS[:20])
+    drafter.begin(IDS[:20], nothing)
     text = list(IDS[:20])
     for num_right, other in ((2, 50), (0, 60), (5, 70), (3, None)):
         drafts = drafter.draft(5)
@@ -53,8 +59,28 @@ def test_its_cache_follows_the_text(tmp_path: Path) -> None:
             drafter.push(token_id)
             text.append(token_id)
         fresh = DraftModel(Engine(model))
-        fresh.begin(text)
+        fresh.begin(text, nothing)
         assert drafter.draft(4) == fresh.draft(4)
+
+
+def test_reading_the_text_can_be_stopped(tmp_path: Path) -> None:
+    """Ctrl-C ends the reading within a chunk; what was read stays and is not read again."""
+    model = CountingModel(load_model(make_tiny_folder(tmp_path / "draft")).model)
+    drafter = DraftModel(Engine(model, PrefillChunker(size=8, largest=8)))
+
+    def check() -> None:
+        if len(model.calls) == 3:
+            raise JobCancelledError
+
+    with pytest.raises(JobCancelledError):
+        drafter.begin(IDS, check)
+    assert model.calls == [8, 8, 8]
+    model.calls.clear()
+    drafter.begin(IDS, nothing)
+    assert sum(model.calls) == len(IDS) - 24
+    fresh = DraftModel(Engine(model))
+    fresh.begin(IDS, nothing)
+    assert drafter.draft(4) == fresh.draft(4)
 
 
 def test_only_the_same_tokens(tmp_path: Path) -> None:

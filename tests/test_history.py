@@ -15,7 +15,7 @@ from scripted import FINGERPRINT, ScriptedSession
 
 from mlxchat.chat import history_file, history_search, recorder
 from mlxchat.chat.history import History
-from mlxchat.chat.recorder import Recorder
+from mlxchat.chat.recorder import Recorder, merge_text
 from mlxchat.chat.results import Notice, PrefillProgress, TextDelta
 from mlxchat.chat.session import ChatOptions
 from mlxchat.engine.options import SamplingSettings
@@ -741,3 +741,17 @@ def test_a_newer_history_is_refused(open_session, say):
     assert len(notices) == 1
     assert "newer mlxchat" in notices[0]
     assert path.read_bytes() == before
+
+
+def test_merged_text_keeps_the_newest_count():
+    """Pieces that are shown together tell how many tokens were thought up to the last of them."""
+    pieces = [
+        TextDelta("let ", "reasoning", 1),
+        TextDelta("me see", "reasoning", 3),
+        TextDelta("Well", "answer", 3),
+        TextDelta(", yes", "answer", 3),
+    ]
+    assert merge_text(pieces) == [
+        TextDelta("let me see", "reasoning", 3),
+        TextDelta("Well, yes", "answer", 3),
+    ]

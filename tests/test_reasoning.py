@@ -43,7 +43,7 @@ def char_ids(tokenizer, text):
         if token_id in tokenizer.special_ids:
             ids.append(token_id)
         else:
-            spelled = tokenizer._spelling(token_id)
+            spelled = tokenizer.spelling(token_id)
             ids += [tokenizer.token_id(char) for char in spelled]
     return ids
 

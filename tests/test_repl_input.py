@@ -274,6 +274,13 @@ def test_file_and_drop(chat):
     assert any("attached: a.txt, c.txt (10 B) · " in toolbar for _, toolbar in seen)
 
 
+def test_ctrl_c_begins_a_line_to_type_in_vi_mode(make_chat):
+    """After vi's commands Ctrl-C clears the line and the next keys are text again."""
+    chat = make_chat(keys="vi")
+    chat.run(f"one{ESC}bx{CTRL_C}what{ENTER}")
+    assert chat.session.sent == ["what"]
+
+
 def test_what_is_attached_survives_a_failed_turn(chat):
     """Attachments are used up by an answer, not by a turn that failed or a command."""
     with open("a.txt", "w") as file:
@@ -403,6 +410,8 @@ def test_completion_of_paths(chat):
     ]
     assert completions(chat, 'see @"src/a ') == ['see @"src/a b.py"']
     assert completions(chat, "@.h") == ["@.hidden"]
+    assert completions(chat, "/edit see @to") == ["/edit see @top.txt"]
+    assert completions(chat, "/system @to") == []
     assert completions(chat, "me@to") == []
     assert completions(chat, "@no/such/") == []
 

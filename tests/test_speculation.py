@@ -65,7 +65,7 @@ class Script:
         self.text, self.mistakes, self.random = list(text), mistakes, random.Random(seed)
         self.strength, self.place = 1, 0
 
-    def begin(self, token_ids: Sequence[int]) -> None:
+    def begin(self, token_ids: Sequence[int], check: Any) -> None:
         self.place = 0
 
     def push(self, token_id: int) -> None:
@@ -240,7 +240,7 @@ def test_the_distribution_is_the_models(draft: int) -> None:
 def test_lookup_expects_what_followed(before: list[int], after: list[int]) -> None:
     """A match is an earlier place that ends with the same ids, and its length is no boast."""
     lookup, text = PromptLookup(), list(before)
-    lookup.begin(before)
+    lookup.begin(before, None)
     for token_id in [*after, 0]:
         expected = lookup.expects()
         if lookup.strength:
@@ -261,13 +261,13 @@ def test_lookup_expects_what_followed(before: list[int], after: list[int]) -> No
 def test_lookup_keeps_its_index_over_turns() -> None:
     """What a text shares with the last is not indexed again, and what is gone is not found."""
     lookup = PromptLookup()
-    lookup.begin([1, 2, 3, 4, 5, 1, 2, 3])
+    lookup.begin([1, 2, 3, 4, 5, 1, 2, 3], None)
     assert lookup.draft(2) == [4, 5]
-    lookup.begin([1, 2, 3, 9, 9, 9, 4, 1, 2, 3])
+    lookup.begin([1, 2, 3, 9, 9, 9, 4, 1, 2, 3], None)
     assert lookup.draft(3) == [9, 9, 9]
-    lookup.begin([7, 8, 9])
+    lookup.begin([7, 8, 9], None)
     assert not lookup.strength
-    lookup.begin([5, 6, 7, 5, 6, 7])
+    lookup.begin([5, 6, 7, 5, 6, 7], None)
     assert lookup.draft(8) == [5, 6, 7] * 2 + [5, 6]
 
 
@@ -287,7 +287,7 @@ class Device:
 def simulate(device: Device, text: Sequence[int], prompt: Sequence[int]) -> tuple[float, Any]:
     """Speculates over a given text; returns how many times as fast as plain steps it was."""
     lookup, controller = PromptLookup(), Controller()
-    lookup.begin(prompt)
+    lookup.begin(prompt, None)
     controller.begin()
     place, start_s = 0, device.now
     while place < len(text):

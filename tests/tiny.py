@@ -192,6 +192,9 @@ class RecurrentModel:
         raw = _State()
         return SequenceCache([raw], [RecurrentState(raw)])
 
+    def find_stack(self) -> None:
+        """Nothing is known of this kind."""
+
     def forward(self, token_ids: Any, cache: SequenceCache) -> Any:
         raw = cache.raw[0]
         num = token_ids.shape[1]

@@ -384,6 +384,10 @@ class OurEngine:
 
     def _store_history(self, depth: int, limit: Limit) -> None:
         """Stores the first `depth` ids, unless they are, and empties the cache."""
+        from mlxchat.engine.prompt_store import MIN_IDS
+
+        if depth < MIN_IDS:
+            raise NotMeasuredError(f"less than {MIN_IDS} tokens are not stored")
         stored = self._stored()
         ids = self._first_ids(depth)
         if not stored.is_stored(ids, "conversation"):

@@ -18,6 +18,7 @@ from mlxchat.engine.batch import Batch, can_batch
 from mlxchat.engine.prefix_cache import Plan
 from mlxchat.engine.sampling import Sampler
 from mlxchat.engine.worker import JobContext
+from mlxchat.model.batch_cache import Strand
 
 
 def _mute(context: JobContext) -> JobContext:
@@ -94,8 +95,9 @@ def _decode_together(
     engine, (reading, *_), count = runner.engine, readings, len(readings)
     ids = reading.token_ids
     max_tokens, limit = runner.limit_of(len(ids))
-    batch = Batch(engine, samplers, [max_tokens] * count)
-    batch.fill([engine.prefix.cache] * count, [len(ids)] * count, [reading.logits] * count)
+    batch, strand = Batch(engine), Strand(engine.prefix.cache, len(ids))
+    for sampler in samplers:
+        batch.add(strand, reading.logits, sampler, max_tokens)
     muted = _mute(context)
     decoders = [runner.make_decoder(read, muted) for read in readings]
     fed = [list(ids) for _ in range(count)]

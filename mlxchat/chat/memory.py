@@ -1,6 +1,6 @@
 """A turn that would not fit into memory is refused, or ends, before it hurts the machine."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from mlxchat.engine.engine import Engine
 from mlxchat.engine.kv_memory import (
@@ -57,11 +57,8 @@ class MemoryGuard:
         total = num_prompt + answer
         if total < SMALL_TURN or has_room(engine.prefix.cache, total):
             return
-        if self._bytes_per_token is None:
-            self._bytes_per_token = measure_kv_bytes_per_token(engine)
         # The old buffers are there until the larger ones are filled.
-        needed = int(total * self._bytes_per_token) + self._working_bytes
-        free = available_memory_bytes()
+        needed, free = self._needed(engine, total), available_memory_bytes()
         if needed > free:
             raise MemoryShortError(
                 f"this turn would take {_gib(needed)} GiB more memory (keys and values of"
@@ -70,6 +67,32 @@ class MemoryGuard:
                 " --kv-bits 8 or a smaller /model, or do without this check:"
                 " mlxchat config set context.memory_check false"
             )
+
+    def check_batch(self, engine: Engine, rows: Sequence[tuple[int, int]]) -> None:
+        """Checks a batch before its last row joins it.
+
+        Args:
+            engine: Whose model decodes.
+            rows: Of each the tokens of its prompt, and the most that its answer may have.
+
+        Raises:
+            MemoryShortError: All rows together would not fit; the line has the figures.
+        """
+        total = sum(prompt + min(answer, USUAL_ANSWER) for prompt, answer in rows)
+        if total < SMALL_TURN:
+            return
+        # Rows are copied into new buffers when one joins.
+        needed, free = self._needed(engine, total), available_memory_bytes()
+        if needed > free:
+            raise MemoryShortError(
+                f"{len(rows)} lines together would take {_gib(needed)} GiB more memory, but"
+                f" {_gib(free)} GiB are free; set a smaller --batch-size or --max-tokens"
+            )
+
+    def _needed(self, engine: Engine, num_tokens: int) -> int:
+        if self._bytes_per_token is None:
+            self._bytes_per_token = measure_kv_bytes_per_token(engine)
+        return int(num_tokens * self._bytes_per_token) + self._working_bytes
 
     def watch(self, engine: Engine, check: Callable[[], None]) -> Callable[[], None]:
         """Returns a check for between the tokens of an answer, which adds ours to another one.

@@ -78,7 +78,7 @@ def read_prompt(
     messages, prompt, begun = _render(runner, conversation, request)
     token_ids = (*prompt.token_ids, *begun.token_ids)
     _check_room(runner, len(token_ids))
-    plan = _plan(runner, messages, prompt, token_ids)
+    plan = _plan(runner, messages, prompt, token_ids, request.marks)
     now = watch.add("template", now)
     num_earlier = prompt.message_ends[-2] if len(messages) > 2 else 0
     plan, why, num_ahead = _reuse(runner, token_ids, plan, request, context, num_earlier)
@@ -151,6 +151,7 @@ def _plan(
     messages: list[Message],
     prompt: RenderedPrompt,
     token_ids: tuple[int, ...],
+    wanted: tuple[int, ...],
 ) -> Plan:
     """Plans the reuse, with marks where they will be wanted."""
     prefix = runner.engine.prefix
@@ -162,6 +163,7 @@ def _plan(
             prompt.message_ends[0] if messages[0].role == "system" else 0,
             prompt.message_ends[-2] if len(messages) > 1 else 0,
             runner.renderer.probe_point(messages, prompt),
+            *wanted,
         )
     return prefix.plan(token_ids, marks=marks)
 

@@ -10,6 +10,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -351,7 +352,7 @@ def merge_text(events: list[Any]) -> list[Any]:
     for event in events:
         last = merged[-1] if merged else None
         if isinstance(event, TextDelta) and isinstance(last, TextDelta) and last.kind == event.kind:
-            merged[-1] = TextDelta(last.text + event.text, event.kind)
+            merged[-1] = replace(event, text=last.text + event.text)
         else:
             merged.append(event)
     return merged

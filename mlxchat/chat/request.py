@@ -17,6 +17,7 @@ class TurnRequest:
         keep_branch: What the cache holds beyond the common prefix may be wanted again.
         cut_off: An answer to the question that goes on.
         cause: What the person changed since the last turn, for the reason.
+        marks: How many ids of the prompt will be wanted again without the others, where known.
     """
 
     question: str | None
@@ -24,3 +25,4 @@ class TurnRequest:
     keep_branch: bool = False
     cut_off: "Node | None" = None
     cause: str = ""
+    marks: tuple[int, ...] = ()

@@ -6,7 +6,7 @@ the other `session_` files look, move in the tree, change settings, and keep the
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from mlxchat.chat.continuation import find_cut_off
 from mlxchat.chat.conversation import Conversation, Node
 from mlxchat.chat.history_writer import LiveTurn
 from mlxchat.chat.options import ChatOptions
-from mlxchat.chat.read_ahead import Draft, DraftCost
+from mlxchat.chat.read_ahead import DraftCost
 from mlxchat.chat.request import TurnRequest
 from mlxchat.chat.results import Alternatives, ReplayedTurn, TurnResult
 from mlxchat.chat.session_history import SessionHistory
@@ -26,7 +26,7 @@ from mlxchat.chat.session_views import SessionViews
 from mlxchat.engine.worker import Job, JobCancelledError, JobContext
 
 if TYPE_CHECKING:
-    from mlxchat.chat.recorder import Recorder
+    from mlxchat.chat.batch_lines import BatchLine
     from mlxchat.chat.warming import Warmed
 
 __all__ = ["ChatOptions", "Session"]
@@ -52,12 +52,6 @@ class Session(SessionViews, SessionMoves, SessionSettings, SessionHistory):
         options: How to answer.
         recorder: Keeps what is said; None keeps nothing.
     """
-
-    def __init__(
-        self, model: str | None, options: ChatOptions, recorder: "Recorder | None" = None
-    ) -> None:
-        super().__init__(model, options, recorder)
-        self._draft = Draft()
 
     # -- turns -------------------------------------------------------------------------------------
 
@@ -88,6 +82,25 @@ class Session(SessionViews, SessionMoves, SessionSettings, SessionHistory):
     def send_many(self, text: str, count: int) -> Job[Alternatives]:
         """Answers a message several times at once; the head is then the first answer."""
         return self._turn(text, lambda: self.conversation.head, count=count)
+
+    def answer_lines(self, lines: "Sequence[BatchLine]", size: int) -> Job[None]:
+        """Answers questions that have nothing to do with each other or with the conversation.
+
+        The job emits a `LineAnswer` for each as soon as it is there.
+
+        Args:
+            lines: Without those that are broken.
+            size: How many are decoded together.
+        """
+
+        def job(context: JobContext) -> None:
+            runner = self._load_runner(context)
+            from mlxchat.chat.batching import LineAnswerer
+
+            LineAnswerer(runner, lines, size, context).run()
+
+        self._turn_job = submitted = self._worker.submit(job)
+        return submitted
 
     def go_on(self) -> Job[TurnResult]:
         """Goes on with the last answer, which was cut off; the shorter one stays in the tree.

@@ -6,6 +6,7 @@ module costs nothing; the engine side is imported by the first job.
 """
 
 import contextlib
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from mlxchat.chat.changes import Changes
 from mlxchat.chat.conversation import Conversation
 from mlxchat.chat.options import ChatOptions
 from mlxchat.chat.pause import AfterPause
+from mlxchat.chat.read_ahead import Draft
 from mlxchat.chat.results import SessionInfo, TurnResult
 from mlxchat.engine.worker import Job, JobCancelledError, JobContext, Worker
 
@@ -34,6 +36,9 @@ class SessionBase:
         model: A folder, a Hub id, or None for the built-in model.
         options: How to answer.
         recorder: Keeps what is said; None keeps nothing.
+
+    Attributes:
+        on_settled: Called, on the worker, when idle time has changed what the cache holds.
     """
 
     def __init__(
@@ -47,10 +52,12 @@ class SessionBase:
             recorder.begin(self.conversation)
         self.info: SessionInfo | None = None
         self.last: TurnResult | None = None
+        self.on_settled: Callable[[], None] = lambda: None
         self._worker = Worker()
         self._runner: TurnRunner | None = None
         self._is_closed = False
         self._changes = Changes()
+        self._draft = Draft()
         self._turn_job: Job[Any] | None = None
         self._pause = AfterPause(STORE_AFTER_S, lambda: self._keep_prompts(whole=True, idle=True))
 
@@ -137,6 +144,7 @@ class SessionBase:
                 self._runner.idle.settle(
                     self.conversation, context, keep_branch=branch, cause=cause
                 )
+                self.on_settled()
 
         if self._runner is not None and self.options.idle_work:
             self._worker.submit(job, idle=True)

@@ -181,18 +181,7 @@ class TurnRunner:
     def run(
         self, conversation: Conversation, request: TurnRequest, context: JobContext
     ) -> TurnResult:
-        """Answers a question.
-
-        Args:
-            conversation: Its head is where the question goes.
-            request: The turn.
-            context: The job's.
-
-        Raises:
-            TemplateError: The template refuses the conversation.
-            ContextFullError: The prompt leaves no room for an answer.
-            JobCancelledError: Stopped before there was anything to keep.
-        """
+        """Answers a question; arguments and errors are those of `read_prompt`."""
         reading = self.read(conversation, request, context)
         sampler = self.make_sampler(conversation, reading.token_ids)
         self.engine.speculator = self.foresight.choose(self.options.speculate)
@@ -310,8 +299,16 @@ class TurnRunner:
                 return token_ids[:end]
         return ()
 
-    def report(self, reading: Reading, answer: Answer) -> TurnResult:
-        """Returns all that is known of an answer, its verification apart."""
+    def report(
+        self, reading: Reading, answer: Answer, *, kv_bytes: int | None = None
+    ) -> TurnResult:
+        """Returns all that is known of an answer, its verification apart.
+
+        Args:
+            reading: Of its prompt.
+            answer: What was decoded.
+            kv_bytes: What its keys and values take; None asks the live sequence.
+        """
         plan, num_ahead = reading.plan, reading.num_ahead
         num_prompt, num_cached = len(reading.token_ids), plan.start
         usage = Usage(
@@ -322,7 +319,8 @@ class TurnRunner:
             settle_tokens=self.idle.take_num_settled(),
             completion_tokens=len(answer.tokens),
         )
-        kv_bytes = self.engine.prefix.cache.nbytes
+        if kv_bytes is None:
+            kv_bytes = self.engine.prefix.cache.nbytes
         timing = self.meter.finish(reading.watch, usage.prefill_tokens, self.loaded, kv_bytes)
         self.memory.note(timing.peak_memory_bytes, kv_bytes)
         was_loaded = self.keeping.take_was_loaded() and plan.source == "live"  # in idle time

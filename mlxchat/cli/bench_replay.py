@@ -15,7 +15,7 @@ from mlxchat.cli.bench_run import interruptible
 from mlxchat.cli.failures import INTERRUPTED
 from mlxchat.cli.options import read_request
 from mlxchat.cli.progress import PhaseClock
-from mlxchat.cli.render import format_progress
+from mlxchat.cli.render import format_count, format_progress
 from mlxchat.cli.screen import Screen
 from mlxchat.errors import UsageError
 
@@ -104,7 +104,7 @@ def format_replay(turns: list[ReplayedTurn], machine: dict[str, Any], repetition
     rows = []
     ways: tuple[Way, ...] = ("cold", "warm", "disk")
     for turn in turns:
-        cells = [str(turn.number), f"{turn.num_prompt:,}".replace(",", " ")]
+        cells = [str(turn.number), format_count(turn.num_prompt)]
         for way in ways:
             found = turn.ways.get(way)
             cells += ["-", "-"] if found is None else [f"{1e3 * found.seconds:,.1f}"]

@@ -140,12 +140,16 @@ def make_request(params: dict[str, Any], folder: str) -> Request:
 def open_folder(name: str | None, screen: Screen) -> tuple[str, Path]:
     """Returns the model's name and its folder; fetches it first where it must be."""
     from mlxchat.chat.results import LoadProgress
+    from mlxchat.cli.progress import PhaseClock
     from mlxchat.cli.render import format_progress
     from mlxchat.model import hub
     from mlxchat.settings import load_settings
 
+    clock = PhaseClock()
+
     def show(done: int, total: int) -> None:
-        screen.progress(format_progress(LoadProgress("download", done, total), 0.0))
+        event = LoadProgress("download", done, total)
+        screen.progress(format_progress(event, clock.elapsed_s(event)))
 
     try:
         found = hub.resolve_model(resolve_model(name, load_settings()), on_progress=show)
@@ -158,7 +162,7 @@ def open_folder(name: str | None, screen: Screen) -> tuple[str, Path]:
 
 
 def _require_mlx_lm() -> None:
-    from importlib.util import find_spec
+    from mlxchat.bench.peer_process import is_installed
 
-    if find_spec("mlx_lm") is None:
+    if not is_installed():
         raise MlxchatError("mlx-lm is not installed here; pip install mlx-lm brings it")

@@ -5,7 +5,7 @@ Colours and fonts come from the page, which knows light and dark (`page.py`).
 
 from collections.abc import Sequence
 
-from mlxchat.cli.page import GROUP_COLOURS, escape
+from mlxchat.cli.page import GROUP_COLOURS, escape, make_svg
 from mlxchat.cli.plots import format_value, nice_limit
 
 WIDTH, HEIGHT = 760, 280
@@ -51,7 +51,7 @@ def draw_stacked(
             out.append(_text(x + thick / 2, HEIGHT - _BOTTOM + 16, label, "middle"))
     if len(parts) > 1:
         out += _legend(parts)
-    return _svg(out, f"{y_name} by {x_name}")
+    return make_svg(WIDTH, HEIGHT, out, f"{y_name} by {x_name}")
 
 
 def draw_points(
@@ -84,7 +84,7 @@ def draw_points(
             )
     if len(groups) > 1:
         out += _legend([name for name, _ in groups])
-    return _svg(out, f"{y_name} by {x_name}")
+    return make_svg(WIDTH, HEIGHT, out, f"{y_name} by {x_name}")
 
 
 def _frame(top: float, x_name: str, y_name: str) -> list[str]:
@@ -123,11 +123,3 @@ def _text(x: float, y: float, text: str, anchor: str) -> str:
 
 def _colour(index: int) -> str:
     return GROUP_COLOURS[index % len(GROUP_COLOURS)]
-
-
-def _svg(parts: Sequence[str], label: str) -> str:
-    return (
-        f'<div class="scroll"><svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}"'
-        f' height="{HEIGHT}" viewBox="0 0 {WIDTH} {HEIGHT}" role="img"'
-        f' aria-label="{escape(label)}">\n' + "\n".join(parts) + "\n</svg></div>"
-    )

@@ -45,6 +45,9 @@ class ChatCompleter(Completer):
                     yield Completion(f"/{name}", -len(text), display_meta=command.summary)
         elif match := _COMMAND.fullmatch(text):
             yield from self._arguments(match[1].lower(), match[3])
+            entry = slash.COMMANDS.get(slash.ALIASES.get(match[1].lower(), match[1].lower()))
+            if entry is not None and not entry.takes_message:
+                return  # an `@` in its argument names no file
         if match := _AT.search(text):
             yield from complete_reference(match[1] or "", match[2] or match[3] or "")
 

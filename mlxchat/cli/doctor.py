@@ -31,6 +31,7 @@ _PACKAGES = (
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def doctor(as_json: bool) -> int:
     """Show what this machine and this installation can do."""
+    from mlxchat.bench.machine import versions
     from mlxchat.cli.render import format_table
 
     backend, problem = _backend()
@@ -40,7 +41,7 @@ def doctor(as_json: bool) -> int:
     rows = [
         ("mlxchat", __version__),
         ("python", python),
-        *_packages(),
+        *versions(_PACKAGES).items(),
         *backend,
         *_places(),
         history,
@@ -49,18 +50,6 @@ def doctor(as_json: bool) -> int:
     if problem is not None:
         raise problem
     return 0
-
-
-def _packages() -> Rows:
-    from importlib import metadata
-
-    rows = []
-    for name in _PACKAGES:
-        try:
-            rows.append((name, metadata.version(name)))
-        except metadata.PackageNotFoundError:
-            continue
-    return rows
 
 
 def _backend() -> tuple[Rows, MlxchatError | None]:

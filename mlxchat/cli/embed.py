@@ -1,7 +1,6 @@
 """`mlxchat embed`: texts and files to vectors, and the passages nearest to a question."""
 
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +9,7 @@ import click
 from mlxchat.cli.files import find_files, is_pattern
 from mlxchat.cli.generate import read_stdin
 from mlxchat.cli.options import MODEL_OPTION, resolve_model
+from mlxchat.cli.page import HTML_OPTION, check_folder, write_page
 from mlxchat.cli.render import one_line
 from mlxchat.errors import UsageError
 from mlxchat.settings import load_settings
@@ -52,7 +52,7 @@ _FORMATS = (".npy", ".jsonl", ".json")
 @click.option("--query-prefix", metavar="TEXT", help="Put this before the question.")
 @click.option("-o", "--out", metavar="FILE", help="Write the vectors: .npy, .jsonl or .json.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-@click.option("--html", metavar="FILE", help="Write what is shown as one web page.")
+@HTML_OPTION
 def embed(
     text: tuple[str, ...],
     model: str | None,
@@ -74,7 +74,6 @@ def embed(
     if not str(params.get("query") or "x").strip():
         raise UsageError("--query is empty; give a question")
     _check_out(out)
-    check_folder(html)
     passages = _read_texts(text)
     if not passages:
         raise UsageError("there is no text; give a text, a file, or lines on stdin")
@@ -84,7 +83,6 @@ def embed(
     for notice in done.notices:
         click.echo(notice, err=True)
     if html is not None:
-        from mlxchat.cli.page import write_page
         from mlxchat.cli.render_embed import make_page
 
         write_page(html, make_page(done))
@@ -145,18 +143,6 @@ def _check_out(out: str | None) -> None:
     check_folder(out)
 
 
-def check_folder(file: str | None) -> None:
-    """Checks that a file can be made where a person wants it, before the work is done.
-
-    Raises:
-        UsageError: Its folder is not there or cannot be written to.
-    """
-    if file is not None and not os.access(
-        folder := Path(file).expanduser().absolute().parent, os.W_OK
-    ):
-        raise UsageError(f"{folder} is no folder that can be written to; name another file")
-
-
 def _run(
     name: str | None, passages: "list[Passage]", options: "EmbedOptions", out: str | None
 ) -> "Embedded":
@@ -167,7 +153,7 @@ def _run(
     def work(context: "JobContext") -> "Embedded":
         done = embed_texts(name, passages, options, context)
         if out is not None:
-            save(done, Path(out))
+            save(done, Path(out).expanduser())
         return done
 
     return run_job(work)

@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from mlxchat.cli.render import one_line
+from mlxchat.cli.render import one_line, wrap_words
 from mlxchat.errors import MlxchatError
 
 INTERRUPTED = 130  # what shells report for SIGINT
@@ -99,8 +99,12 @@ def _usage_line(error: click.ClickException) -> str:
 
 
 def _print_error(line: str) -> None:
+    text = f"Error: {one_line(line)}"
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        if sys.stderr.isatty():
+            text = wrap_words(text, os.get_terminal_size(sys.stderr.fileno()).columns or 80)
     with contextlib.suppress(OSError):
-        click.echo(f"Error: {one_line(line)}", err=True)
+        click.echo(text, err=True)
 
 
 def _silence_stdout() -> None:

@@ -1,12 +1,12 @@
 """What a deleted conversation leaves outside of the history: stored prompts, and what was typed."""
 
 import contextlib
-import os
 from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlxchat import paths
+from mlxchat.cli.settings_file import replace_file
 from mlxchat.errors import SettingsError
 from mlxchat.settings import load_settings
 
@@ -57,8 +57,4 @@ def forget_typed(records: "Iterable[Record]", file: Path | None = None) -> None:
             kept.append(block)
     new = "\n# ".join(kept)
     if new != text:
-        temporary = file.with_name(f"{file.name}.{os.getpid()}")
-        descriptor = os.open(temporary, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600)
-        with open(descriptor, "w", encoding="utf-8", errors="surrogateescape") as stream:
-            stream.write(new)
-        temporary.replace(file)
+        replace_file(file, new, errors="surrogateescape")

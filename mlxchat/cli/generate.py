@@ -1,4 +1,4 @@
-"""`mlxchat generate`: one prompt in, one answer out; made for pipes."""
+"""`mlxchat generate`: one prompt in, one answer out, or many of both; made for pipes."""
 
 import os
 import stat
@@ -9,7 +9,9 @@ import click
 
 from mlxchat.cli.options import MOST_ANSWERS, chat_options, read_look, read_request
 from mlxchat.cli.screen import Screen
-from mlxchat.errors import MlxchatError, UsageError
+from mlxchat.errors import ContextFullError, MlxchatError, UsageError
+
+BATCH_SIZE = 8
 
 
 @click.command()
@@ -22,26 +24,85 @@ from mlxchat.errors import MlxchatError, UsageError
     metavar="N",
     help="Give N answers, decoded together.",
 )
+@click.option(
+    "--batch",
+    metavar="FILE",
+    help="Answer each line of FILE, or of stdin for `-`: JSON in, JSON out.",
+)
+@click.option(
+    "--batch-size",
+    type=click.IntRange(1, MOST_ANSWERS),
+    metavar="N",
+    help="Decode N lines of --batch together; 8 without this.",
+)
 def generate(
-    prompt: str | None, as_json: bool, timing: bool, plain: bool, samples: int, **params: Any
+    prompt: str | None,
+    as_json: bool,
+    timing: bool,
+    plain: bool,
+    samples: int,
+    batch: str | None,
+    batch_size: int | None,
+    **params: Any,
 ) -> None:
-    """Answer one PROMPT.
+    """Answer one PROMPT, or each line of a file.
 
     The prompt is the argument, the text on stdin, or both: the argument first, then the text. The
     answer goes to stdout, all else to stderr.
+
+    A line of --batch is {"prompt": "..."} or {"messages": [...]}, perhaps with "id", "system",
+    "stop", "max_tokens", "temperature", "seed" and the like. Its answer is one JSON object; the
+    order stays.
     """
+    if batch is not None or batch_size is not None:
+        _check_batch(batch, prompt, samples, batch_size or BATCH_SIZE, params)
+    screen = Screen(sys.stdout, sys.stderr, plain=plain, **read_look())
+    if batch is not None:
+        from mlxchat.cli.batch import run_batch
+
+        request = read_request(params, "generate")
+        run_batch(batch, request, batch_size or BATCH_SIZE, screen, timing=timing)
+        return
     text = join_prompt(prompt, read_stdin())
     request = read_request(params, "generate")
     with request.opened(idle_work=False) as session:
         from mlxchat.cli.turn import Answers, Start
 
-        screen = Screen(sys.stdout, sys.stderr, plain=plain, **read_look())
         answers = Answers(session, screen, as_json=as_json, timing=timing)
         start: Start = lambda: session.send(text)  # noqa: E731
         if samples > 1:
             start = lambda: session.send_many(text, samples)  # noqa: E731
-        if answers.give(start).stop_reason == "user_cancelled":
+        try:
+            result = answers.give(start)
+        except ContextFullError as error:  # what it advises are commands of the chat
+            what = str(error).partition(";")[0]
+            is_set = params["max_context"] is not None
+            longer = "raise --max-context" if is_set else "take another model with -m"
+            raise ContextFullError(f"{what}; shorten the prompt, or {longer}") from None
+        if result.stop_reason == "user_cancelled":
             raise KeyboardInterrupt
+
+
+def _check_batch(
+    batch: str | None, prompt: str | None, samples: int, size: int, params: dict[str, Any]
+) -> None:
+    """Checks what `--batch` is given with.
+
+    Raises:
+        UsageError: Something that does not go with it.
+    """
+    if batch is None:
+        raise UsageError("--batch-size is of no use alone; give --batch FILE too")
+    if prompt is not None:
+        raise UsageError("--batch takes its prompts from a file; leave the PROMPT out")
+    if samples > 1:
+        raise UsageError("--batch gives one answer a line; repeat lines in place of --samples")
+    foresees = params["draft_model"] is not None or params["speculate"] == "lookup"
+    if foresees and size > 1:
+        flag = "--draft-model" if params["draft_model"] is not None else "--speculate lookup"
+        raise UsageError(
+            f"{flag} is for answers one by one; leave it out, or give --batch-size 1 too"
+        )
 
 
 def join_prompt(argument: str | None, text: str) -> str:

@@ -101,6 +101,7 @@ class PromptKeys:
             event.app.exit(exception=EOFError)
             return
         event.current_buffer.reset()
+        event.app.vi_state.reset()  # a new line is typed, as in shells
         self._ctrl_c_at = time.monotonic()
         if event.app.loop is not None:  # takes the hint away when it is no longer true
             event.app.loop.call_later(LEAVE_WITHIN_S, event.app.invalidate)

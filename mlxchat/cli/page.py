@@ -4,10 +4,14 @@ Everything that comes from a person, a file or a model is escaped here.
 """
 
 import html
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import click
+
 from mlxchat.cli.heat import choose_ink, format_hex, mix_colour
+from mlxchat.errors import UsageError
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1d2129; --soft: #667; --line: #d5d9e0; --paper: #fdfdfc;
@@ -36,6 +40,32 @@ _CELL = 46
 _CHAR = 7.0  # width of a character of 12 px, about
 
 
+def check_folder(file: str | None) -> None:
+    """Checks that a file can be made where a person wants it, before the work is done.
+
+    Raises:
+        UsageError: Its folder is not there or cannot be written to.
+    """
+    if file is not None and not os.access(
+        folder := Path(file).expanduser().absolute().parent, os.W_OK
+    ):
+        raise UsageError(f"{folder} is no folder that can be written to; name another file")
+
+
+def _check_page(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    check_folder(value)
+    return value
+
+
+HTML_OPTION = click.option(
+    "--html",
+    metavar="FILE",
+    type=click.Path(dir_okay=False),
+    callback=_check_page,
+    help="Write what is shown as one web page.",
+)
+
+
 def make_page(title: str, summary: str, sections: Sequence[tuple[str, str]]) -> str:
     """Returns a whole page.
 
@@ -59,7 +89,7 @@ def make_page(title: str, summary: str, sections: Sequence[tuple[str, str]]) -> 
 
 def write_page(file: str, page: str) -> None:
     """Writes a page to a file."""
-    Path(file).write_text(page, encoding="utf-8")
+    Path(file).expanduser().write_text(page, encoding="utf-8")
 
 
 def escape(text: str) -> str:
@@ -172,11 +202,19 @@ def draw_scatter(
     return make_svg(width, height, parts)
 
 
-def make_svg(width: float, height: float, parts: Sequence[str]) -> str:
-    """Returns a picture of parts that are SVG already; a wide one scrolls."""
+def make_svg(width: float, height: float, parts: Sequence[str], label: str = "") -> str:
+    """Returns a picture of parts that are SVG already; a wide one scrolls.
+
+    Args:
+        width: In pixels.
+        height: In pixels.
+        parts: What is drawn.
+        label: What it shows, for those who cannot see it.
+    """
+    named = f' aria-label="{escape(label)}"' if label else ""
     return (
         f'<div class="scroll"><svg xmlns="http://www.w3.org/2000/svg" width="{width:.0f}"'
-        f' height="{height:.0f}" viewBox="0 0 {width:.0f} {height:.0f}" role="img">\n'
+        f' height="{height:.0f}" viewBox="0 0 {width:.0f} {height:.0f}" role="img"{named}>\n'
         + "\n".join(parts)
         + "\n</svg></div>"
     )

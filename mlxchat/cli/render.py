@@ -7,6 +7,8 @@ import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from mlxchat.chat.conversation import Branch
     from mlxchat.chat.read_ahead import DraftCost
     from mlxchat.chat.results import (
@@ -53,6 +55,16 @@ def sanitize(text: str) -> str:
 def one_line(text: str) -> str:
     """Returns `text` sanitised, with every run of white space made one space."""
     return sanitize(" ".join(text.split()))
+
+
+def cut(text: str, num_chars: int) -> str:
+    """Returns a text that is no longer than so many characters, the cut marked."""
+    return text if len(text) <= num_chars else f"{text[: num_chars - 1]}…"
+
+
+def short_model(name: str) -> str:
+    """Returns the last part of a model's name, which may be a path."""
+    return one_line(name).rstrip("/").rpartition("/")[2]
 
 
 def format_count(number: int) -> str:
@@ -135,14 +147,19 @@ def wrap_words(line: str, width: int) -> str:
 
 def wrap_parts(line: str, width: int) -> str:
     """Breaks a line that is too wide at its ` · ` marks."""
+    return "\n".join(fill_rows(line.split(" · "), " · ", width))
+
+
+def fill_rows(parts: "Iterable[str]", separator: str, width: int) -> list[str]:
+    """Puts parts side by side in rows of a width; a part that is wider has a row of its own."""
     rows = [""]
-    for part in line.split(" · "):
-        joined = f"{rows[-1]} · {part}" if rows[-1] else part
+    for part in parts:
+        joined = f"{rows[-1]}{separator}{part}" if rows[-1] else part
         if len(joined) <= width or not rows[-1]:
             rows[-1] = joined
         else:
             rows.append(part)
-    return "\n".join(rows)
+    return rows
 
 
 def format_batch_progress(event: "BatchProgress", elapsed_s: float) -> str:
@@ -351,7 +368,7 @@ def format_toolbar(
         return f"{one_line(model or 'built-in model')} · {progress or 'loading'}"
     used, limit = session.context_used, info.context_limit
     share = f" ({100 * used / limit:.0f} %) {format_bar(used / limit)}" if limit else ""
-    name = one_line(info.model).rpartition("/")[2]
+    name = short_model(info.model)
     parts = [name, *([] if cost is None else [format_cost(cost)])]
     parts.append(f"{format_count(used)} of {format_count(limit)} tokens{share}")
     if (last := session.last) is not None:
@@ -399,7 +416,7 @@ def format_tree(branches: "list[Branch]", width: int = 60) -> str:
         message = branch.node.message
         sign = ">" if branch.is_head else "*" if branch.is_on_path else " "
         text = one_line(message.content)
-        text = text if len(text) <= width else text[: width - 1] + "…"
+        text = cut(text, width)
         who = "you" if message.role == "user" else "model"
         lines.append(f"{sign} {branch.node.id:>3}  {'  ' * branch.depth}{who}: {text}")
     return "\n".join(lines)

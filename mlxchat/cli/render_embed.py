@@ -1,23 +1,22 @@
 """What `mlxchat embed` shows: vectors with their neighbours, and what was found for a question."""
 
 import itertools
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
 from mlxchat.cli.embed import MOST_SHOWN
 from mlxchat.cli.heat import shade
-from mlxchat.cli.render import format_count, one_line, sanitize
+from mlxchat.cli.inspect.paint import make_console, spark
+from mlxchat.cli.render import cut, format_count, one_line, sanitize
 
 if TYPE_CHECKING:
     from mlxchat.chat.embedding import Embedded
 
-_BLOCKS = "▁▂▃▄▅▆▇█"
 # A table of all pairs is readable up to here; with more texts each shows its nearest one.
 _MOST_IN_MATRIX = 12
 _SPARK_WIDTH = 24
@@ -29,7 +28,7 @@ _WIDE = 90
 
 def show(done: "Embedded") -> None:
     """Writes the vectors, or what was found, to stdout."""
-    console = Console(file=sys.stdout, highlight=False)
+    console = make_console()
     console.print(make_view(done, console.width))
 
 
@@ -59,8 +58,7 @@ def format_summary(done: "Embedded") -> str:
 def _label(done: "Embedded", index: int, limit: int) -> str:
     passage = done.passages[index]
     text = f"{passage.place}  {passage.text}" if passage.path else passage.text
-    text = one_line(text)
-    return text if len(text) <= limit else text[: limit - 1] + "…"
+    return cut(one_line(text), limit)
 
 
 def nearest(done: "Embedded", index: int) -> tuple[int, float] | None:
@@ -78,9 +76,7 @@ def format_spark(row: list[float], width: int = _SPARK_WIDTH) -> str:
     width = min(width, len(row))
     edges = [i * len(row) // width for i in range(width + 1)]
     means = [sum(row[a:b]) / (b - a) for a, b in itertools.pairwise(edges)]
-    low, high = min(means), max(means)
-    span = (high - low) or 1.0
-    return "".join(_BLOCKS[round((m - low) / span * (len(_BLOCKS) - 1))] for m in means)
+    return spark(means)
 
 
 def _make_table(done: "Embedded", width: int) -> Table:

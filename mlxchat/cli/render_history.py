@@ -4,7 +4,15 @@ from typing import TYPE_CHECKING
 
 from mlxchat.chat.export import Shown, format_time, headline, transcript, who
 from mlxchat.chat.history_search import CLOSE, OPEN
-from mlxchat.cli.render import format_bytes, format_count, format_table, one_line, sanitize
+from mlxchat.cli.render import (
+    cut,
+    format_bytes,
+    format_count,
+    format_table,
+    one_line,
+    sanitize,
+    short_model,
+)
 from mlxchat.cli.wrap import text_width, wrap
 
 if TYPE_CHECKING:
@@ -20,7 +28,7 @@ def format_summaries(summaries: "list[Summary]") -> str:
     rows = [("id", "last turn", "turns", "model", "title")]
     for summary in summaries:
         title = cut(one_line(summary.title), TITLE_CHARS) + (" (partial)" * summary.is_partial)
-        model = one_line(summary.model or "?").rstrip("/").rsplit("/", 1)[-1]
+        model = short_model(summary.model or "?")
         when = format_time(summary.updated_at)
         rows.append((str(summary.id), when, str(summary.num_questions), cut(model, 24), title))
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
@@ -29,11 +37,6 @@ def format_summaries(summaries: "list[Summary]") -> str:
         f"  {row[3]:<{widths[3]}}  {row[4]}"
         for row in rows
     )
-
-
-def cut(text: str, num_chars: int) -> str:
-    """Returns a text that is no longer than so many characters, the cut marked."""
-    return text if len(text) <= num_chars else f"{text[: num_chars - 1]}…"
 
 
 def format_record(record: "Record", *, thinking: bool, is_styled: bool) -> str:

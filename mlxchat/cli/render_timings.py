@@ -8,14 +8,16 @@ from typing import Any
 from mlxchat.chat.timings import PHASES, Span, Totals, TurnFigures, add_up, by_turn, places_of
 from mlxchat.cli.plots import format_bars, format_points, format_stacked
 from mlxchat.cli.render import (
+    cut,
     format_columns,
     format_count,
     format_counts_in,
     format_rate,
     format_seconds,
     one_line,
+    short_model,
 )
-from mlxchat.cli.render_history import TITLE_CHARS, cut
+from mlxchat.cli.render_history import TITLE_CHARS
 
 # More bars than this are joined to spans of turns.
 BARS_IN_TEXT, BARS_ON_PAGE = 24, 60
@@ -147,7 +149,7 @@ def conversation_cells(one: Told) -> tuple[str, ...]:
         format_count(totals.num_read),
         format_seconds(totals.median_ttft_s),
         format_rate(totals.median_tok_per_s),
-        cut(one_line(one.turns[-1].model).rstrip("/").rsplit("/", 1)[-1], 24),
+        cut(short_model(one.turns[-1].model), 24),
         cut(one_line(one.title), 32),
     )
 

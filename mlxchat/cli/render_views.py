@@ -3,7 +3,7 @@
 import textwrap
 from typing import TYPE_CHECKING
 
-from mlxchat.cli.render import format_bar, format_count, format_seconds, one_line
+from mlxchat.cli.render import fill_rows, format_bar, format_count, format_seconds, one_line
 
 if TYPE_CHECKING:
     from mlxchat.chat.results import TurnResult
@@ -66,15 +66,11 @@ def format_phases(result: "TurnResult") -> str:
 
 def format_tokens(pieces: "list[TokenPiece]", width: int) -> str:
     """Returns ids with their texts in running rows; special ones are marked with a star."""
-    rows = [""]
+    cells = []
     for piece in pieces[:_MAX_PIECES]:
         text = piece.text if piece.is_special else repr(piece.text)
-        cell = f"{one_line(text)}{'*' if piece.is_special else ''} {piece.token_id}"
-        joined = f"{rows[-1]}  {cell}" if rows[-1] else cell
-        if len(joined) <= width or not rows[-1]:
-            rows[-1] = joined
-        else:
-            rows.append(cell)
+        cells.append(f"{one_line(text)}{'*' if piece.is_special else ''} {piece.token_id}")
+    rows = fill_rows(cells, "  ", width)
     left = len(pieces) - _MAX_PIECES
     rows += [f"… and {format_count(left)} more"] if left > 0 else []
     marks = "; * marks special ones" if any(piece.is_special for piece in pieces) else ""

@@ -240,6 +240,7 @@ class Repl:
             with contextlib.suppress(RuntimeError):  # the prompt's loop has just ended
                 app.invalidate()
 
+        answers.session.on_settled = redraw  # the toolbar says how much is held
         self._follow_drafts(answers.session, redraw)
 
         def watch() -> None:

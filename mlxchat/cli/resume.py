@@ -101,7 +101,8 @@ def ask_for_conversation() -> str:
     from prompt_toolkit.completion import Completer, Completion
     from prompt_toolkit.validation import ValidationError, Validator
 
-    from mlxchat.cli.render_history import TITLE_CHARS, cut
+    from mlxchat.cli.render import cut
+    from mlxchat.cli.render_history import TITLE_CHARS
 
     if TYPE_CHECKING:
         from prompt_toolkit.completion import CompleteEvent

@@ -34,7 +34,7 @@ def save_setting(name: str, value: str | float | bool | None) -> Path:
     text = change_setting(old, name, value, path)
     try:
         paths.make_private_dir(path.parent)
-        _replace(path.resolve(), text)
+        replace_file(path.resolve(), text)
     except OSError as error:
         raise SettingsError(
             f"cannot write {path}: {error.strerror}; check space and permissions"
@@ -106,11 +106,19 @@ def _toml(value: str | float | bool) -> str:
     return json.dumps(value)
 
 
-def _replace(path: Path, text: str) -> None:
-    """Puts a whole file in the place of the old one; its permissions stay."""
+def replace_file(path: Path, text: str, *, errors: str = "strict") -> None:
+    """Puts a whole file in the place of the old one; its permissions stay.
+
+    Args:
+        path: The file.
+        text: What it shall hold.
+        errors: What is done with characters that are none, as `open` takes it.
+    """
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(
-            tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, delete=False)
+            tempfile.NamedTemporaryFile(
+                "w", encoding="utf-8", errors=errors, dir=path.parent, delete=False
+            )
         )
         stack.callback(lambda: Path(file.name).unlink(missing_ok=True))
         file.write(text)

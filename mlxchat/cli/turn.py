@@ -184,20 +184,28 @@ class TurnView:
                 self._screen.progress(format_progress(event, elapsed_s))
 
 
-def follow(start: Callable[[], Job[T]], screen: Screen | None, *, shows_text: bool = False) -> T:
+def follow(
+    start: Callable[[], Job[T]],
+    screen: Screen | None,
+    *,
+    shows_text: bool = False,
+    view: TurnView | None = None,
+) -> T:
     """Starts a job, shows its events to its end and returns its value; Ctrl-C stops it.
 
     Args:
         start: Starts it.
         screen: Where to; None shows nothing.
         shows_text: Text is shown while it comes.
+        view: Shows the events in its own way.
 
     Raises:
         MlxchatError: It failed.
         Stopped: Ctrl-C came before there was anything to keep.
         KeyboardInterrupt: Ctrl-C came twice and the job did not react.
     """
-    view = None if screen is None else TurnView(screen, shows_text=shows_text)
+    if view is None and screen is not None:
+        view = TurnView(screen, shows_text=shows_text)
     with StopOnCtrlC() as ctrl_c:
         job = ctrl_c.watch(start())
         try:

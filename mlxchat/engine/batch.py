@@ -1,9 +1,10 @@
 """Several sequences decoded together: the weights are read once for all of them.
 
 Each sequence is prefilled by itself, then the rows go on in step, one step ahead of the program
-that takes the tokens. Rows of one prompt share what was prefilled; rows of different prompts stand
-side by side with padding before the shorter ones, where the model can. A row draws the tokens that
-it would draw alone, as far as products of several rows round like those of one.
+that takes the tokens. Others may join at any time, in the place of those that have ended. Rows of
+different lengths stand side by side with padding before the shorter ones, where the model can. A
+row draws the tokens that it would draw alone, as far as products of several rows round like those
+of one.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,7 +15,7 @@ import mlx.core as mx
 
 from mlxchat.engine.engine import Check, Engine, Logits
 from mlxchat.engine.sampling import Sampler, sample_rows
-from mlxchat.model.batch_cache import can_stack, keep_rows, stack, take_row
+from mlxchat.model.batch_cache import Stack, Strand, can_stack, stack, take_row
 from mlxchat.model.sequence_cache import SequenceCache
 
 
@@ -22,6 +23,23 @@ def can_batch(engine: Engine, lengths: Sequence[int]) -> bool:
     """Whether sequences of these lengths can be decoded together."""
     can_pad = engine.model.can_pad and engine.kv_bits is None
     return can_stack(engine.prefix.make_cache()) and (can_pad or len(set(lengths)) == 1)
+
+
+def find_stack(engine: Engine) -> tuple[Stack | None, str]:
+    """Returns what puts sequences of any lengths together, or why they are decoded one by one."""
+    if engine.kv_bits is not None:
+        return None, "keys and values in few bits cannot be padded"
+    found = engine.model.find_stack()
+    return found, "" if found else "the caches of this model cannot be padded"
+
+
+def copy_live(engine: Engine) -> Strand:
+    """Returns a copy of the live sequence, which can then go on with something else."""
+    prefix = engine.prefix
+    length = len(prefix.token_ids)
+    cache = stack(prefix.make_cache(), [Strand(prefix.cache, length)])
+    mx.eval(cache.arrays())
+    return Strand(cache, length)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,41 +52,56 @@ class BatchToken:
 
 
 @dataclass(slots=True)
+class _Row:
+    """A row that is decoded: its number, its sampler, positions fed, tokens that may come."""
+
+    number: int
+    sampler: Sampler
+    length: int
+    left: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    """A row that joins with the next step."""
+
+    row: _Row
+    strand: Strand
+    logits: Logits
+
+
+@dataclass(slots=True)
 class Batch:
     """Rows that are decoded together.
 
     Attributes:
         engine: Its model decodes; its live sequence stays as it is.
-        samplers: One for each row; their settings differ in nothing but the seed.
-        max_tokens: Longest answer of each row.
-        cache: Of the rows that are left.
+        stack: Puts sequences together; None is the way of our own caches.
+        cache: Of the rows that are decoded.
     """
 
     engine: Engine
-    samplers: list[Sampler]
-    max_tokens: list[int]
+    stack: Stack | None = None
     cache: SequenceCache = field(init=False)
-    _logits: Logits = field(init=False)
-    _rows: list[int] = field(init=False)
+    _tokens: mx.array = field(init=False)  # (B,): of each row the next one, not yet fed
+    _rows: list[_Row] = field(default_factory=list)
+    _waiting: list[_Waiting] = field(default_factory=list)
     _ended: set[int] = field(default_factory=set)
+    _num_rows: int = 0
 
-    def __post_init__(self) -> None:
-        self._rows = list(range(len(self.samplers)))
-        self.cache = self.engine.prefix.make_cache()
-
-    def fill(
-        self, caches: Sequence[SequenceCache], lengths: Sequence[int], logits: Sequence[Logits]
-    ) -> None:
-        """Takes over the prefilled sequences, one for each row; they stay as they are.
+    def add(self, strand: Strand, logits: Logits, sampler: Sampler, max_tokens: int) -> int:
+        """Has a prefilled sequence join with the next step; returns the number of its row.
 
         Args:
-            caches: The same one may stand there several times.
-            lengths: Positions that each holds.
-            logits: Of each, after its last position.
+            strand: Must stay as it is until then; the same one may be added several times.
+            logits: (1, V), after its last position.
+            sampler: Draws the tokens of the row.
+            max_tokens: Longest answer.
         """
-        self._logits = mx.concatenate(list(logits), axis=0)
-        stack(self.cache, caches, lengths)
-        self.cache.reserve(max(n + more for n, more in zip(lengths, self.max_tokens, strict=True)))
+        row = _Row(self._num_rows, sampler, strand.length, max_tokens)
+        self._waiting.append(_Waiting(row, strand, logits))
+        self._num_rows += 1
+        return row.number
 
     def end(self, row: int) -> None:
         """Ends a row: none of its tokens are yielded any more."""
@@ -76,12 +109,16 @@ class Batch:
 
     def take(self, row: int) -> SequenceCache:
         """Returns the cache of a row, with the tokens fed so far, lazily (see `take_row`)."""
-        return take_row(self.cache, self._rows.index(row), self.engine.prefix.make_cache())
+        place = next(i for i, other in enumerate(self._rows) if other.number == row)
+        return take_row(self.cache, place, self.engine.prefix.make_cache())
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of keys and values that one row takes."""
+        return self.cache.nbytes // max(len(self._rows), 1)
 
     def decode(self, check: Check) -> Iterator[BatchToken]:
-        """Samples a token for each row and feeds them before they are yielded.
-
-        Rows that have ended go on unseen until half of the batch has ended; then they leave it.
+        """Samples a token for each row and feeds them before they are yielded, to the last row.
 
         Args:
             check: Called between steps; may raise to stop.
@@ -89,27 +126,45 @@ class Batch:
         Yields:
             Tokens, row after row, step after step.
         """
-        samplers = dict(enumerate(self.samplers))
-        tokens = sample_rows(self.samplers, self._logits)
-        mx.async_eval(tokens)  # type: ignore[no-untyped-call]
-        num = 0
         while True:
             check()
-            num += 1
-            is_last = all(num >= self.max_tokens[r] for r in self._rows if r not in self._ended)
-            if not is_last:
-                logits = self.engine.model.forward(tokens[:, None], self.cache)
-                ahead = sample_rows([samplers[row] for row in self._rows], logits)
-                mx.async_eval(ahead)  # type: ignore[no-untyped-call]
-            for row, token_id in zip(self._rows, cast(list[int], tokens.tolist()), strict=True):
-                if row not in self._ended:
-                    yield BatchToken(row, token_id, not is_last)
-                if num >= self.max_tokens[row]:
-                    self.end(row)
-            left = [i for i, row in enumerate(self._rows) if row not in self._ended]
-            if not left:
+            self._change_rows()
+            if not self._rows:
                 return
-            tokens = ahead
-            if len(left) <= len(self._rows) // 2:
-                keep_rows(self.cache, left)
-                tokens, self._rows = ahead[mx.array(left)], [self._rows[i] for i in left]
+            tokens = self._tokens
+            is_last = all(row.left == 1 for row in self._rows if row.number not in self._ended)
+            if not is_last:
+                logits = self.engine.forward(tokens[:, None], self.cache)
+                self._tokens = sample_rows([row.sampler for row in self._rows], logits)
+                mx.async_eval(self._tokens)  # type: ignore[no-untyped-call]
+            for row in self._rows:
+                row.left -= 1
+                row.length += not is_last
+            for row, token_id in zip(self._rows, cast(list[int], tokens.tolist()), strict=True):
+                if row.number not in self._ended:
+                    yield BatchToken(row.number, token_id, not is_last)
+                if row.left <= 0:
+                    self.end(row.number)
+
+    def _change_rows(self) -> None:
+        """Lets rows join; those that have ended leave then, or when they are half of all."""
+        left = [i for i, row in enumerate(self._rows) if row.number not in self._ended]
+        waiting, self._waiting = self._waiting, []
+        if not waiting and len(left) > len(self._rows) // 2:
+            return
+        strands = [Strand(self.cache, self._rows[i].length, i) for i in left]
+        strands += [new.strand for new in waiting]
+        rows = [self._rows[i] for i in left] + [new.row for new in waiting]
+        tokens = [self._tokens[mx.array(left)]] if left else []
+        if waiting:
+            logits = mx.concatenate([new.logits for new in waiting])
+            tokens.append(sample_rows([new.row.sampler for new in waiting], logits))
+        self._rows = rows
+        self._ended.clear()
+        if rows:
+            self._tokens = mx.concatenate(tokens)
+            if self.stack is not None:
+                self.cache = self.stack(strands)
+            else:
+                self.cache = stack(self.engine.prefix.make_cache(), strands)
+            mx.async_eval(self._tokens)  # type: ignore[no-untyped-call]

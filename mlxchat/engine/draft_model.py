@@ -9,7 +9,7 @@ from typing import Literal, cast
 
 import mlx.core as mx
 
-from mlxchat.engine.engine import Engine
+from mlxchat.engine.engine import Check, Engine
 from mlxchat.engine.prefix_cache import Plan
 from mlxchat.engine.token_ids import count_common
 
@@ -29,12 +29,17 @@ class DraftModel:
         self._text: list[int] = []
         self._num_agreed = 0  # ids at the beginning of the cache that are those of the text
 
-    def begin(self, token_ids: Sequence[int]) -> None:
-        """Takes the text so far, and reads what is new of it."""
+    def begin(self, token_ids: Sequence[int], check: Check) -> None:
+        """Takes the text so far, and reads what is new of it.
+
+        Args:
+            token_ids: Of the text.
+            check: Called between chunks; what it raises ends the reading, and what was read stays.
+        """
         self._text = list(token_ids)
         self._num_agreed = count_common(self._engine.prefix.token_ids, self._text)
         if self._text:
-            self._read()
+            self._read(check)
 
     def push(self, token_id: int) -> None:
         """Takes the next id of the text."""
@@ -50,7 +55,7 @@ class DraftModel:
     def draft(self, num: int) -> list[int]:
         """Returns the `num` tokens that the draft model takes for the likeliest."""
         engine, prefix = self._engine, self._engine.prefix
-        logits = self._read()
+        logits = self._read(check=lambda: None)  # a few ids
         tokens: list[mx.array] = []
         try:
             for _ in range(num - 1):
@@ -64,7 +69,7 @@ class DraftModel:
         prefix.extend(drafts[:-1])
         return drafts
 
-    def _read(self) -> mx.array:
+    def _read(self, check: Check) -> mx.array:
         """Brings the cache to the text; returns the logits after its last id."""
         prefix = self._engine.prefix
         # The last id is always fed: its logits are wanted.
@@ -77,7 +82,7 @@ class DraftModel:
             prefix.cache.rewind(keep)
             del prefix.token_ids[keep:]
         plan = Plan("trim", keep, keep, keep)
-        logits = self._engine.prefill(self._text, plan)
+        logits = self._engine.prefill(self._text, plan, check=check)
         assert logits is not None
         prefix.cache.pin(len(self._text) - 1)
         self._num_agreed = len(self._text)

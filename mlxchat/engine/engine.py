@@ -105,7 +105,8 @@ class Engine:
             self.taps = taps
             self.prefix.reset()
 
-    def _forward(self, token_ids: mx.array, cache: SequenceCache) -> Logits:
+    def forward(self, token_ids: mx.array, cache: SequenceCache) -> Logits:
+        """Feeds ids (B, T), steered where that is on; returns the last logits (B, V), lazily."""
         if self.taps is None:
             return self.model.forward(token_ids, cache)
         return self.model.forward(token_ids, cache, self.taps)
@@ -156,7 +157,7 @@ class Engine:
         try:
             ids, logits = mx.array([list(token_ids)]), None
             if wants_logits:
-                logits = self._forward(ids, prefix.cache)
+                logits = self.forward(ids, prefix.cache)
             elif self.taps is None:
                 self.model.prefill(ids, prefix.cache)
             else:
@@ -188,7 +189,7 @@ class Engine:
         """
         if self.speculator is not None:
             yield from self.speculator.decode(
-                Passes(self._forward, self._forward_all),
+                Passes(self.forward, self._forward_all),
                 self.prefix,
                 logits,
                 sampler,
@@ -211,7 +212,7 @@ class Engine:
                 return
             fed = False
             try:
-                ahead = sampler.sample(self._forward(token[:, None], prefix.cache))
+                ahead = sampler.sample(self.forward(token[:, None], prefix.cache))
                 mx.async_eval(ahead)  # type: ignore[no-untyped-call]
                 token_id = cast(int, token.item())
                 prefix.extend([token_id])
@@ -253,7 +254,7 @@ class Engine:
         for start in range(0, len(token_ids), VERIFY_CHUNK):
             check()
             chunk = list(token_ids[start : start + VERIFY_CHUNK])
-            logits = self._forward(mx.array([chunk]), cache)
+            logits = self.forward(mx.array([chunk]), cache)
             mx.eval(cache.arrays(), logits)
         assert logits is not None
         return logits

@@ -28,8 +28,11 @@ class PromptLookup:
         self._next = 0  # the place whose id is expected next
         self.strength = 0
 
-    def begin(self, token_ids: Sequence[int]) -> None:
-        """Takes the text so far; what it shares with the last text is indexed already."""
+    def begin(self, token_ids: Sequence[int], check: object) -> None:
+        """Takes the text so far; what it shares with the last text is indexed already.
+
+        It is quick: there is nothing to check.
+        """
         common = count_common(self._ids, token_ids)
         del self._ids[common:]
         self._recent, self.strength = 0, 0

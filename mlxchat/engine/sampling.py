@@ -91,6 +91,7 @@ class Sampler:
         self, sampling: Sampling, vocab_size: int, context_ids: Iterable[int] = ()
     ) -> None:
         self.sampling = sampling
+        self.settings = replace(sampling, seed=0)  # what a row may have in common with others
         self._key = mx.random.key(sampling.seed % 2**64)  # a retry counts up from any seed
         self._keys: deque[mx.array] = deque()
         self._counts: mx.array | None = None
@@ -137,9 +138,8 @@ class Sampler:
         if self.is_greedy:
             near = _NEAR_TIE_SHARE.get(logits.dtype, 1e-2) * mx.abs(logits).max(axis=-1)
             return _find_best(mx.concatenate(rows), near)
-        keyed = zip(rows, self._peek_keys(len(rows)), strict=True)
-        drawn = [self._draw(row, key) for row, key in keyed]
-        return mx.concatenate(drawn), mx.zeros((len(rows),), mx.bool_)
+        drawn = _draw_rows(mx.concatenate(rows), self._peek_keys(len(rows)), self.sampling)
+        return drawn, mx.zeros((len(rows),), mx.bool_)
 
     def accept(self, token_ids: Sequence[int]) -> None:
         """Counts tokens that `sample_ahead` drew, and spends their keys."""
@@ -173,18 +173,10 @@ class Sampler:
                 logits = logits - s.presence_penalty * seen - s.frequency_penalty * self._counts
         return logits if self._bias is None else logits + self._bias
 
-    def _draw(self, logits: mx.array, key: mx.array | None = None) -> mx.array:
-        s = self.sampling
+    def _draw(self, logits: mx.array) -> mx.array:
         if self.is_greedy:
             return mx.argmax(logits, axis=-1)
-        return draw(
-            logits,
-            self.next_key() if key is None else key,
-            temperature=s.temperature,
-            top_k=s.top_k,
-            top_p=s.top_p,
-            min_p=s.min_p,
-        )
+        return _draw_rows(logits, [self.next_key()], self.sampling)
 
     def next_key(self) -> mx.array:
         """Returns the random key of the next token, and spends it."""
@@ -213,75 +205,66 @@ def sample_rows(samplers: Sequence[Sampler], logits: mx.array) -> mx.array:
     Each row draws what its sampler alone would draw.
 
     Args:
-        samplers: One for each row; their settings differ in nothing but the seed.
+        samplers: One for each row.
         logits: (B, V).
 
     Returns:
         Token ids (B,), lazily.
     """
     first = samplers[0].sampling
+    if any(sampler.settings != samplers[0].settings for sampler in samplers):
+        pairs = enumerate(samplers)
+        return mx.concatenate([s.sample(logits[row : row + 1]) for row, s in pairs])
     if first.has_penalties or first.logit_bias:
         pairs = enumerate(samplers)
         logits = mx.concatenate([s.process(logits[row : row + 1]) for row, s in pairs])
     if samplers[0].is_greedy:
         tokens = mx.argmax(logits, axis=-1)
     else:
-        logprobs, ids = truncated_logprobs(
-            logits,
-            temperature=first.temperature,
-            top_k=first.top_k,
-            top_p=first.top_p,
-            min_p=first.min_p,
-        )
-        tokens = mx.concatenate(
-            [
-                mx.random.categorical(logprobs[row : row + 1], axis=-1, key=sampler.next_key())
-                for row, sampler in enumerate(samplers)
-            ]
-        )
-        if ids is not None:
-            tokens = mx.take_along_axis(ids, tokens[:, None], axis=-1)[:, 0]
+        tokens = _draw_rows(logits, [sampler.next_key() for sampler in samplers], first)
     for row, sampler in enumerate(samplers):
         sampler.count_drawn(tokens[row : row + 1])
     return tokens
 
 
-def draw(
-    logits: mx.array,
-    key: mx.array,
-    *,
-    temperature: float,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    min_p: float = 0.0,
-) -> mx.array:
-    """Draws a token from truncated, tempered logits.
+def _draw_rows(logits: mx.array, keys: Sequence[mx.array], sampling: Sampling) -> mx.array:
+    """Draws a token for each row, above temperature 0; rows have all but their keys in common.
 
     Args:
         logits: (B, V).
-        key: The random key of this token.
-        temperature: Above 0.
-        top_k: Keep this many of the likeliest tokens; 0 keeps all.
-        top_p: Keep the smallest set of likeliest tokens whose probability reaches this; 1 keeps
-            all.
-        min_p: Drop tokens below this share of the likeliest token's probability; 0 keeps all.
+        keys: The random key of each row's token.
+        sampling: Temperature and truncation.
 
     Returns:
         Token ids (B,).
     """
     logprobs, ids = truncated_logprobs(
-        logits, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p
+        logits,
+        temperature=sampling.temperature,
+        top_k=sampling.top_k,
+        top_p=sampling.top_p,
+        min_p=sampling.min_p,
     )
-    choice = mx.random.categorical(logprobs, axis=-1, key=key)
-    if ids is None:
-        return choice
-    return mx.take_along_axis(ids, choice[..., None], axis=-1)[..., 0]
+    rows = [logprobs] if len(keys) == 1 else mx.split(logprobs, len(keys))
+    drawn = [
+        mx.random.categorical(row, axis=-1, key=key) for row, key in zip(rows, keys, strict=True)
+    ]
+    tokens = drawn[0] if len(keys) == 1 else mx.concatenate(drawn)
+    return tokens if ids is None else mx.take_along_axis(ids, tokens[:, None], axis=-1)[:, 0]
 
 
 def truncated_logprobs(
     logits: mx.array, *, temperature: float, top_k: int, top_p: float, min_p: float
 ) -> tuple[mx.array, mx.array | None]:
     """Tempers and truncates logits (B, V).
+
+    Args:
+        logits: (B, V).
+        temperature: Above 0.
+        top_k: Keep this many of the likeliest tokens; 0 keeps all.
+        top_p: Keep the smallest set of likeliest tokens whose probability reaches this; 1 keeps
+            all.
+        min_p: Drop tokens below this share of the likeliest token's probability; 0 keeps all.
 
     Returns:
         Unnormalised logprobs (B, N), minus infinity where dropped, and the ids (B, N) that they

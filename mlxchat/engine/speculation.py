@@ -49,8 +49,13 @@ class Drafter(Protocol):
     kind: Literal["lookup", "draft"]
     strength: int
 
-    def begin(self, token_ids: Sequence[int]) -> None:
-        """Takes the text so far."""
+    def begin(self, token_ids: Sequence[int], check: Callable[[], None]) -> None:
+        """Takes the text so far.
+
+        Args:
+            token_ids: Of the text.
+            check: Called now and then where that takes long; what it raises ends it.
+        """
 
     def push(self, token_id: int) -> None:
         """Takes the next id of the text."""
@@ -216,7 +221,7 @@ class Speculator:
         text = _Text(passes, prefix, sampler, check)
         token = sampler.sample(logits)
         mx.async_eval(token)  # type: ignore[no-untyped-call]
-        drafter.begin(prefix.token_ids)
+        drafter.begin(prefix.token_ids, check)
         controller.begin()
         known: int | None = None  # the token's id, once the drafter has it
         is_near, left = False, max_tokens

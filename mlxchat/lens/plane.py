@@ -6,12 +6,11 @@ that it was not made from. All in float32 on the CPU: tens to hundreds of words.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import mlx.core as mx
 
 from mlxchat.errors import UsageError
-from mlxchat.lens.trace import require_points, trace
+from mlxchat.lens.trace import require_points, to_lists, to_number, trace
 from mlxchat.model.language_model import LanguageModel
 
 # The words are parted into so many groups, each told by a map made from the others.
@@ -110,7 +109,7 @@ def map_components(states: mx.array, layer: int) -> LayerPlane:
     signs = mx.where(largest[:, 0] < 0, -1.0, 1.0)
     plane = left[:, :2] * scales[:2] * signs
     shares = mx.square(scales) / mx.maximum(mx.square(scales).sum(), 1e-30)
-    explained = cast(list[float], shares[:2].tolist())
+    explained = to_lists(shares[:2])
     return LayerPlane(layer, _points(plane), explained=(explained[0], explained[1]))
 
 
@@ -119,7 +118,7 @@ def map_onto(states: mx.array, targets: mx.array, layer: int) -> LayerPlane:
     told = _tell_held_out(states, targets)
     left = mx.square(targets - told).sum()
     spread = mx.square(targets - _mean_of_others(targets)).sum()
-    score = cast(float, (1 - left / mx.maximum(spread, 1e-30)).item())
+    score = to_number(1 - left / mx.maximum(spread, 1e-30))
     return LayerPlane(layer, _points(told), score=score)
 
 
@@ -130,30 +129,38 @@ def map_labels(states: mx.array, labels: Sequence[int], layer: int) -> LayerPlan
     """
     wanted = mx.array(list(labels))
     scores = _tell_held_out(states, mx.eye(max(labels) + 1)[wanted])
-    right = cast(float, (mx.argmax(scores, axis=1) == wanted).mean().item())
+    right = to_number((mx.argmax(scores, axis=1) == wanted).mean())
     return LayerPlane(layer, map_components(scores, layer).points, score=right)
 
 
 def _tell_held_out(states: mx.array, targets: mx.array) -> mx.array:
     """Returns each row of the targets as a map made from the other groups tells it."""
-    num = states.shape[0]
-    told: list[mx.array] = [targets[0]] * num
-    for fold in folds_of(num):
-        others = mx.array([i for i in range(num) if i not in fold])
-        found = fit_ridge(states[others], targets[others], states[mx.array(fold)])
-        for i, row in zip(fold, found, strict=True):
-            told[i] = row
-    return mx.stack(told)
+
+    def tell(others: mx.array, fold: mx.array) -> mx.array:
+        return fit_ridge(states[others], targets[others], states[fold])
+
+    return _tell_folds(targets, tell)
 
 
 def _mean_of_others(targets: mx.array) -> mx.array:
     """Returns what the same test says of a map that knows only the mean."""
+    return _tell_folds(targets, lambda others, _: targets[others].mean(0))
+
+
+def _tell_folds(targets: mx.array, tell: Callable[[mx.array, mx.array], mx.array]) -> mx.array:
+    """Returns each group's rows of the targets (N, K) as something tells them from the others.
+
+    Args:
+        targets: What is to be told.
+        tell: Gets the indices of the others and of a group; returns its rows, or one for all.
+    """
     num = targets.shape[0]
     told: list[mx.array] = [targets[0]] * num
     for fold in folds_of(num):
         others = mx.array([i for i in range(num) if i not in fold])
-        for i in fold:
-            told[i] = targets[others].mean(0)
+        rows = tell(others, mx.array(fold))
+        for i, row in zip(fold, mx.broadcast_to(rows, (len(fold), targets.shape[1])), strict=True):
+            told[i] = row
     return mx.stack(told)
 
 
@@ -178,5 +185,4 @@ def fit_ridge(states: mx.array, targets: mx.array, new: mx.array) -> mx.array:
 def _points(plane: mx.array) -> Points:
     if plane.shape[1] < 2:
         plane = mx.concatenate([plane, mx.zeros((plane.shape[0], 2 - plane.shape[1]))], axis=1)
-    rows = cast(list[list[float]], plane.tolist())
-    return [(x, y) for x, y in rows]
+    return [(x, y) for x, y in to_lists(plane)]

@@ -1,21 +1,42 @@
-"""Several sequences in one cache: stacked to a batch, thinned out, taken out again.
+"""Several sequences in one cache: stacked to a batch, taken out again.
 
 The rows of a batch go on in step. Shorter sequences stand at the right: before them lie rows that
 are padding, and `SequenceCache.padding` says how many. Only our own transformer looks at it, so
-other models take sequences of one length.
+other models take sequences of one length here, and any lengths in mlx-lm's own batched caches
+(`zoo_batch.py`). A batch is never changed but stacked anew: from what is left of the old one and
+what is new, without the padding that nobody needs any more.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import mlx.core as mx
 
-from mlxchat.model.kv_cache import LayerCache, RowCache, make_causal_mask
+from mlxchat.model.kv_cache import RowCache, make_causal_mask
 from mlxchat.model.kv_quantization import Rows
 from mlxchat.model.sequence_cache import SequenceCache
 from mlxchat.model.state_cache import RecurrentState
 from mlxchat.model.window_cache import ChunkedKV
+
+
+@dataclass(frozen=True, slots=True)
+class Strand:
+    """One sequence: a cache of its own, or a row of a batch.
+
+    Attributes:
+        cache: Where it is.
+        length: Positions that it holds, padding apart.
+        row: Its number in the batch.
+    """
+
+    cache: SequenceCache
+    length: int
+    row: int = 0
+
+
+Stack = Callable[[Sequence[Strand]], SequenceCache]
 
 
 def can_stack(cache: SequenceCache) -> bool:
@@ -23,75 +44,59 @@ def can_stack(cache: SequenceCache) -> bool:
     return all(isinstance(layer, RowCache | RecurrentState) for layer in cache.layers)
 
 
-def stack(empty: SequenceCache, caches: Sequence[SequenceCache], lengths: Sequence[int]) -> None:
-    """Fills an empty cache with several sequences, which stay as they are.
+def stack(empty: SequenceCache, strands: Sequence[Strand]) -> SequenceCache:
+    """Fills an empty cache with several sequences, lazily, and returns it.
 
     Args:
         empty: Made by the model's `make_cache`.
-        caches: One sequence each; the same one may stand there several times.
-        lengths: Positions that each holds.
+        strands: They stay as they are; the same one may stand there several times.
 
     Raises:
         ValueError: A layer cannot hold several sequences, or not of different lengths.
     """
-    longest = max(lengths)
-    padding = [longest - length for length in lengths]
+    longest = max(strand.length for strand in strands)
+    padding = [longest - strand.length for strand in strands]
     for i, layer in enumerate(empty.layers):
-        parts = [cache.layers[i] for cache in caches]
         if isinstance(layer, RowCache):
-            _stack_rows(layer, parts, lengths, padding)
+            if isinstance(layer, ChunkedKV) and any(padding):
+                raise ValueError("chunks of different lengths do not lie side by side")
+            _stack_rows(layer, [(s.cache.layers[i], s) for s in strands], longest)
         elif isinstance(layer, RecurrentState) and not any(padding):
-            states = [part.raw.cache for part in parts if isinstance(part, RecurrentState)]
-            slots = zip(*states, strict=True)
-            layer.raw.cache = [None if slot[0] is None else _join(slot) for slot in slots]
+            _stack_states(layer, [(s.cache.layers[i], s.row) for s in strands])
         else:
             raise ValueError(f"a layer of kind {layer.kind} holds no such batch")
     empty.padding = mx.array(padding) if any(padding) else None
+    return empty
 
 
-def _stack_rows(
-    into: RowCache, parts: Sequence[LayerCache], lengths: Sequence[int], padding: Sequence[int]
-) -> None:
-    if isinstance(into, ChunkedKV) and any(padding):
-        raise ValueError("chunks of sequences of different lengths do not lie side by side")
-    longest = max(lengths)
+def _stack_rows(into: RowCache, parts: Sequence[tuple[object, Strand]], longest: int) -> None:
+    """Copies the rows that are still needed, each once, into buffers with room to grow."""
     first = into.first_needed(longest)
-    made: dict[int, Rows] = {}
-    for part, length in zip(parts, lengths, strict=True):
+    num_held = longest - first
+    buffers: Rows = {}
+    for number, (part, strand) in enumerate(parts):
         assert isinstance(part, RowCache)
-        if id(part) not in made:
-            rows = part.copy_rows(part.first_needed(length), length)
-            made[id(part)] = {name: _pad(a, longest - first) for name, a in rows.items()}
-    each = [made[id(part)] for part in parts]
-    names = each[0]
-    into.adopt(longest, first, {name: _join([rows[name] for rows in each]) for name in names})
+        shift = longest - part.offset
+        begin = max(first - shift, part.offset - strand.length, part.origin)
+        held = slice(begin - part.origin, part.offset - part.origin)
+        for name, buffer in part.buffers.items():
+            if name not in buffers:
+                _, heads, _, width = buffer.shape
+                shape = (len(parts), heads, num_held + into.step, width)
+                buffers[name] = mx.zeros(shape, buffer.dtype)
+            rows = buffer[strand.row : strand.row + 1, :, held]
+            buffers[name][number : number + 1, :, begin + shift - first : num_held] = rows
+    if buffers:  # some layers of the zoo hold nothing
+        into.adopt(longest, first, buffers)
 
 
-def _pad(rows: mx.array, wanted: int) -> mx.array:
-    """Puts empty rows before (B, K, S, Dh), so that there are `wanted`."""
-    if rows.shape[2] == wanted:
-        return rows
-    return mx.pad(rows, [(0, 0), (0, 0), (wanted - rows.shape[2], 0), (0, 0)])
-
-
-def _join(arrays: Sequence[mx.array]) -> mx.array:
-    """Joins arrays (1, ...) to (B, ...); where they are one array, without a copy."""
-    first = arrays[0]
-    if all(array is first for array in arrays):
-        return mx.broadcast_to(first, (len(arrays), *first.shape[1:]))
-    return mx.concatenate(list(arrays), axis=0)
-
-
-def keep_rows(cache: SequenceCache, rows: Sequence[int]) -> None:
-    """Drops all sequences of a batch but some; what they took is given back."""
-    chosen = mx.array(list(rows))
-    for layer in cache.layers:
-        if isinstance(layer, RowCache):
-            layer.buffers = {name: buffer[chosen] for name, buffer in layer.buffers.items()}
-        elif isinstance(layer, RecurrentState):
-            layer.raw.cache = [None if a is None else a[chosen] for a in layer.raw.cache]
-    if cache.padding is not None:
-        cache.padding = cache.padding[chosen]
+def _stack_states(into: RecurrentState, parts: Sequence[tuple[object, int]]) -> None:
+    states = []
+    for part, row in parts:
+        assert isinstance(part, RecurrentState)
+        states.append([None if a is None else a[row : row + 1] for a in part.raw.cache])
+    slots = zip(*states, strict=True)
+    into.raw.cache = [None if slot[0] is None else mx.concatenate(slot) for slot in slots]
 
 
 def take_row(cache: SequenceCache, row: int, empty: SequenceCache) -> SequenceCache:

@@ -5,6 +5,7 @@ from typing import Protocol
 
 import mlx.core as mx
 
+from mlxchat.model.batch_cache import Stack
 from mlxchat.model.sequence_cache import SequenceCache
 from mlxchat.model.taps import Point, Taps
 
@@ -39,6 +40,9 @@ class LanguageModel(Protocol):
     @property
     def can_pad(self) -> bool:
         """Whether the sequences of a batch may be of different lengths."""
+
+    def find_stack(self) -> Stack | None:
+        """Returns what makes a batch of sequences of any lengths; None where nothing does."""
 
     def make_cache(self) -> SequenceCache:
         """Returns an empty cache for one sequence (or a batch in step)."""

@@ -177,7 +177,7 @@ class Tokenizer:
 
     def stream(self, *, skip_special_tokens: bool = True) -> StreamDecoder:
         """A decoder for ids that arrive one by one; see `StreamDecoder`."""
-        spelling = self._visible_spelling if skip_special_tokens else self._spelling
+        spelling = self._visible_spelling if skip_special_tokens else self.spelling
         if self._plan.kind == "bytes":
             return ByteStream(spelling, self._plan)
         if self._plan.kind == "pieces":
@@ -186,7 +186,8 @@ class Tokenizer:
             spelling, lambda ids: self.decode(ids, skip_special_tokens=skip_special_tokens)
         )
 
-    def _spelling(self, token_id: int) -> str | None:
+    def spelling(self, token_id: int) -> str | None:
+        """The token as the vocabulary spells it, None if there is no such id."""
         try:
             return self._spellings[token_id]
         except KeyError:
@@ -198,11 +199,11 @@ class Tokenizer:
             return token
 
     def _visible_spelling(self, token_id: int) -> str | None:
-        return None if token_id in self.special_ids else self._spelling(token_id)
+        return None if token_id in self.special_ids else self.spelling(token_id)
 
     def token_text(self, token_id: int) -> str:
         """One token as a person reads it: its text with leading space, or its special name."""
-        token = self._spelling(token_id)
+        token = self.spelling(token_id)
         if token is None:
             return ""
         if token_id in self.special_ids:
@@ -214,13 +215,9 @@ class Tokenizer:
         byte = byte_token_value(token) if self._plan.has_byte_tokens else None
         return token if byte is None else bytes([byte]).decode("utf-8", "replace")
 
-    def spelling(self, token_id: int) -> str | None:
-        """The token as the vocabulary spells it, None if there is no such id."""
-        return self._spelling(token_id)
-
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes that a token stands for in a text."""
-        token = self._spelling(token_id) or ""
+        token = self.spelling(token_id) or ""
         if token_id not in self.special_ids:
             if self._plan.kind == "bytes":
                 return spell_bytes(token)
@@ -238,9 +235,9 @@ class Tokenizer:
         for i, word in zip(encoding.ids, encoding.word_ids, strict=True):
             number = None if i in added else word
             if number is not None and number == last:
-                words[-1] = (*words[-1], self._spelling(i) or "")
+                words[-1] = (*words[-1], self.spelling(i) or "")
             else:
-                words.append((self._spelling(i) or "",))
+                words.append((self.spelling(i) or "",))
             last = number
         return words
 

@@ -18,7 +18,8 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlxchat.model.batch_cache import mask_padding
+from mlxchat.model import attention, exponential
+from mlxchat.model.batch_cache import Stack, mask_padding, stack
 from mlxchat.model.device import DevicePlan
 from mlxchat.model.families import ModelConfig
 from mlxchat.model.kv_cache import FullKV
@@ -36,10 +37,6 @@ from mlxchat.model.weights import (
     apply_linear,
 )
 from mlxchat.model.window_cache import WindowKV
-
-# Rows of queries that attend at once on the CPU backend: of 512 tokens it takes 20 ms a layer
-# instead of 36 (8 heads), since nearly all of the time goes into exp() of scores.
-ATTENTION_BLOCK = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +124,10 @@ class Transformer:
         """Returns an empty cache: all rows, or a window of them in sliding layers."""
         layers = [FullKV() if k.window is None else WindowKV(k.window) for k in self.config.layers]
         return SequenceCache(layers, layers)
+
+    def find_stack(self) -> Stack:
+        """Returns what makes a batch of sequences of any lengths."""
+        return lambda strands: stack(self.make_cache(), strands)
 
     def forward(
         self, token_ids: mx.array, cache: SequenceCache, taps: Taps | None = None
@@ -233,9 +234,9 @@ class Transformer:
             wide, keys, values = (a.astype(mx.float32) for a in (q, k, v))
             z = self._attend_written_out(wide, keys, values, mask, visit)
             return visit("z", z.astype(q.dtype))
-        if mask is not None and q.shape[2] > ATTENTION_BLOCK and not self.plan.fast_kernels:
-            return self._attend_in_blocks(q, k, v, mask)
         if c.attn_softcap is None:
+            if not self.plan.fast_kernels and q.dtype == mx.float32:
+                return attention.attend(q, k, v, mask, c.attn_scale)
             return mx.fast.scaled_dot_product_attention(q, k, v, scale=c.attn_scale, mask=mask)
         return self._attend_written_out(q, k, v, mask, unchanged)
 
@@ -259,17 +260,6 @@ class Transformer:
         pattern = mx.softmax(scores, axis=-1, precise=True)
         pattern = visit("pattern", pattern.reshape(by_head)).reshape(by_group)
         return (pattern @ v[:, :, None]).reshape(q.shape)
-
-    def _attend_in_blocks(self, q: mx.array, k: mx.array, v: mx.array, mask: Any) -> mx.array:
-        """Attends a few rows at a time, so that no scores beyond the diagonal are computed."""
-        num_new = q.shape[2]
-        before, parts = k.shape[2] - num_new, []
-        for start in range(0, num_new, ATTENTION_BLOCK):
-            rows = slice(start, min(start + ATTENTION_BLOCK, num_new))
-            seen = slice(0, before + rows.stop)
-            part = mask if isinstance(mask, str) else mask[rows, seen]
-            parts.append(self.attend(q[:, :, rows], k[:, :, seen], v[:, :, seen], part))
-        return mx.concatenate(parts, axis=2)
 
     def _attend_quantised(self, q: mx.array, rows: Rows, kv: KVFormat, mask: Any) -> mx.array:
         """Attends over packed rows: q (B, H, T, Dh) -> (B, H, T, Dh).
@@ -373,7 +363,8 @@ class Transformer:
         del rope
         c = self.config
         o_spec, gate_up_specs, down_spec = weights.o, weights.gate_up, weights.down
-        activation = _silu if c.activation == "silu" else _gelu
+        silu = _silu if self.plan.fast_kernels else exponential.silu
+        activation = silu if c.activation == "silu" else _gelu
 
         def after(
             params: Params, x: mx.array, attended: mx.array, visit: Visit = unchanged

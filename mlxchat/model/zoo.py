@@ -22,6 +22,7 @@ from mlx.nn.layers.quantized import QuantizedEmbedding, QuantizedLinear
 from mlx.utils import tree_flatten, tree_unflatten
 
 from mlxchat.errors import CheckpointError, UnsupportedModelError
+from mlxchat.model.batch_cache import Stack
 from mlxchat.model.device import DevicePlan, make_device_plan
 from mlxchat.model.kv_cache import FullKV, LayerCache
 from mlxchat.model.language_model import ModelInfo
@@ -37,6 +38,9 @@ Progress = Callable[[int, int], None]
 # mlx-lm's mask for these is one row wider than the rotating cache that it pairs it with, so a long
 # prefill sees W + 1 rows and a decode step W: the wider buffer makes both agree (CACHES.md 1.1).
 WINDOW_ONE_WIDER = frozenset({"plamo3"})
+# Attention by blocks of keys, which are counted from the first column of a batch and not from a
+# row's own first token: longer prompts than `zoo_batch.py` tries would be answered otherwise.
+NOT_PADDED = frozenset({"minimax_m3_vl"})
 # Why a module of mlx-lm is refused: its results are not the model's, whatever the cache does.
 REFUSED = {
     "phi3small": "mlx-lm's prefill for it lets tokens see later ones, so its answers are wrong",
@@ -99,6 +103,12 @@ class ZooModel:
         replace = _Replacement(self.module_name)
         raw = [replace(cache) for cache in make_prompt_cache(self.model)]
         return SequenceCache(raw, replace.layers)
+
+    def find_stack(self) -> Stack | None:
+        """Return what makes a batch of sequences of any lengths, where it is proved to work."""
+        from mlxchat.model.zoo_batch import find_stack
+
+        return None if self.module_name in NOT_PADDED else find_stack(self)
 
     def prefill(self, token_ids: mx.array, cache: SequenceCache, taps: Taps | None = None) -> None:
         """Feed ids whose logits nobody wants; evaluate `cache.arrays()` afterwards.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from mlxchat.cli.options import MODEL_OPTION, resolve_model
+from mlxchat.cli.page import HTML_OPTION, write_page
 from mlxchat.errors import UsageError
 from mlxchat.settings import load_settings
 
@@ -30,12 +31,7 @@ _CHAT = click.option(
 _COMMON = (
     MODEL_OPTION,
     click.option("--json", "as_json", is_flag=True, help="Print one JSON object."),
-    click.option(
-        "--html",
-        metavar="FILE",
-        type=click.Path(dir_okay=False),
-        help="Write what is shown as one web page.",
-    ),
+    HTML_OPTION,
 )
 
 
@@ -206,8 +202,6 @@ def show(
         html: Also write the page to this file.
     """
     if html is not None:
-        from mlxchat.cli.page import write_page
-
         write_page(html, page())
     if as_json:
         click.echo(json.dumps(facts))

@@ -1,6 +1,7 @@
 """The logit lens for people: tokens by layer on shaded ground, and a web page of the same."""
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rich.cells import set_cell_size
@@ -11,6 +12,7 @@ from rich.text import Text
 from mlxchat.cli import page
 from mlxchat.cli.heat import choose_ink, format_hex, mix_colour, shade
 from mlxchat.cli.inspect.paint import heading, show_token, spark
+from mlxchat.cli.render import cut
 
 if TYPE_CHECKING:
     from mlxchat.lens.logit_lens import LensView
@@ -23,8 +25,9 @@ def make_view(
     view: "LensView", names: dict[int, str], model: str, width: int = 100
 ) -> list[RenderableType]:
     """Returns what a terminal shows: the grid of the last positions, then the last one in full."""
-    count = min(_MOST_SHOWN, max((width - 8) // (_CELL + 1), 1), len(view.positions))
+    count = min(_MOST_SHOWN, count_columns(view, width))
     shown = range(len(view.positions) - count, len(view.positions))
+    heads = [view.token_ids[view.positions[index]] for index in shown]
     left = f", the last {count} of {len(view.positions)} positions"
     parts: list[RenderableType] = [
         Text.assemble(
@@ -32,27 +35,53 @@ def make_view(
             (f"  {model}{left if count < len(view.positions) else ''}", "dim"),
         ),
         Text("likeliest next token after each layer; brightness is its probability", style="dim"),
-        _grid(view, names, shown),
+        make_grid(view, names, heads, shown),
         heading("the last position", "what it settles on, layer by layer"),
         make_story(view, names, len(view.positions) - 1, width),
     ]
     return parts
 
 
+def count_columns(view: "LensView", width: int) -> int:
+    """Returns how many positions of a view stand side by side in a width."""
+    return min(len(view.positions), max((width - 8) // (_CELL + 1), 1))
+
+
 def _fit(text: str) -> str:
     return set_cell_size(show_token(text), _CELL)
 
 
-def _grid(view: "LensView", names: dict[int, str], shown: range) -> Table:
+def make_grid(
+    view: "LensView",
+    names: dict[int, str],
+    heads: Sequence[int],
+    shown: range,
+    *,
+    step: int = 1,
+    marks_final: bool = False,
+) -> Table:
+    """Returns the likeliest token by layer and position, the last layer on top.
+
+    Args:
+        view: The lens.
+        names: Texts by id.
+        heads: The tokens that stand above the columns.
+        shown: The columns' positions in the view.
+        step: Every so-manieth layer is shown.
+        marks_final: The view's final tokens are bold where they come up.
+    """
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     table.add_column("layer", justify="right", style="dim")
-    for index in shown:
-        table.add_column(Text(_fit(names[view.token_ids[view.positions[index]]])), no_wrap=True)
+    for token in heads:
+        table.add_column(Text(_fit(names[token])), no_wrap=True)
     for number in reversed(range(len(view.layers))):
+        if (len(view.layers) - 1 - number) % step:
+            continue
         cells: list[RenderableType] = [str(number)]
         for index in shown:
             token, prob = view.layers[number][index].top[0]
-            cells.append(Text(_fit(names[token]), style=shade(prob)))
+            is_bold = marks_final and token == view.final[index]
+            cells.append(Text(_fit(names[token]), style=shade(prob) + " bold" * is_bold))
         table.add_row(*cells)
     return table
 
@@ -89,17 +118,13 @@ def make_story(view: "LensView", names: dict[int, str], index: int, width: int) 
     return table
 
 
-def _cut(text: str) -> str:
-    return text if len(text) <= 11 else text[:10] + "…"
-
-
 def make_page(view: "LensView", names: dict[int, str], model: str) -> str:
     """Returns a web page: the whole grid; pointing at a cell shows the five likeliest."""
     width, height, left, top = 84, 24, 50, 26
     parts = []
     for column, position in enumerate(view.positions):
         x = left + column * width
-        name = page.escape(_cut(show_token(names[view.token_ids[position]])))
+        name = page.escape(cut(show_token(names[view.token_ids[position]]), 11))
         parts.append(f'<text class="soft" x="{x + 4}" y="{top - 8}">{name}</text>')
     for row, number in enumerate(reversed(range(len(view.layers)))):
         y = top + row * height
@@ -113,7 +138,7 @@ def make_page(view: "LensView", names: dict[int, str], model: str) -> str:
                 f"rank of {show_token(names[view.final[column]])}: {reading.rank}",
                 f"entropy: {reading.entropy:.3f} nats",
             ]
-            text = _cut(show_token(names[reading.top[0][0]]))
+            text = cut(show_token(names[reading.top[0][0]]), 11)
             x = left + column * width
             parts.append(
                 f"<g><title>{page.escape(chr(10).join(lines))}</title>"

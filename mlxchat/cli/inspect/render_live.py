@@ -5,20 +5,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rich.cells import set_cell_size
 from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from mlxchat.cli.heat import shade
 from mlxchat.cli.inspect.paint import bar, heading, make_table, show_token, spark
-from mlxchat.cli.inspect.render_lens import make_story
+from mlxchat.cli.inspect.render_lens import count_columns, make_grid, make_story
+from mlxchat.cli.render import cut
 
 if TYPE_CHECKING:
     from mlxchat.lens.live import Why
     from mlxchat.lens.logit_lens import LensView, Reading
 
-_CELL = 9
 _MOST_LAYERS = 14  # rows of a grid; deep models show every second or third layer
 _AROUND = 3  # tokens before and after one that is named
 _UNSURE = 6
@@ -68,21 +66,10 @@ def make_lens_view(shown: LensShown, width: int) -> list[RenderableType]:
             ("in place of ", "dim"), (show_token(shown.texts[view.final[0]]), "bold")
         )
         return [word, make_story(view, shown.texts, 0, width)]
-    count = min(len(view.positions), max((width - 8) // (_CELL + 1), 1))
-    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
-    table.add_column("layer", justify="right", style="dim")
-    for target in view.final[:count]:
-        table.add_column(Text(_fit(shown.texts[target])), no_wrap=True)
+    count = count_columns(view, width)
     step = -(-len(view.layers) // _MOST_LAYERS)
-    for number in reversed(range(len(view.layers))):
-        if (len(view.layers) - 1 - number) % step:
-            continue
-        cells: list[RenderableType] = [str(number)]
-        for index, reading in enumerate(view.layers[number][:count]):
-            token, prob = reading.top[0]
-            style = shade(prob) + (" bold" if token == view.final[index] else "")
-            cells.append(Text(_fit(shown.texts[token]), style=style))
-        table.add_row(*cells)
+    heads = view.final[:count]
+    table = make_grid(view, shown.texts, heads, range(count), step=step, marks_final=True)
     settled = [Text("settled", style="dim")]
     settled += [Text(f"layer {view.settled_at(i)}", style="cyan") for i in range(count)]
     table.add_row(*settled)
@@ -92,10 +79,6 @@ def make_lens_view(shown: LensShown, width: int) -> list[RenderableType]:
     if more:
         lines.append(Text(f"{more} more tokens; /lens WORD shows a word of them", style="dim"))
     return lines
-
-
-def _fit(text: str) -> str:
-    return set_cell_size(show_token(text), _CELL)
 
 
 def make_attention_view(found: Explained, console: Console) -> list[RenderableType]:
@@ -123,7 +106,7 @@ def _sources(found: Explained, width: int) -> Table:
     for source, by_layer in zip(found.why.sources, layers, strict=True):
         layer, head, weight = source.best
         table.add_row(
-            Text(_short(found.texts[source.position]), style="bold"),
+            Text(cut(show_token(found.texts[source.position]), _TOKEN), style="bold"),
             _around(found.texts, source.position, around),
             Text(spark(by_layer, 0.0), style="cyan"),
             f"{source.weight:.3f}",
@@ -146,11 +129,6 @@ def _around(texts: list[str], position: int, width: int) -> Text:
         line.append(text, style="bold" if place == position else "")
     line.truncate(width, overflow="ellipsis")
     return line
-
-
-def _short(text: str) -> str:
-    shown = show_token(text)
-    return shown if len(shown) <= _TOKEN else shown[: _TOKEN - 1] + "…"
 
 
 def make_why_view(found: Explained, console: Console) -> list[RenderableType]:

@@ -9,6 +9,7 @@ import click
 
 from mlxchat.cli.groups import Group
 from mlxchat.cli.inspect.looking import Json, Subject, look, look_options, show
+from mlxchat.cli.page import HTML_OPTION
 from mlxchat.errors import MlxchatError, UsageError
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ def list_(as_json: bool) -> None:
 @steer.command("show")
 @click.argument("name")
 @_json
-@click.option("--html", metavar="FILE", help="Write what is shown as one web page.")
+@HTML_OPTION
 def show_(name: str, **out: Any) -> None:
     """Show how the vector NAME was made and what was measured."""
     from mlxchat.lens.steering_file import find_vector

@@ -105,7 +105,8 @@ class Command:
 
 
 COMMANDS: dict[str, Command] = {}
-ALIASES = {"quit": "exit"}
+# What the same command is called elsewhere: fingers know it.
+ALIASES = {"quit": "exit", "bye": "exit", "clear": "reset", "regen": "retry"}
 
 
 def command(
