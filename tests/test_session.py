@@ -299,8 +299,10 @@ def test_interrupt_in_the_answer(session: TinySession) -> None:
     assert result.stop_reason == "user_cancelled"
     assert 0 < result.usage.completion_tokens < 12
     assert contents(session)[-1] == result.text
+    # The last id of the answer is fed when it goes on, where the cache cannot go back to it.
+    unread = 0 if session.runner.engine.prefix.is_trimmable else 1
     follow = session.say("go on")
-    assert follow.usage.prefill_tokens <= len(
+    assert follow.usage.prefill_tokens <= unread + len(
         session.runner.tokenizer.encode("<|im_end|>\n<|im_start|>user\ngo on<|im_end|>\n")
     ) + len(session.runner.tokenizer.encode("<|im_start|>assistant\n"))
 

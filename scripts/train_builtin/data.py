@@ -232,19 +232,17 @@ def drill_facts(rng: Random) -> list[dict]:
     return w.messages
 
 
-def training_dialogue(rng: Random) -> list[dict]:
-    """Draw a dialogue of the main course; a few are as long as the context."""
+def training_dialogue(rng: Random, drills: float = 0.42) -> list[dict]:
+    """Draw a dialogue of the main course, or a drill; a few are as long as the context."""
+    if rng.random() < drills:
+        return drill_copying(rng) if rng.random() < 0.64 else drill_facts(rng)
     roll = rng.random()
-    if roll < 0.08:
+    if roll < 0.14:
         return recall_dialogue(rng)
-    if roll < 0.35:
-        return drill_copying(rng)
-    if roll < 0.5:
-        return drill_facts(rng)
-    if roll < 0.78:
+    if roll < 0.62:
         return dialogue(rng, rng.randint(1, 7))
-    if roll < 0.98:
+    if roll < 0.966:
         return dialogue(rng, rng.randint(8, 13))
-    if roll < 0.997:
+    if roll < 0.995:
         return dialogue(rng, rng.randint(14, 32))
     return dialogue(rng, rng.randint(33, 75))

@@ -121,13 +121,22 @@ def dequantised(folder: Path) -> dict[str, Tensor]:
 
 
 def batches(
-    tokenizer: Tokenizer, seed: int, chunk: int, progress: list[float], lessons: float
+    tokenizer: Tokenizer,
+    seed: int,
+    chunk: int,
+    progress: list[float],
+    lessons: float,
+    drills: float,
 ) -> Iterator[tuple]:
     """Yield batches for ever; first lessons until `progress[0]` reaches `lessons`."""
+
+    def main_course(rng: Random) -> list[dict]:
+        return training_dialogue(rng, drills)
+
     left: dict[int, list] = defaultdict(list)
     for number in count(chunk):
         rng = Random(seed * 1_000_003 + number)
-        make = recall_dialogue if progress[0] < lessons else training_dialogue
+        make = recall_dialogue if progress[0] < lessons else main_course
         docs = defaultdict(list)
         for _ in range(1200):
             doc = encode_turns(tokenizer, make(rng))
@@ -237,7 +246,12 @@ class Trainer:
         progress = [self.seconds / self.budget]
         mean, saved, wall = None, time.time(), time.time()
         for chunk, batch in batches(
-            self.tokenizer, self.args.seed, self.chunk, progress, self.first_lessons
+            self.tokenizer,
+            self.args.seed,
+            self.chunk,
+            progress,
+            self.first_lessons,
+            self.args.drills,
         ):
             self.chunk = chunk
             before = self.seconds
@@ -270,6 +284,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--tokenizer", type=Path, required=True)
     parser.add_argument("--start", type=Path, help="go on from this exported 8-bit folder")
+    parser.add_argument("--drills", type=float, default=0.42, help="share of drills")
     parser.add_argument("--minutes", type=float, default=75)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--muon-lr", type=float, default=0.02)
