@@ -18,17 +18,6 @@ MODULES = (
 )  # fmt: skip
 LARGEST_BYTES = 8_000_000
 CASES = 25
-# Skills that missed their floor: what the full evaluation reached (scripts/train_builtin/README.md
-# names the gaps).
-REACHED: dict[str, tuple[float, float]] = {
-    "system prompt: suffix": (0.775, 0.066),
-    "system prompt: capitals": (0.775, 0.066),
-    "FAQ, unseen wording": (0.925, 0.042),
-    "repeat 1 word, strict": (0.975, 0.025),
-    "repeat 3 words, strict": (0.900, 0.047),
-    "repeat 6 words, strict": (0.700, 0.072),
-    "is-a": (0.800, 0.063),
-}
 
 
 @pytest.fixture(scope="module")
@@ -193,9 +182,8 @@ def floors():
 def test_floor(evaluate, answer, name):
     """A skill holds its floor, within two standard errors of so few dialogues."""
     skill = next(s for s in evaluate.SKILLS if s.name == name)
-    floor, error = REACHED.get(name, (skill.floor, 0.0))
+    floor = skill.floor
     assert floor is not None
-    floor -= 2 * error
     row = evaluate.measure(answer, skill, CASES, show=3)
     assert row.accuracy >= floor - 2 * math.sqrt(floor * (1 - floor) / CASES)
 
