@@ -1,5 +1,6 @@
 """`mlxchat inspect` as a person meets it: views, JSON with exact keys, pages, one-line errors."""
 
+import io
 import json
 import re
 import shutil
@@ -13,9 +14,11 @@ import pytest
 from architectures import make_config, make_model, write_folder
 from bad_folders import write_json
 from click.testing import CliRunner, Result
+from rich.console import Console
 from tiny import make_tiny_folder, make_tokenizer_json
 
 from mlxchat.cli.inspect import NAMES
+from mlxchat.cli.inspect.paint import Parts
 from mlxchat.cli.main import cli
 from mlxchat.model.device import load_mlx
 
@@ -251,6 +254,19 @@ def test_cost_marks_what_does_not_fit():
     assert found["contexts"][0]["attention_flops"] == 6 * 4 * 1000 * 1000 * 256
     assert found["contexts"][0]["kv_bytes"] == 6 * 2 * 2 * 32 * 1000 * 4
     assert "* beyond this model's 2 048 tokens" in inspect("cost", "--context", "4000").stdout
+
+
+def test_parts_are_not_broken_inside():
+    """A line of parts goes on where one ends: numbers with a blank inside stay whole."""
+    shown = io.StringIO()
+    parts = ["prefills", "512 tokens 0.11 s", "1 024 tokens 0.30 s"]
+    for width in (30, 38, 80):
+        Console(file=shown, width=width).print(Parts(parts))
+    assert shown.getvalue().splitlines() == [
+        *("prefills · 512 tokens 0.11 s", parts[2]),
+        *("prefills · 512 tokens 0.11 s", parts[2]),
+        "prefills · 512 tokens 0.11 s · 1 024 tokens 0.30 s",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -328,10 +328,10 @@ def _notices(
 def _tell(loss: "TruncationLoss | None") -> str:
     if loss is None:
         return "with three or more texts the loss can be measured"
+    nearest, others = 100 * (1 - loss.nearest_kept), 100 * (1 - loss.neighbours_kept)
     return (
-        f"of {loss.num_texts} texts, {1 - loss.nearest_kept:.0%} lose their nearest neighbour and"
-        f" {1 - loss.neighbours_kept:.0%} of the {loss.k} nearest change (cosine, whole vectors"
-        " against cut ones)"
+        f"of {loss.num_texts} texts, {nearest:.0f} % lose their nearest neighbour and {others:.0f}"
+        f" % of the {loss.k} nearest change (cosine, whole vectors against cut ones)"
     )
 
 

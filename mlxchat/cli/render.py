@@ -72,6 +72,11 @@ def format_count(number: int) -> str:
     return f"{number:,}".replace(",", " ")
 
 
+def format_share(share: float, digits: int = 0) -> str:
+    """Returns a share of 1 in hundredths: `23 %`."""
+    return f"{100 * share:.{digits}f} %"
+
+
 def format_counts_in(text: str) -> str:
     """Returns a text with the thousands of all its whole numbers set apart."""
     return re.sub(r"(?<![\w.,])\d{4,}(?![\w.])", lambda match: format_count(int(match[0])), text)
@@ -217,7 +222,7 @@ def format_turn_line(result: "TurnResult") -> str:
         depth = format_count(usage.prompt_tokens)
         parts.append(f"{format_rate(timing.decode_tok_per_s)} tok/s at depth {depth}")
     if timing.bandwidth_use is not None:
-        parts[-1] += f" ({100 * timing.bandwidth_use:.0f} % of bandwidth)"
+        parts[-1] += f" ({format_share(timing.bandwidth_use)} of bandwidth)"
     if (speculation := result.speculation) is not None and speculation.drafted:
         parts.append(format_speculation(speculation))
     parts.append(format_counts_in(one_line(result.cache.reason)))
@@ -226,7 +231,7 @@ def format_turn_line(result: "TurnResult") -> str:
 
 def format_speculation(speculation: "Speculation") -> str:
     """Returns what was gained by foreseeing tokens: `lookup saved 3.2 s (61 % accepted)`."""
-    share = f"({100 * speculation.accepted / max(speculation.drafted, 1):.0f} % accepted)"
+    share = f"({format_share(speculation.accepted / max(speculation.drafted, 1))} accepted)"
     if speculation.saved_s < 0:
         return f"{speculation.kind} cost {format_seconds(-speculation.saved_s)} {share}"
     return f"{speculation.kind} saved {format_seconds(speculation.saved_s)} {share}"
@@ -238,7 +243,7 @@ CONTEXT_WARNINGS = (0.95, 0.8)  # shares of the context at which the person is t
 def format_context_notice(used: int, limit: int) -> str:
     """Returns the notice that the context is filling up."""
     return (
-        f"{100 * used / limit:.0f} % of the context is used:"
+        f"{format_share(used / limit)} of the context is used:"
         f" {format_count(used)} of {format_count(limit)} tokens;"
         " /compact summarises the oldest turns, /undo takes turns back, /reset starts over"
     )
@@ -295,7 +300,7 @@ def _format_use(result: "TurnResult") -> list[str]:
         f", weights {format_bytes(timing.weight_bytes)}, KV {format_bytes(timing.kv_bytes)}"
     )
     if timing.bandwidth_use is not None:
-        memory += f"; {100 * timing.bandwidth_use:.0f} % of the measured bandwidth"
+        memory += f"; {format_share(timing.bandwidth_use)} of the measured bandwidth"
     lines = [memory]
     if usage.settle_tokens or usage.typeahead_tokens:
         lines.append(
@@ -341,7 +346,7 @@ def format_banner(version: str, model: str | None) -> str:
 def format_cost(cost: "DraftCost") -> str:
     """Returns what it would cost to send a draft: `+412 tokens ≈ 0.9 s, 23 % of context`."""
     seconds = "" if cost.seconds is None else f" ≈ {cost.seconds:.1f} s"
-    share = f"{100 * cost.context_share:.0f} % of context"
+    share = f"{format_share(cost.context_share)} of context"
     if cost.context_share >= 1:
         share = "more than the context holds"
     return f"+{format_count(cost.num_tokens)} tokens{seconds}, {share}"
@@ -367,7 +372,7 @@ def format_toolbar(
     if session is None or info is None:
         return f"{one_line(model or 'built-in model')} · {progress or 'loading'}"
     used, limit = session.context_used, info.context_limit
-    share = f" ({100 * used / limit:.0f} %) {format_bar(used / limit)}" if limit else ""
+    share = f" ({format_share(used / limit)}) {format_bar(used / limit)}" if limit else ""
     name = short_model(info.model)
     parts = [name, *([] if cost is None else [format_cost(cost)])]
     parts.append(f"{format_count(used)} of {format_count(limit)} tokens{share}")
