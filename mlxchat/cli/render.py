@@ -40,6 +40,7 @@ def _make_safe_table() -> dict[int, str]:
 
 
 _SAFE = _make_safe_table()
+_GLUE = "\0"  # a blank where no line is broken; `sanitize` lets none through
 
 
 def sanitize(text: str) -> str:
@@ -141,13 +142,17 @@ def format_columns(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 
 
 def wrap_words(line: str, width: int) -> str:
-    """Breaks a line that is too wide between words; a word that is wider still is left whole."""
+    """Breaks a line that is too wide between words; a word that is wider still is left whole.
+
+    A number with its thousands set apart is one word.
+    """
     if len(line) <= width:
         return line
     import textwrap
 
-    rows = textwrap.wrap(line, max(width, 1), break_long_words=False, break_on_hyphens=False)
-    return "\n".join(rows)
+    glued = re.sub(r"(?<=\d) (?=\d{3}(?!\d)|%)", _GLUE, line)
+    rows = textwrap.wrap(glued, max(width, 1), break_long_words=False, break_on_hyphens=False)
+    return "\n".join(rows).replace(_GLUE, " ")
 
 
 def wrap_parts(line: str, width: int) -> str:
