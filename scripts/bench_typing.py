@@ -185,7 +185,11 @@ class Typist:
                     break
             except OSError:
                 break
-        self._process.close(force=True)
+        try:
+            self._process.close(force=True)
+        except pexpect.ExceptionPexpect:  # on a busy machine even a killed process takes its time
+            time.sleep(2)
+            self._process.close(force=True)
 
 
 def press_keys(folder: Path, home: Path, num_keys: int, *, reads_ahead: bool) -> Iterator[float]:
