@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from mlxchat.chat.passages import Passage, Split, cut_text
 from mlxchat.chat.results import LoadProgress, PrefillProgress
+from mlxchat.counts import format_count
 from mlxchat.errors import UsageError
 
 if TYPE_CHECKING:
@@ -311,9 +312,10 @@ def _notices(
 ) -> list[str]:
     lines = []
     if num_cut := sum(is_cut):
+        most = format_count(embedder.max_tokens)
         lines.append(
-            f"{num_cut} of {len(is_cut)} texts were cut to {embedder.max_tokens} tokens, the most"
-            " that this model reads; --split paragraph embeds files in pieces"
+            f"{num_cut} of {len(is_cut)} texts were cut to {most} tokens,"
+            " the most that this model reads; --split paragraph embeds files in pieces"
         )
     if dims == width:
         return lines

@@ -6,6 +6,8 @@ Text that a model or a file produced is untrusted: `sanitize` takes away what a 
 import re
 from typing import TYPE_CHECKING
 
+from mlxchat.counts import format_count as format_count
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -68,9 +70,9 @@ def short_model(name: str) -> str:
     return one_line(name).rstrip("/").rpartition("/")[2]
 
 
-def format_count(number: int) -> str:
-    """Returns a count with its thousands set apart: `2 310`."""
-    return f"{number:,}".replace(",", " ")
+def format_rereads(num_read: int, num_all: int) -> str:
+    """Returns the line on what a change costs."""
+    return f"The next turn reads {format_count(num_read)} of {format_count(num_all)} tokens again."
 
 
 def format_share(share: float, digits: int = 0) -> str:
