@@ -278,7 +278,7 @@ def test_parts_are_not_broken_inside():
         (["attention", TEXT, "--head", "1"], "add --layer N"),
         (["context", "bank", "one bank"], "give two texts or more"),
         (["neurons", TEXT, "--at", "dog"], "the text has no 'dog'"),
-        (["walk", "a " * 3000], "tokens, but the model holds 2048"),
+        (["walk", "a " * 3000], "tokens, but the model holds 2 048"),
         (["martians"], "there is no command 'inspect martians'"),
         (["lens", TEXT, "-m", "no/where/at/all"], "no/where/at/all"),
     ],
