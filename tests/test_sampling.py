@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,6 +16,7 @@ from mlxchat.model.device import load_mlx
 
 mx = load_mlx()
 
+from mlxchat.engine import sampling as sampling_module  # noqa: E402
 from mlxchat.engine.options import SamplingSettings  # noqa: E402
 from mlxchat.engine.sampling import (  # noqa: E402
     Sampler,
@@ -148,6 +150,97 @@ def test_the_nucleus_is_the_smallest_that_reaches(top_p: float, num: int) -> Non
     """Of four equal tokens exactly as many are kept as reach top-p, the border included."""
     kept = kept_by_us([1.0] * 4, temperature=1.0, top_k=0, top_p=top_p, min_p=0.0)
     assert len(kept) == num
+
+
+def make_wide(shape: str, size: int, seed: int) -> np.ndarray:
+    """Logits of a large vocabulary, of the kinds that a search for the nucleus may stumble over."""
+    rng = np.random.default_rng(seed)
+    if shape == "flat":
+        return np.zeros(size)
+    if shape == "peaked":
+        logits = rng.normal(size=size)
+        logits[rng.integers(size)] = 40.0
+        return logits
+    if shape == "tied":  # bfloat16 has few values near its largest
+        return rng.integers(-3, 4, size).astype(float)
+    if shape == "banned":
+        logits = rng.normal(size=size) * 2
+        logits[rng.random(size) < 0.7] = -np.inf
+        return logits
+    if shape == "sorted":
+        return -np.sort(rng.exponential(size=size) * 3)
+    return rng.normal(size=size) * {"mild": 1.0, "usual": 3.0, "steep": 10.0}[shape]
+
+
+def make_nucleus(logits: np.ndarray, top_p: float) -> tuple[set[int], float]:
+    """The nucleus nearest to a top-p that rounding cannot blur, and that top-p; by sorting."""
+    probs = np.exp(logits - logits.max())
+    probs /= probs.sum()
+    order = np.argsort(-probs, kind="stable")
+    reached = np.cumsum(probs[order])
+    clear = np.flatnonzero(probs[order] > 4e-5)  # far above the rounding of a sum
+    num = clear[np.argmin(np.abs(reached[clear] - top_p))]
+    return set(order[: num + 1].tolist()), float(reached[num] - probs[order[num]] / 2)
+
+
+WIDE = ["flat", "peaked", "tied", "banned", "sorted", "mild", "usual", "steep"]
+
+
+@pytest.mark.parametrize("top_p", [0.02, 0.5, 0.8, 0.95, 0.999])
+@pytest.mark.parametrize("size", [4097, 8192, 8193, 20_001])
+def test_large_vocabularies_have_the_nucleus_of_sorting(size: int, top_p: float) -> None:
+    """Without a sort the same tokens are kept, of equal ones the first; in rows of their own."""
+    rows = [make_wide(shape, size, seed) for seed, shape in enumerate(WIDE)]
+    limits = {"temperature": 1.0, "top_k": 0, "min_p": 0.0}
+    for shape, row in zip(WIDE, rows, strict=True):
+        expected, clear = make_nucleus(row, top_p)
+        logprobs, _ = truncated_logprobs(
+            mx.array(row[None].astype(np.float32)), top_p=clear, **limits
+        )
+        kept = np.flatnonzero(np.isfinite(np.array(logprobs)[0]))
+        assert set(kept.tolist()) == expected, shape
+        assert np.array_equal(np.array(logprobs)[0, kept], row.astype(np.float32)[kept])
+    together, ids = truncated_logprobs(mx.array(np.array(rows, np.float32)), top_p=top_p, **limits)
+    assert ids is None
+    for row, got in zip(rows, together, strict=True):
+        alone, _ = truncated_logprobs(mx.array(row[None].astype(np.float32)), top_p=top_p, **limits)
+        assert mx.array_equal(got, alone[0])
+
+
+@bounded(max_examples=150)
+@given(
+    logits=st.lists(st.integers(-40, 40), min_size=2, max_size=40),
+    top_p=st.sampled_from([1e-6, 0.05, 0.3, 0.5, 0.9, 0.99, 1 - 1e-7]),
+    min_p=st.sampled_from([0.0, 0.02, 0.7]),
+    most=st.integers(1, 9),
+)
+def test_however_few_are_sorted(
+    monkeypatch: pytest.MonkeyPatch, logits: list[int], top_p: float, min_p: float, most: int
+) -> None:
+    """Ties, padding and any number of halvings keep what the definitions keep."""
+    row = [x / 8 for x in logits]
+    limits = {"temperature": 0.7, "top_k": 0, "top_p": top_p, "min_p": min_p}
+    monkeypatch.setattr(sampling_module, "_MOST_SORTED", most)
+    if not is_near_border(row, **limits):
+        assert kept_by_us(row, **limits) == kept_by_reference(row, **limits)
+
+
+@pytest.mark.parametrize("top_k", [0, 5000])
+def test_draws_from_a_large_vocabulary(top_k: int) -> None:
+    """They follow the distribution, depend on the seed alone, and top-k goes before top-p."""
+    logits = np.full(6000, -3.0)
+    logits[[5999, 17, 4000]] = [8.0, 8.0, 7.0]  # 0.41, 0.41 and 0.15 of all
+    limits = {"temperature": 1.0, "top_p": 0.9, "top_k": top_k}
+    sampler = Sampler(Sampling(**limits, seed=3), 6000)
+    rows = mx.array(np.array([logits] * 20, np.float32))
+    drawn = mx.concatenate([sampler.sample(rows) for _ in range(40)]).tolist()
+    counts = Counter(drawn)
+    assert set(counts) == {5999, 17, 4000}
+    whole = 2 * math.exp(1) + 1
+    expected = {5999: 800 * math.e / whole, 17: 800 * math.e / whole, 4000: 800 / whole}
+    assert sum((counts[i] - e) ** 2 / e for i, e in expected.items()) < 13.8  # once in a thousand
+    again = Sampler(Sampling(**limits, seed=3), 6000)
+    assert mx.concatenate([again.sample(rows) for _ in range(40)]).tolist() == drawn
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
