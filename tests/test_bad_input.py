@@ -125,7 +125,7 @@ def test_a_vocabulary_larger_than_the_embedding(tmp_path: Path) -> None:
 def test_a_prompt_longer_than_the_context(good: Path) -> None:
     """It says how long the prompt is and what the context holds, also for text from a pipe."""
     check_error(generate("-m", good, "--max-context", 20, "x" * 300), 1, "the context holds 20")
-    check_error(generate("-m", good, stdin=b"word " * 2000), 1, "the context holds 1024")
+    check_error(generate("-m", good, stdin=b"word " * 2000), 1, "the context holds 1 024")
 
 
 def test_a_template_that_refuses_this_message(tmp_path: Path) -> None:

@@ -84,6 +84,8 @@ USER = {"role": "user", "content": "hi"}
         ({"prompt": "a", "max_tokens": 2.0}, "'max_tokens' is 2.0"),
         ({"prompt": "a", "temperature": True}, "'temperature' is true; give a number >= 0"),
         ('{"prompt": "a", "temperature": NaN}', "'temperature' is NaN"),
+        ('{"prompt": "a", "id": NaN}', "'id' is neither text nor a number"),
+        ('{"prompt": "a", "id": -1e999}', "'id' is neither text nor a number"),
         ({"prompt": "a", "top_p": "1"}, "'top_p' is"),
         ({"prompt": "a", "stop": ["x", ""]}, "'stop' is neither"),
         ({"messages": {}}, "'messages' is no list"),

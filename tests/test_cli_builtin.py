@@ -211,3 +211,12 @@ def test_a_prompt_that_is_too_long(options, advice):
     assert done.exit_code == 1
     assert f"; shorten the prompt, or {advice}" in done.stderr
     assert "/compact" not in done.stderr
+
+
+@pytest.mark.parametrize("name", ["/nonexistent", "no-such-model", "a b/c"])
+def test_a_wrong_name_is_told_without_any_line(name):
+    """Where nothing is asked nothing is loaded, but a name that cannot be a model's is an error."""
+    done = run("chat", "-m", name)
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert "; name a model folder or a Hub id like owner/name" in done.stderr
+    assert run("chat").exit_code == 0

@@ -91,7 +91,7 @@ def test_shorter_vectors(encoder):
     assert (loss["whole_dims"], loss["num_texts"], loss["k"]) == (24, 5, 3)
     lost = round(100 * (1 - loss["nearest_kept"]))
     assert "6 of 24 dimensions: nothing in its files says that it was trained" in done.stderr
-    assert f"{lost}% lose their nearest neighbour" in done.stderr
+    assert f"{lost} % lose their nearest neighbour" in done.stderr
 
 
 def test_trained_lengths_give_no_warning(tmp_path):

@@ -1,5 +1,6 @@
 """`mlxchat inspect` as a person meets it: views, JSON with exact keys, pages, one-line errors."""
 
+import io
 import json
 import re
 import shutil
@@ -13,9 +14,11 @@ import pytest
 from architectures import make_config, make_model, write_folder
 from bad_folders import write_json
 from click.testing import CliRunner, Result
+from rich.console import Console
 from tiny import make_tiny_folder, make_tokenizer_json
 
 from mlxchat.cli.inspect import NAMES
+from mlxchat.cli.inspect.paint import Parts
 from mlxchat.cli.main import cli
 from mlxchat.model.device import load_mlx
 
@@ -253,6 +256,19 @@ def test_cost_marks_what_does_not_fit():
     assert "* beyond this model's 2 048 tokens" in inspect("cost", "--context", "4000").stdout
 
 
+def test_parts_are_not_broken_inside():
+    """A line of parts goes on where one ends: numbers with a blank inside stay whole."""
+    shown = io.StringIO()
+    parts = ["prefills", "512 tokens 0.11 s", "1 024 tokens 0.30 s"]
+    for width in (30, 38, 80):
+        Console(file=shown, width=width).print(Parts(parts))
+    assert shown.getvalue().splitlines() == [
+        *("prefills · 512 tokens 0.11 s", parts[2]),
+        *("prefills · 512 tokens 0.11 s", parts[2]),
+        "prefills · 512 tokens 0.11 s · 1 024 tokens 0.30 s",
+    ]
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -262,7 +278,7 @@ def test_cost_marks_what_does_not_fit():
         (["attention", TEXT, "--head", "1"], "add --layer N"),
         (["context", "bank", "one bank"], "give two texts or more"),
         (["neurons", TEXT, "--at", "dog"], "the text has no 'dog'"),
-        (["walk", "a " * 3000], "tokens, but the model holds 2048"),
+        (["walk", "a " * 3000], "tokens, but the model holds 2 048"),
         (["martians"], "there is no command 'inspect martians'"),
         (["lens", TEXT, "-m", "no/where/at/all"], "no/where/at/all"),
     ],

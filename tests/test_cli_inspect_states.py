@@ -276,7 +276,7 @@ def test_map_labels(tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "90")
     shown = run("inspect", "map", tmp_path / "kinds.tsv").stdout
     assert "● country   ▲ animal" in shown
-    assert "chance is 50%" in shown
+    assert "chance is 50 %" in shown
 
 
 def test_map_coordinates(tmp_path):

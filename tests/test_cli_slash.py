@@ -210,7 +210,7 @@ def test_thinking_says_what_it_costs(talk):
     talk.do("hello")
     talk.do("/think on")
     assert talk.session.options.think is True
-    assert talk.said == ["Thinking: on.", "The next turn reads 700 of 1000 tokens again."]
+    assert talk.said == ["Thinking: on.", "The next turn reads 700 of 1 000 tokens again."]
     talk.do("/think off")
     assert talk.said[2] == "this template has no switch"
     talk.do("/think default")

@@ -196,6 +196,14 @@ def test_wrap_parts():
     assert render.wrap_parts("", 9) == ""
 
 
+def test_wrap_words():
+    """A line is broken between words, but not inside of a number with its thousands apart."""
+    line = "reads 700 of 21 000 tokens, 23 % of all"
+    assert render.wrap_words(line, len(line)) == line
+    assert render.wrap_words(line, 15) == "reads 700 of\n21 000 tokens,\n23 % of all"
+    assert render.wrap_words(line, 31) == "reads 700 of 21 000 tokens,\n23 % of all"
+
+
 @pytest.mark.parametrize("model", [None, "mlx-community/Qwen3-4B-4bit"])
 def test_banner(model):
     """The banner fits into 80 columns; the built-in model's says how to get a real one."""

@@ -94,7 +94,7 @@ def test_screen_of_thinking_and_commands(terminal):
             f"> think\n{thought}\nyou said: think\n{FIGURES}"
             f"> notice\nSomething to know.\nyou said: notice\n{FIGURES}"
             "> /system Be brief.\nSystem prompt: Be brief.\n"
-            "The next turn reads 700 of 1000 tokens again.\n"
+            "The next turn reads 700 of 1 000 tokens again.\n"
             "> /undo x\nError: 'x' is not allowed; write /undo [N] with a whole number >= 1"
         ).rstrip()
     )

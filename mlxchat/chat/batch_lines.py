@@ -4,6 +4,7 @@ Free of MLX. A line that is broken is known by its error and answered with it.
 """
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -142,7 +143,9 @@ def _make_line(found: dict[str, Any], index: int, number: int) -> BatchLine:
 
 
 def _is_name(value: object) -> bool:
-    return value is None or (isinstance(value, str | int | float) and not isinstance(value, bool))
+    if isinstance(value, float):
+        return math.isfinite(value)  # what Python reads for NaN and 1e999 is no JSON again
+    return value is None or (isinstance(value, str | int) and not isinstance(value, bool))
 
 
 def _read_messages(given: dict[str, Any]) -> tuple[str | None, tuple[Message, ...]]:

@@ -16,6 +16,7 @@ from mlxchat.chat.reasoning import Split
 from mlxchat.chat.results import Compaction, StopReason, SummaryProgress, TextDelta
 from mlxchat.chat.template import Message
 from mlxchat.chat.turn import TurnRunner
+from mlxchat.counts import format_count
 from mlxchat.engine.timing import Stopwatch
 from mlxchat.engine.worker import JobCancelledError, JobContext
 from mlxchat.errors import ContextFullError, MlxchatError
@@ -125,8 +126,8 @@ class Compactor:
         size = largest(longest, lambda n: self._fits(head, [cut(n)]))
         if not size:
             raise ContextFullError(
-                f"a context of {self._limit} tokens is too small for a summary; take turns back"
-                " with /undo, or start over with /reset"
+                f"a context of {format_count(self._limit)} tokens is too small for a summary; take"
+                " turns back with /undo, or start over with /reset"
             )
         return cut(size)
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from mlxchat.chat.passages import Passage, Split, cut_text
 from mlxchat.chat.results import LoadProgress, PrefillProgress
+from mlxchat.counts import format_count
 from mlxchat.errors import UsageError
 
 if TYPE_CHECKING:
@@ -311,9 +312,10 @@ def _notices(
 ) -> list[str]:
     lines = []
     if num_cut := sum(is_cut):
+        most = format_count(embedder.max_tokens)
         lines.append(
-            f"{num_cut} of {len(is_cut)} texts were cut to {embedder.max_tokens} tokens, the most"
-            " that this model reads; --split paragraph embeds files in pieces"
+            f"{num_cut} of {len(is_cut)} texts were cut to {most} tokens,"
+            " the most that this model reads; --split paragraph embeds files in pieces"
         )
     if dims == width:
         return lines
@@ -328,10 +330,10 @@ def _notices(
 def _tell(loss: "TruncationLoss | None") -> str:
     if loss is None:
         return "with three or more texts the loss can be measured"
+    nearest, others = 100 * (1 - loss.nearest_kept), 100 * (1 - loss.neighbours_kept)
     return (
-        f"of {loss.num_texts} texts, {1 - loss.nearest_kept:.0%} lose their nearest neighbour and"
-        f" {1 - loss.neighbours_kept:.0%} of the {loss.k} nearest change (cosine, whole vectors"
-        " against cut ones)"
+        f"of {loss.num_texts} texts, {nearest:.0f} % lose their nearest neighbour and {others:.0f}"
+        f" % of the {loss.k} nearest change (cosine, whole vectors against cut ones)"
     )
 
 

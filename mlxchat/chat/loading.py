@@ -8,6 +8,7 @@ from mlxchat.chat.options import ChatOptions
 from mlxchat.chat.results import LoadProgress, SessionInfo
 from mlxchat.chat.template import Message
 from mlxchat.chat.turn import TurnRunner
+from mlxchat.counts import format_count
 from mlxchat.errors import TemplateError
 from mlxchat.model.device import format_backend, make_device_plan
 from mlxchat.model.hub import ModelFolder, resolve_model
@@ -98,4 +99,5 @@ def name_to_reopen(folder: ModelFolder) -> str:
 def _context_notices(options: ChatOptions, info: ModelInfo) -> list[str]:
     if (options.max_context or 0) <= info.max_context:
         return []
-    return [f"--max-context {options.max_context} is more than this model's {info.max_context}"]
+    limit = format_count(info.max_context)
+    return [f"--max-context {options.max_context} is more than this model's {limit}"]

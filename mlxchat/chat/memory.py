@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
+from mlxchat.counts import format_count
 from mlxchat.engine.batch import Batch
 from mlxchat.engine.engine import Engine
 from mlxchat.engine.kv_memory import (
@@ -64,7 +65,8 @@ class MemoryGuard:
         if needed > free:
             raise MemoryShortError(
                 f"this turn would take {_gib(needed)} GiB more memory (keys and values of"
-                f" {num_prompt} tokens and an answer of {answer}), but {_gib(free)} GiB are free;"
+                f" {format_count(num_prompt)} tokens and an answer of {format_count(answer)}), but"
+                f" {_gib(free)} GiB are free;"
                 " shorten the message, /compact the conversation, set a smaller --max-tokens, try"
                 " --kv-bits 8 or a smaller /model, or do without this check:"
                 " mlxchat config set context.memory_check false"

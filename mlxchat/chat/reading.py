@@ -15,6 +15,7 @@ from mlxchat.chat.prompt import RenderedPrompt
 from mlxchat.chat.request import TurnRequest
 from mlxchat.chat.results import Notice, PrefillProgress
 from mlxchat.chat.template import Message
+from mlxchat.counts import format_count
 from mlxchat.engine.engine import Engine, Logits, reset_peak_memory
 from mlxchat.engine.prefix_cache import Plan
 from mlxchat.engine.timing import Stopwatch
@@ -136,9 +137,9 @@ def _check_room(runner: "TurnRunner", num_prompt: int) -> None:
     if num_prompt >= limit:
         could_be_more = limit < runner.loaded.model.info.max_context
         raise ContextFullError(
-            f"the prompt has {num_prompt} tokens, but the context holds {limit};"
-            " shorten the message, have the oldest turns summarised with /compact or dropped"
-            " with --overflow drop-oldest, take turns back with /undo"
+            f"the prompt has {format_count(num_prompt)} tokens, but the context holds"
+            f" {format_count(limit)}; shorten the message, have the oldest turns summarised with"
+            " /compact or dropped with --overflow drop-oldest, take turns back with /undo"
             + (", or raise --max-context" if could_be_more else ", or start over with /reset")
         )
     if runner.options.checks_memory:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from mlxchat.chat.results import Notice, PrefillProgress
 from mlxchat.chat.template import Message
+from mlxchat.counts import format_count
 from mlxchat.engine.prompt_store import MIN_IDS
 from mlxchat.engine.worker import JobContext
 from mlxchat.errors import ContextFullError, MlxchatError, UsageError
@@ -49,8 +50,8 @@ def warm(runner: "TurnRunner", system: str, context: JobContext) -> Warmed:
         )
     if len(target) >= runner.context_limit:
         raise ContextFullError(
-            f"the system prompt has {len(target)} tokens, but the context holds"
-            f" {runner.context_limit}; shorten it"
+            f"the system prompt has {format_count(len(target))} tokens, but the context holds"
+            f" {format_count(runner.context_limit)}; shorten it"
         )
     keeping, prefix = runner.keeping, runner.engine.prefix
     plan = prefix.plan(target, marks=(len(target),), leave=0)

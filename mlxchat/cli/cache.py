@@ -16,6 +16,7 @@ from mlxchat.cli.render import (
     format_bytes,
     format_columns,
     format_count,
+    format_share,
     format_table,
     one_line,
 )
@@ -132,8 +133,8 @@ def _name_limit(store: "PromptStore") -> str:
     limit = load_settings().cache_max_gib
     if limit is not None:
         return f"cache.max_gib = {limit:g}"
-    largest, share = format_bytes(store.budget.max_bytes), store.budget.disk_share
-    return f"{largest} or {share:.0%} of the free disk; cache.max_gib in the settings changes it"
+    largest, share = format_bytes(store.budget.max_bytes), format_share(store.budget.disk_share)
+    return f"{largest} or {share} of the free disk; cache.max_gib in the settings changes it"
 
 
 @cache.command()

@@ -103,9 +103,9 @@ def run_lines(answers: "Answers", request: Request, *, runs_shell: bool) -> int:
         settings=request.settings,
         answers=answers,
     )
-    has_failed = False
+    has_failed = has_begun = False
     for line in _read_lines():
-        start = None
+        start, has_begun = None, True
         try:
             start = slash.interpret(context, _decode(line))
             if start is not None:
@@ -121,6 +121,10 @@ def run_lines(answers: "Answers", request: Request, *, runs_shell: bool) -> int:
             screen.error(str(explain(error)))
             if start is not None and answers.session.info is None:
                 break  # the model cannot be loaded: every other line would fail like this one
+    if not has_begun:  # nothing was loaded; that a name is wrong is told all the same
+        from mlxchat.model.hub import check_name
+
+        check_name(request.model)
     return int(has_failed)
 
 

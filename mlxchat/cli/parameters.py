@@ -3,7 +3,7 @@
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
-from mlxchat.cli.render import one_line
+from mlxchat.cli.render import format_rereads, one_line
 from mlxchat.errors import UsageError
 from mlxchat.settings import (
     FILE_BOUNDS,
@@ -144,8 +144,7 @@ def set_parameter(context: "Context", name: str, text: str) -> list[str]:
     else:
         context.origins[parameter.field] = "/set"
     if parameter.field in ("think", "keep_thinking") and (counts := session.count_rereads()):
-        read, total = counts
-        notices = [*notices, f"The next turn reads {read} of {total} tokens again."]
+        notices = [*notices, format_rereads(*counts)]
     return [f"{name}: {text}.", *notices]
 
 

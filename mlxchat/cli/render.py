@@ -6,6 +6,8 @@ Text that a model or a file produced is untrusted: `sanitize` takes away what a 
 import re
 from typing import TYPE_CHECKING
 
+from mlxchat.counts import format_count as format_count
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -40,6 +42,7 @@ def _make_safe_table() -> dict[int, str]:
 
 
 _SAFE = _make_safe_table()
+_GLUE = "\0"  # a blank where no line is broken; `sanitize` lets none through
 
 
 def sanitize(text: str) -> str:
@@ -67,9 +70,14 @@ def short_model(name: str) -> str:
     return one_line(name).rstrip("/").rpartition("/")[2]
 
 
-def format_count(number: int) -> str:
-    """Returns a count with its thousands set apart: `2 310`."""
-    return f"{number:,}".replace(",", " ")
+def format_rereads(num_read: int, num_all: int) -> str:
+    """Returns the line on what a change costs."""
+    return f"The next turn reads {format_count(num_read)} of {format_count(num_all)} tokens again."
+
+
+def format_share(share: float, digits: int = 0) -> str:
+    """Returns a share of 1 in hundredths: `23 %`."""
+    return f"{100 * share:.{digits}f} %"
 
 
 def format_counts_in(text: str) -> str:
@@ -136,13 +144,17 @@ def format_columns(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 
 
 def wrap_words(line: str, width: int) -> str:
-    """Breaks a line that is too wide between words; a word that is wider still is left whole."""
+    """Breaks a line that is too wide between words; a word that is wider still is left whole.
+
+    A number with its thousands set apart is one word.
+    """
     if len(line) <= width:
         return line
     import textwrap
 
-    rows = textwrap.wrap(line, max(width, 1), break_long_words=False, break_on_hyphens=False)
-    return "\n".join(rows)
+    glued = re.sub(r"(?<=\d) (?=\d{3}(?!\d)|%)", _GLUE, line)
+    rows = textwrap.wrap(glued, max(width, 1), break_long_words=False, break_on_hyphens=False)
+    return "\n".join(rows).replace(_GLUE, " ")
 
 
 def wrap_parts(line: str, width: int) -> str:
@@ -217,7 +229,7 @@ def format_turn_line(result: "TurnResult") -> str:
         depth = format_count(usage.prompt_tokens)
         parts.append(f"{format_rate(timing.decode_tok_per_s)} tok/s at depth {depth}")
     if timing.bandwidth_use is not None:
-        parts[-1] += f" ({100 * timing.bandwidth_use:.0f} % of bandwidth)"
+        parts[-1] += f" ({format_share(timing.bandwidth_use)} of bandwidth)"
     if (speculation := result.speculation) is not None and speculation.drafted:
         parts.append(format_speculation(speculation))
     parts.append(format_counts_in(one_line(result.cache.reason)))
@@ -226,7 +238,7 @@ def format_turn_line(result: "TurnResult") -> str:
 
 def format_speculation(speculation: "Speculation") -> str:
     """Returns what was gained by foreseeing tokens: `lookup saved 3.2 s (61 % accepted)`."""
-    share = f"({100 * speculation.accepted / max(speculation.drafted, 1):.0f} % accepted)"
+    share = f"({format_share(speculation.accepted / max(speculation.drafted, 1))} accepted)"
     if speculation.saved_s < 0:
         return f"{speculation.kind} cost {format_seconds(-speculation.saved_s)} {share}"
     return f"{speculation.kind} saved {format_seconds(speculation.saved_s)} {share}"
@@ -238,7 +250,7 @@ CONTEXT_WARNINGS = (0.95, 0.8)  # shares of the context at which the person is t
 def format_context_notice(used: int, limit: int) -> str:
     """Returns the notice that the context is filling up."""
     return (
-        f"{100 * used / limit:.0f} % of the context is used:"
+        f"{format_share(used / limit)} of the context is used:"
         f" {format_count(used)} of {format_count(limit)} tokens;"
         " /compact summarises the oldest turns, /undo takes turns back, /reset starts over"
     )
@@ -295,7 +307,7 @@ def _format_use(result: "TurnResult") -> list[str]:
         f", weights {format_bytes(timing.weight_bytes)}, KV {format_bytes(timing.kv_bytes)}"
     )
     if timing.bandwidth_use is not None:
-        memory += f"; {100 * timing.bandwidth_use:.0f} % of the measured bandwidth"
+        memory += f"; {format_share(timing.bandwidth_use)} of the measured bandwidth"
     lines = [memory]
     if usage.settle_tokens or usage.typeahead_tokens:
         lines.append(
@@ -341,7 +353,7 @@ def format_banner(version: str, model: str | None) -> str:
 def format_cost(cost: "DraftCost") -> str:
     """Returns what it would cost to send a draft: `+412 tokens ≈ 0.9 s, 23 % of context`."""
     seconds = "" if cost.seconds is None else f" ≈ {cost.seconds:.1f} s"
-    share = f"{100 * cost.context_share:.0f} % of context"
+    share = f"{format_share(cost.context_share)} of context"
     if cost.context_share >= 1:
         share = "more than the context holds"
     return f"+{format_count(cost.num_tokens)} tokens{seconds}, {share}"
@@ -367,7 +379,7 @@ def format_toolbar(
     if session is None or info is None:
         return f"{one_line(model or 'built-in model')} · {progress or 'loading'}"
     used, limit = session.context_used, info.context_limit
-    share = f" ({100 * used / limit:.0f} %) {format_bar(used / limit)}" if limit else ""
+    share = f" ({format_share(used / limit)}) {format_bar(used / limit)}" if limit else ""
     name = short_model(info.model)
     parts = [name, *([] if cost is None else [format_cost(cost)])]
     parts.append(f"{format_count(used)} of {format_count(limit)} tokens{share}")

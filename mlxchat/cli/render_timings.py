@@ -14,6 +14,7 @@ from mlxchat.cli.render import (
     format_counts_in,
     format_rate,
     format_seconds,
+    format_share,
     one_line,
     short_model,
 )
@@ -169,7 +170,7 @@ def format_summary(totals: Totals) -> str:
     rate = format_rate(totals.median_tok_per_s)
     drafts = ""
     if totals.num_drafted:
-        share = f"{100 * totals.num_accepted / totals.num_drafted:.0f} %"
+        share = format_share(totals.num_accepted / totals.num_drafted)
         drafts = f"\n{share} of {format_count(totals.num_drafted)} drafted tokens accepted"
     return (
         f"{reuse}\n{format_count(totals.num_answer)} tokens answered; medians: first token"
@@ -193,7 +194,7 @@ def _phase_table(totals: Totals, width: int, *, is_coloured: bool) -> str:
         is_coloured=is_coloured,
     )
     rows = [
-        f"  {name:<12} {format_seconds(seconds):>12}  {100 * share:>3.0f} %"
+        f"  {name:<12} {format_seconds(seconds):>12}  {format_share(share):>5}"
         for name, seconds, share in phase_rows(totals)
     ]
     if totals.load_s:
@@ -246,7 +247,7 @@ def _page_charts(
     models = list(dict.fromkeys(turn.model for turn in turns))
     rates = [(model, rate_points([t for t in turns if t.model == model])) for model in models]
     phases = [
-        (name, format_seconds(seconds), f"{100 * share:.1f} %")
+        (name, format_seconds(seconds), format_share(share, 1))
         for name, seconds, share in phase_rows(totals)
     ]
 

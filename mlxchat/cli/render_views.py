@@ -3,7 +3,14 @@
 import textwrap
 from typing import TYPE_CHECKING
 
-from mlxchat.cli.render import fill_rows, format_bar, format_count, format_seconds, one_line
+from mlxchat.cli.render import (
+    fill_rows,
+    format_bar,
+    format_count,
+    format_seconds,
+    format_share,
+    one_line,
+)
 
 if TYPE_CHECKING:
     from mlxchat.chat.results import TurnResult
@@ -37,7 +44,7 @@ def format_context(view: "ContextView") -> str:
     if view.num_left_out:
         which = "turn 1 is" if view.num_left_out == 1 else f"turns 1 to {view.num_left_out} are"
         lines.append(f"{which} left out of the prompt")
-    share = f"{100 * used / view.limit:.0f} %"
+    share = format_share(used / view.limit)
     lines.append(f"{format_count(used)} of {format_count(view.limit)} tokens are used ({share})")
     return "\n".join(lines)
 

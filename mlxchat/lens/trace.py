@@ -6,6 +6,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from mlxchat.counts import format_count
 from mlxchat.errors import ContextFullError, UnsupportedModelError, UsageError
 from mlxchat.lens.edits import AFTER_BLOCK, Both
 from mlxchat.model.language_model import LanguageModel
@@ -150,15 +151,15 @@ def check_length(
         raise UsageError("the text has no tokens; give at least one")
     if num_ids > model.info.max_context:
         raise ContextFullError(
-            f"the text has {num_ids} tokens, but the model holds {model.info.max_context};"
-            " give a shorter one"
+            f"the text has {format_count(num_ids)} tokens, but the model holds"
+            f" {format_count(model.info.max_context)}; give a shorter one"
         )
     config = getattr(model, "config", None)
     heads = getattr(config, "n_heads", 0) * len({"scores", "pattern"} & set(points))
     if 4 * heads * model.info.n_layers * num_ids * (num_ids - start) > MOST_BYTES_OF_MAPS:
         raise UsageError(
-            f"attention maps of {num_ids} tokens take more than {MOST_BYTES_OF_MAPS >> 30} GiB;"
-            " give a shorter text"
+            f"attention maps of {format_count(num_ids)} tokens take more than"
+            f" {MOST_BYTES_OF_MAPS >> 30} GiB; give a shorter text"
         )
 
 

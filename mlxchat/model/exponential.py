@@ -2,7 +2,7 @@
 
 MLX computes exp() there one element at a time: 9 to 14 ns each, four fifths of an attention over a
 long context. Written as a polynomial and compiled it takes 1.3 ns, since the compiler computes
-several elements at once. Accurate to 4e-7 of the value.
+several elements at once. As accurate as MLX's: to 6e-7 of the value near 1, to 4e-6 at 1e-30.
 """
 
 import math

@@ -83,6 +83,16 @@ def resolve_model(
     )
 
 
+def check_name(name: str | None) -> None:
+    """Checks that a name can be a model's; nothing is fetched, and the Hub is not asked.
+
+    Raises:
+        ModelNotFoundError: It names a folder that is not there, or is no Hub id either.
+    """
+    if name not in (None, BUILTIN_NAME) and _local_folder(name) is None:
+        _parse_hub_id(name)
+
+
 def _fetch(
     repo: str,
     revision: str | None,

@@ -4,12 +4,12 @@ import sys
 from collections.abc import Sequence
 from typing import Literal, TextIO
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
 from mlxchat.cli.heat import shade
-from mlxchat.cli.render import sanitize
+from mlxchat.cli.render import fill_rows, sanitize
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _SHADES = " ·░▒▓█"
@@ -96,6 +96,22 @@ def make_table(*columns: str, title: str | None = None) -> Table:
         side: Literal["left", "right"] = "right" if name.endswith(">") else "left"
         table.add_column(name.rstrip(">~"), justify=side, no_wrap=not name.endswith("~"))
     return table
+
+
+class Parts:
+    """Parts of a line side by side, on more lines where they need them; none is broken.
+
+    Args:
+        parts: Texts; numbers and units with blanks inside stay whole.
+        style: Of all of them.
+    """
+
+    def __init__(self, parts: Sequence[str], style: str = "") -> None:
+        self._parts, self._style = parts, style
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Fills the width that there is."""
+        yield Text("\n".join(fill_rows(self._parts, " · ", options.max_width)), self._style)
 
 
 def heading(text: str, note: str = "") -> Text:

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from mlxchat.cli.inspect.paint import bar, heading, make_table, show_token, spark
 from mlxchat.cli.inspect.render_lens import count_columns, make_grid, make_story
-from mlxchat.cli.render import cut
+from mlxchat.cli.render import cut, format_share
 
 if TYPE_CHECKING:
     from mlxchat.lens.live import Why
@@ -88,8 +88,8 @@ def make_attention_view(found: Explained, console: Console) -> list[RenderableTy
         Text.assemble(("when it wrote ", "dim"), (word, "bold"), (" it looked at", "dim")),
         _sources(found, console.width),
         Text(
-            f"{found.why.resting:.0%} of the attention rested on the first token and on the place"
-            " itself",
+            f"{format_share(found.why.resting)} of the attention rested on the first token"
+            " and on the place itself",
             style="dim",
         ),
     ]

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from mlxchat.cli import page
 from mlxchat.cli.inspect.paint import bar, heading, make_table
-from mlxchat.cli.render import one_line
+from mlxchat.cli.render import format_share, one_line
 
 if TYPE_CHECKING:
     from mlxchat.cli.inspect.map import Words
@@ -50,7 +50,7 @@ def explain(known: "Words") -> str:
     if known.places:
         return "R squared on words held out; below 0 is worse than the mean"
     if known.labels:
-        return f"labels told right on words held out; chance is {chance(known):.0%}"
+        return f"labels told right on words held out; chance is {format_share(chance(known))}"
     return "variance along both axes"
 
 
@@ -114,10 +114,13 @@ def _legend(known: "Words") -> Text:
 def _make_layers(planes: "Sequence[LayerPlane]", chosen: int) -> Table:
     table = make_table("layer>", "measure>", "")
     for one in planes:
-        value = one.score if one.explained is None else sum(one.explained)
         mark = " ◀" if one.layer == chosen else "  "
-        shown = f"{value:.2f}" if one.explained is None else f"{value:.0%}"
-        table.add_row(f"{one.layer}{mark}", shown, bar(value or 0.0, 24))
+        value = one.score or 0.0
+        shown = f"{value:.2f}"
+        if one.explained is not None:
+            value = sum(one.explained)
+            shown = format_share(value)
+        table.add_row(f"{one.layer}{mark}", shown, bar(value, 24))
     return table
 
 

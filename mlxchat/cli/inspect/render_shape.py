@@ -7,8 +7,8 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from mlxchat.cli import page
-from mlxchat.cli.inspect.paint import bar, heading, make_table
-from mlxchat.cli.render import format_bytes, format_count, format_seconds, one_line
+from mlxchat.cli.inspect.paint import Parts, bar, heading, make_table
+from mlxchat.cli.render import format_bytes, format_count, format_seconds, format_share, one_line
 
 if TYPE_CHECKING:
     from mlxchat.lens.cost import Cost, Rates
@@ -32,7 +32,7 @@ def make_parameter_view(
             tied = Text("the embedding serves", style="dim")
             parts.add_row(name, str(num), "", "", tied, format_bytes(num_bytes) if num else "")
         elif num:
-            cells = (str(num), format_count(params), f"{share:.1%}")
+            cells = (str(num), format_count(params), format_share(share, 1))
             parts.add_row(name, *cells, bar(share), format_bytes(num_bytes))
     hidden = 0
     table = make_table("tensor~", "shape>", "stored as", "bits>", "bytes>")
@@ -118,17 +118,17 @@ def make_cost_view(
             format_count(c.num_tokens) + beyond,
             format_flops(c.attention).removesuffix("FLOP"),
             format_flops(c.feed_forward).removesuffix("FLOP"),
-            bar(share, 6).append(f" {share:4.0%}"),
+            bar(share, 6).append(f" {format_share(share):>5}"),
             format_bytes(c.kv_bytes),
             format_seconds(rates.prefill_s(c)),
             f"{1 / rates.decode_token_s(c):.3g}",
         )
     what = "operations, and seconds from rates measured now"
-    measured = ", ".join(f"{format_count(n)} tokens {format_seconds(s)}" for n, s in rates.measured)
+    measured = [f"{format_count(n)} tokens {format_seconds(s)}" for n, s in rates.measured]
     lines: list[RenderableType] = [
         Text.assemble(("cost", "bold"), (f"  {model}; {what}", "dim")),
         table,
-        Text(f"measured prefills: {measured}", style="dim"),
+        Parts(["measured prefills", *measured], style="dim"),
         Text(_formulas(rates), style="dim"),
     ]
     if any(c.num_tokens > limit for c in costs):

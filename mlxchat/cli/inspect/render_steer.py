@@ -10,7 +10,7 @@ from rich.text import Text
 
 from mlxchat.cli import page
 from mlxchat.cli.inspect.paint import bar, heading, make_table
-from mlxchat.cli.render import format_age, one_line, sanitize
+from mlxchat.cli.render import format_age, format_share, one_line, sanitize
 
 if TYPE_CHECKING:
     from mlxchat.lens.steering_file import SteeringInfo
@@ -35,8 +35,8 @@ def format_verdict(info: "SteeringInfo") -> str:
             " positive ones. Try more pairs, or --layer."
         )
     return (
-        f"Strongest at {best['coeff']:g}: {best['effect']:.0%} of the way to the positive answers,"
-        f" measured on {where}. Use it with /steer {info.name} {best['coeff']:g}"
+        f"Strongest at {best['coeff']:g}: {format_share(best['effect'])} of the way to the positive"
+        f" answers, measured on {where}. Use it with /steer {info.name} {best['coeff']:g}"
     )
 
 
@@ -59,7 +59,7 @@ def make_list(infos: Sequence["SteeringInfo"]) -> Table:
             str(info.layer),
             str(info.num_pairs),
             f"{best['coeff']:g}",
-            f"{best['effect']:.0%}",
+            format_share(best["effect"]),
             format_age(max(0.0, time.time() - info.created)),
         )
     return table
@@ -98,11 +98,11 @@ def _make_layers(info: "SteeringInfo") -> Table:
         table.add_row(
             f"{number}{' ◀' if number == info.layer else '  '}",
             f"{facts['norm']:.3g}",
-            f"{facts['share']:.0%}",
-            "" if apart is None else f"{apart:.0%}",
+            format_share(facts["share"]),
+            "" if apart is None else format_share(apart),
             f"{facts['gap']:.1f}σ",
-            f"{facts['explained']:.0%}",
-            "" if effect is None else f"{effect:.0%}",
+            format_share(facts["explained"]),
+            "" if effect is None else format_share(effect),
             bar(effect or 0.0, 16),
         )
     return table
@@ -113,7 +113,7 @@ def _make_sweep(info: "SteeringInfo") -> Table:
     for one in info.sweep:
         table.add_row(
             f"{one['coeff']:g}",
-            f"{one['effect']:.0%}",
+            format_share(one["effect"]),
             bar(one["effect"], 16),
             f"{one['divergence']:.2f} nats",
         )
@@ -161,15 +161,15 @@ def draw_curve(points: Sequence[tuple[float, float]], width: int = 560, height: 
     for level in (-1.0, 0.0, 1.0):
         (x1, y), (x2, _) = place(0, level), place(right, level)
         parts.append(f'<line class="line" x1="{x1:.1f}" y1="{y:.1f}" x2="{x2:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text class="soft" x="4" y="{y + 4:.1f}">{level:.0%}</text>')
+        parts.append(f'<text class="soft" x="4" y="{y + 4:.1f}">{format_share(level)}</text>')
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(x, y) for x, y in [(0, 0), *points]))
     parts.append(f'<polyline points="{path}" fill="none" stroke="#0b6e99" stroke-width="2"/>')
     for x, y in points:
         at_x, at_y = place(x, y)
         parts.append(
-            f'<g><title>{x:g}: {y:.1%}</title><circle cx="{at_x:.1f}" cy="{at_y:.1f}" r="4"'
-            f' fill="#0b6e99"/><text class="soft" x="{at_x - 6:.1f}" y="{height - 8}">{x:g}</text>'
-            "</g>"
+            f"<g><title>{x:g}: {format_share(y, 1)}</title>"
+            f'<circle cx="{at_x:.1f}" cy="{at_y:.1f}" r="4" fill="#0b6e99"/>'
+            f'<text class="soft" x="{at_x - 6:.1f}" y="{height - 8}">{x:g}</text></g>'
         )
     return page.make_svg(width, height, parts)
 

@@ -8,7 +8,7 @@ from rich.text import Text
 
 from mlxchat.cli import page
 from mlxchat.cli.inspect.paint import bar, heading, make_table, show_token, spark
-from mlxchat.cli.render import one_line
+from mlxchat.cli.render import format_share, one_line
 
 if TYPE_CHECKING:
     from mlxchat.lens.neurons import NeuronView
@@ -195,7 +195,7 @@ def make_neuron_view(
                 f"{unit.activation:+.2f}",
                 Text(show_token(texts[unit.position]), style="cyan"),
                 Text(spark([abs(x) for x in course], 0.0), style="cyan"),
-                f"{unit.share:.0%}",
+                format_share(unit.share),
                 Text(writes),
             )
     note = f"  {model}, the most active of {view.d_mlp} in each of {len(view.layers)} layers"

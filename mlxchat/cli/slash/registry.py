@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
 from mlxchat.cli.failures import stoppable
+from mlxchat.cli.render import format_rereads
 from mlxchat.errors import MlxchatError, UsageError
 from mlxchat.settings import Settings
 
@@ -220,5 +221,4 @@ def say_cost(context: Context) -> None:
     """Says how much of the conversation a change makes the next turn read again."""
     counts = context.session.count_rereads()
     if counts is not None and counts[0] > 1:
-        read, total = counts
-        context.say(f"The next turn reads {read} of {total} tokens again.")
+        context.say(format_rereads(*counts))
