@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+import mlxchat  # noqa: F401  # before a test imports mlx.core, so that OpenBLAS serves it
+
 REPOSITORY = Path(__file__).parents[1]
 MLXCHAT_SHARED = Path(os.environ.get("MLXCHAT_SHARED", REPOSITORY.parent / "shared"))
 

@@ -12,7 +12,7 @@ mx = load_mlx()
 from mlxchat.model import attention  # noqa: E402
 from mlxchat.model.exponential import silu, softmax_parts  # noqa: E402
 
-TOLERANCE = 1e-5  # MLX's own attention is as far from that in float64
+TOLERANCE = 1e-5
 
 
 def make(batch, heads, kv_heads, num_new, num_rows, width=16):
@@ -27,16 +27,31 @@ def fast(q, k, v, mask):
     return mx.fast.scaled_dot_product_attention(q, k, v, scale=0.3, mask=mask)
 
 
+def exactly(q, k, v):
+    """Returns the attention with a causal mask in float64."""
+    q, k, v = (np.array(array, dtype=np.float64) for array in (q, k, v))
+    k, v = (np.repeat(array, q.shape[1] // k.shape[1], axis=1) for array in (k, v))
+    num_new, num_rows = q.shape[2], k.shape[2]
+    seen = np.arange(num_rows - num_new, num_rows)[:, None] >= np.arange(num_rows)
+    scores = np.where(seen, 0.3 * q @ k.swapaxes(-1, -2), -np.inf)
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    return weights / weights.sum(-1, keepdims=True) @ v
+
+
 @pytest.mark.parametrize(
     ("num_new", "num_rows"), [(1, 1), (1, 3000), (2, 9), (7, 7), (16, 1300), (100, 900), (70, 5000)]
 )
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (8, 2), (3, 1)])
 def test_attention_is_that_of_mlx(num_new, num_rows, heads, kv_heads):
-    """Few and many rows, in one block and in several, equal MLX's attention to rounding."""
+    """Few and many rows, in one block and in several, are as near to float64 as MLX's attention."""
     q, k, v = make(1, heads, kv_heads, num_new, num_rows)
     mask = None if num_new == 1 else "causal"
-    found = attention.attend(q, k, v, mask, 0.3)
-    assert mx.allclose(found, fast(q, k, v, mask), atol=TOLERANCE, rtol=0)
+    exact = exactly(q, k, v)
+    found, theirs = (
+        np.abs(np.array(a, dtype=np.float64) - exact).max()
+        for a in (attention.attend(q, k, v, mask, 0.3), fast(q, k, v, mask))
+    )
+    assert found <= 1.1 * theirs + 1e-6
 
 
 @pytest.mark.parametrize(

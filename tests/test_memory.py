@@ -8,6 +8,7 @@ from click.testing import CliRunner
 from tiny import KINDS, TinySession, checked, make_tiny_folder
 
 from mlxchat.chat import memory
+from mlxchat.chat.batch_lines import LineAnswer, read_lines
 from mlxchat.chat.results import Notice
 from mlxchat.cli.main import cli
 from mlxchat.engine.engine import Engine
@@ -167,3 +168,68 @@ def test_it_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
     result = CliRunner().invoke(cli, ["chat"], input="hello\n/params\n")
     assert result.exit_code == 0
     assert "config.toml" in next(x for x in result.stderr.split("\n") if x.startswith("memory-"))
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Buffers that hold 100 positions together cannot grow."""
+    monkeypatch.setattr(memory, "SMALL_TURN", 100)
+    monkeypatch.setattr(memory, "available_memory_bytes", lambda: 1000)
+    monkeypatch.setattr(memory.MemoryGuard, "check", lambda *_: None)  # before the turn
+    monkeypatch.setattr(memory.MemoryGuard, "check_batch", lambda *_: None)
+
+
+ENDLESS = SamplingSettings(temperature=1.0, seed=5, logit_bias=((0, -99.0), (1, -99.0)))
+
+
+@pytest.mark.parametrize("think_budget", [None, 400], ids=["together", "in turn"])
+def test_several_answers_end_before_their_buffers_outgrow_the_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, short: None, think_budget: int | None
+) -> None:
+    """All are kept, as far as they were decoded, with the figures; each goes on with room."""
+    folder = make_tiny_folder(tmp_path / "model")
+    options = {"max_tokens": 600, "sampling": ENDLESS, "think_budget": think_budget}
+    whole = TinySession(folder, **options)
+    session = TinySession(folder, **options)
+    try:
+        whole.set_options(replace(whole.options, checks_memory=False))
+        expected = whole.send_many("hello", 3).result(60)
+        job = session.send_many("hello", 3)
+        notices = [event.text for event in job if isinstance(event, Notice)]
+        offered = job.result(60)
+        assert {r.stop_reason for r in expected.results} == {"token_limit"}
+        assert {r.stop_reason for r in offered.results} == {"context_full"}
+        assert len(notices) == (1 if think_budget is None else 3)
+        assert "to hold more tokens would take 0.0 GiB at once" in notices[0]
+        for got, all_of_it in zip(offered.results, expected.results, strict=True):
+            assert got.tokens == all_of_it.tokens[: len(got.tokens)]
+            assert 10 < len(got.tokens) < 600
+        monkeypatch.setattr(memory, "available_memory_bytes", lambda: GIB)
+        assert len(checked(session, session.go_on()).tokens) > 50
+    finally:
+        session.close()
+        whole.close()
+
+
+@pytest.mark.parametrize("size", [3, 1])
+def test_lines_end_before_their_buffers_outgrow_the_memory(
+    tmp_path: Path, short: None, size: int
+) -> None:
+    """Those that are decoded then end with what they have; the lines after them are answered."""
+    session = TinySession(make_tiny_folder(tmp_path / "model"), max_tokens=500, sampling=ENDLESS)
+    texts = ['{"prompt": "hello"}', '{"prompt": "you", "max_tokens": 5}', '{"prompt": "who"}']
+    lines = read_lines("\n".join(texts * 2).encode())
+    try:
+        job = session.answer_lines(lines, size)
+        events = list(job)
+        job.result(60)
+        found = {e.line.index: e.result for e in events if isinstance(e, LineAnswer)}
+        assert sorted(found) == list(range(6))
+        reasons = [found[i].stop_reason for i in range(6)]
+        assert reasons == ["context_full", "token_limit", "context_full"] * 2
+        assert all(len(found[i].tokens) > 10 for i in (0, 2, 3, 5))
+        notices = [e.text for e in events if isinstance(e, Notice)]
+        assert len(notices) == (2 if size == 3 else 4)
+        assert all("to hold more tokens would take" in text for text in notices)
+    finally:
+        session.close()

@@ -179,7 +179,7 @@ def test_a_full_context_names_only_what_helps(folder):
     large = TinySession(folder, max_context=5000)
     with pytest.raises(ContextFullError, match="start over with /reset"):
         large.send(question * 3).result()
-    assert "--max-context 5000 is more than this model's 1024" in large.info.notices
+    assert "--max-context 5000 is more than this model's 1 024" in large.info.notices
     large.close()
 
 

@@ -18,12 +18,18 @@ from mlxchat.engine.batch import Batch, can_batch
 from mlxchat.engine.prefix_cache import Plan
 from mlxchat.engine.sampling import Sampler
 from mlxchat.engine.worker import JobContext
+from mlxchat.errors import MemoryShortError
 from mlxchat.model.batch_cache import Strand
 
 
 def _mute(context: JobContext) -> JobContext:
     """Returns a job's context for rows whose text is shown when all rows have ended."""
-    return context.redirect(lambda event: None)
+
+    def hand_on(event: object) -> None:
+        if isinstance(event, Notice):
+            context.emit(event)
+
+    return context.redirect(hand_on)
 
 
 def answer_many(
@@ -103,20 +109,28 @@ def _decode_together(
     fed = [list(ids) for _ in range(count)]
     num_tokens = [0] * count
     answers: dict[int, Answer] = {}
-    for token in batch.decode(context.check):
-        row = token.row
-        num_tokens[row] += 1
-        if token.is_fed:
-            fed[row].append(token.token_id)
-        reason = decoders[row].step(token.token_id)
-        if reason is None and num_tokens[row] == max_tokens:
-            reason = limit
-        if reason is not None:
-            engine.prefix.add_branch(batch.take(row), fed[row])
-            batch.end(row)
-            answers[row] = decoders[row].finish(reason)
-        if row == count - 1 or reason is not None:
-            context.emit(BatchProgress(len(answers), count, sum(num_tokens)))
+    check = context.check
+    if runner.options.checks_memory:
+        check = runner.memory.watch_batch(batch, check)
+    try:
+        for token in batch.decode(check):
+            row = token.row
+            num_tokens[row] += 1
+            if token.is_fed:
+                fed[row].append(token.token_id)
+            reason = decoders[row].step(token.token_id)
+            if reason is None and num_tokens[row] == max_tokens:
+                reason = limit
+            if reason is not None:
+                engine.prefix.add_branch(batch.take(row), fed[row])
+                batch.end(row)
+                answers[row] = decoders[row].finish(reason)
+            if row == count - 1 or reason is not None:
+                context.emit(BatchProgress(len(answers), count, sum(num_tokens)))
+    except MemoryShortError as error:  # nor is there room for what the cache holds of each
+        context.emit(Notice(str(error)))
+        for row in set(range(count)) - answers.keys():
+            answers[row] = decoders[row].finish("context_full")
     return [answers[row] for row in range(count)]
 
 

@@ -101,11 +101,27 @@ class LineAnswerer:
 
     def _answer_together(self, stack: Stack) -> None:
         self._runner.engine.speculator = None  # a batch takes one token of each row at a time
-        batch = Batch(self._runner.engine, stack)
-        self._fill(batch)
-        for token in batch.decode(self._context.check):
-            if self._take(batch, token):
-                self._fill(batch)
+        while self._todo:
+            batch, check = Batch(self._runner.engine, stack), self._context.check
+            if self._options.checks_memory:
+                check = self._runner.memory.watch_batch(batch, check)
+            self._fill(batch)
+            try:
+                for token in batch.decode(check):
+                    if self._take(batch, token):
+                        self._fill(batch)
+            except MemoryShortError as error:
+                self._end_all(batch, error)
+
+    def _end_all(self, batch: Batch, error: MemoryShortError) -> None:
+        """Ends the lines of a batch that cannot grow; those that have no token yet come again."""
+        self._context.emit(Notice(str(error)))
+        ended, self._open = list(self._open.values()), {}
+        for row in ended:
+            if row.num_tokens:
+                self._tell(self._finish(row, "context_full", batch.row_bytes))
+            else:
+                self._todo.appendleft(row.line)
 
     def _fill(self, batch: Batch) -> None:
         """Reads the next prompts until no place is left."""

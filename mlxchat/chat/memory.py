@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from mlxchat.counts import format_count
+from mlxchat.engine.batch import Batch
 from mlxchat.engine.engine import Engine
 from mlxchat.engine.kv_memory import (
     count_rows,
@@ -12,6 +13,7 @@ from mlxchat.engine.kv_memory import (
 )
 from mlxchat.errors import MemoryShortError
 from mlxchat.model.device import available_memory_bytes
+from mlxchat.model.sequence_cache import SequenceCache
 
 # Turns that end below this many tokens are never refused.
 SMALL_TURN = 4096
@@ -102,24 +104,43 @@ class MemoryGuard:
         It looks only where the buffers are about to grow, and raises MemoryShortError with the
         figures where they could not.
         """
-        due = 0
+        prefix = engine.prefix
+        return _watch(lambda: (prefix.cache, len(prefix.token_ids), 1), check)
 
-        def check_both() -> None:
-            nonlocal due
-            check()
-            held = len(engine.prefix.token_ids)
-            if held < due:
-                return
-            num_rows = count_rows(engine.prefix.cache)
-            if num_rows is None:
-                return
-            due = num_rows - _MARGIN
-            if held >= due:
-                if num_rows >= SMALL_TURN:
-                    _check_growth(growth_bytes(engine.prefix.cache), available_memory_bytes())
-                due = held + _PAUSE
+    def watch_batch(self, batch: Batch, check: Callable[[], None]) -> Callable[[], None]:
+        """Returns the same for between the steps of a batch, whose rows grow together."""
+        return _watch(lambda: (batch.cache, batch.longest, batch.num_rows), check)
 
-        return check_both
+
+def _watch(
+    look: Callable[[], tuple[SequenceCache | None, int, int]], check: Callable[[], None]
+) -> Callable[[], None]:
+    """Returns a check that looks whether the buffers may grow.
+
+    Args:
+        look: Returns a cache, the positions that it holds, and of how many sequences.
+        check: Is called first.
+    """
+    due, seen = 0, None
+
+    def check_both() -> None:
+        nonlocal due, seen
+        check()
+        cache, held, num_sequences = look()
+        if cache is not seen:  # other buffers
+            due, seen = 0, cache
+        if cache is None or held < due:
+            return
+        num_rows = count_rows(cache)
+        if num_rows is None:
+            return
+        due = num_rows - _MARGIN
+        if held >= due:
+            if num_rows * num_sequences >= SMALL_TURN:
+                _check_growth(growth_bytes(cache), available_memory_bytes())
+            due = held + _PAUSE
+
+    return check_both
 
 
 def _check_growth(needed: int, free: int) -> None:

@@ -77,12 +77,12 @@ class Batch:
     Attributes:
         engine: Its model decodes; its live sequence stays as it is.
         stack: Puts sequences together; None is the way of our own caches.
-        cache: Of the rows that are decoded.
+        cache: Of the rows that are decoded; None before the first step.
     """
 
     engine: Engine
     stack: Stack | None = None
-    cache: SequenceCache = field(init=False)
+    cache: SequenceCache | None = None
     _tokens: mx.array = field(init=False)  # (B,): of each row the next one, not yet fed
     _rows: list[_Row] = field(default_factory=list)
     _waiting: list[_Waiting] = field(default_factory=list)
@@ -109,19 +109,30 @@ class Batch:
 
     def take(self, row: int) -> SequenceCache:
         """Returns the cache of a row, with the tokens fed so far, lazily (see `take_row`)."""
+        assert self.cache is not None
         place = next(i for i, other in enumerate(self._rows) if other.number == row)
         return take_row(self.cache, place, self.engine.prefix.make_cache())
 
     @property
     def row_bytes(self) -> int:
         """Bytes of keys and values that one row takes."""
-        return self.cache.nbytes // max(len(self._rows), 1)
+        return 0 if self.cache is None else self.cache.nbytes // max(self.num_rows, 1)
+
+    @property
+    def num_rows(self) -> int:
+        """Rows in the cache, those included that have ended since it was stacked."""
+        return len(self._rows)
+
+    @property
+    def longest(self) -> int:
+        """Positions that the longest row holds; as many stand in the buffers of each."""
+        return max((row.length for row in self._rows), default=0)
 
     def decode(self, check: Check) -> Iterator[BatchToken]:
         """Samples a token for each row and feeds them before they are yielded, to the last row.
 
         Args:
-            check: Called between steps; may raise to stop.
+            check: Called between steps; may raise to stop. What was yielded can be taken then.
 
         Yields:
             Tokens, row after row, step after step.
@@ -134,6 +145,7 @@ class Batch:
             tokens = self._tokens
             is_last = all(row.left == 1 for row in self._rows if row.number not in self._ended)
             if not is_last:
+                assert self.cache is not None
                 logits = self.engine.forward(tokens[:, None], self.cache)
                 self._tokens = sample_rows([row.sampler for row in self._rows], logits)
                 mx.async_eval(self._tokens)  # type: ignore[no-untyped-call]
@@ -152,7 +164,9 @@ class Batch:
         waiting, self._waiting = self._waiting, []
         if not waiting and len(left) > len(self._rows) // 2:
             return
-        strands = [Strand(self.cache, self._rows[i].length, i) for i in left]
+        strands = []
+        if self.cache is not None:
+            strands = [Strand(self.cache, self._rows[i].length, i) for i in left]
         strands += [new.strand for new in waiting]
         rows = [self._rows[i] for i in left] + [new.row for new in waiting]
         tokens = [self._tokens[mx.array(left)]] if left else []
