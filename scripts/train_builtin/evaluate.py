@@ -219,6 +219,7 @@ SKILLS = (
     Skill("system prompt: its name", system_bot, 0.98),
     Skill("system prompt: the user's name", system_user, 0.98),
     Skill("system prompt: suffix", styled(d.ask_suffix), 0.95),
+    Skill("system prompt: suffix, not strict", styled(d.ask_suffix), 0.95, strict=False),
     Skill("system prompt: mood", styled(d.ask_mood), 0.95),
     Skill("system prompt: capitals", styled(d.ask_caps), 0.95),
     Skill("FAQ, unseen wording", faq, 0.95),
