@@ -117,7 +117,7 @@ class LineAnswerer:
         """Ends the lines of a batch that cannot grow; those that have no token yet come again."""
         self._context.emit(Notice(str(error)))
         ended, self._open = list(self._open.values()), {}
-        for row in ended:
+        for row in reversed(ended):  # so that the first of those that come again is the next one
             if row.num_tokens:
                 self._tell(self._finish(row, "context_full", batch.row_bytes))
             else:
