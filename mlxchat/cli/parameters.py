@@ -3,7 +3,7 @@
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
-from mlxchat.cli.render import format_rereads, one_line
+from mlxchat.cli.render import format_rereads, one_line, short_model
 from mlxchat.errors import UsageError
 from mlxchat.settings import (
     FILE_BOUNDS,
@@ -89,6 +89,7 @@ PARAMETERS = {
 FILE_LIMIT = "max-file-kib"  # of what can be attached: the chat's business, not the session's
 KV_BITS = "kv-bits"  # decided when the chat starts: what is cached cannot be read in another form
 DRAFT = "draft-model"  # loaded when the chat starts
+ADAPTER = "adapter"  # loaded with the model
 NAMES = (*PARAMETERS, FILE_LIMIT, KV_BITS, DRAFT)
 ALIASES = {"temperature": "temp", "top_p": "top-p", "top_k": "top-k", "min_p": "min-p"}
 
@@ -132,6 +133,8 @@ def set_parameter(context: "Context", name: str, text: str) -> list[str]:
         raise UsageError(
             "the draft model is loaded at the start; leave, and use --draft-model NAME"
         )
+    if name.lower() == ADAPTER:
+        raise UsageError("the adapter is loaded with the model; use /adapter PATH, or off")
     name, parameter = find_parameter(name)
     value = parameter.parse(name, text)
     session = context.session
@@ -190,6 +193,7 @@ def list_parameters(context: "Context") -> list[tuple[str, str, str]]:
         (FILE_LIMIT, kib, origins.get(FILE_LIMIT, BY_DEFAULT)),
         (KV_BITS, "off" if bits is None else str(bits), origins.get("kv_bits", BY_DEFAULT)),
         (DRAFT, session.options.draft_model or "none", origins.get("draft_model", BY_DEFAULT)),
+        (ADAPTER, short_model(session.options.adapter or "none"), origins.get(ADAPTER, BY_DEFAULT)),
     ]
 
 

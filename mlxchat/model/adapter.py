@@ -83,6 +83,12 @@ class Adapter:
         """What it is called beside its model."""
         return self.folder.name
 
+    @property
+    def ranks(self) -> set[int]:
+        """The ranks of its products."""
+        axis = 0 if self.layout == "PEFT" else -1
+        return {self.tensors[own["a"]].shape[axis] for own in self.parts.values()}
+
     @classmethod
     def open(cls, path: str | Path) -> "Adapter":
         """Reads config and headers of an adapter folder.
