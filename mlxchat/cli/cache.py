@@ -20,6 +20,7 @@ from mlxchat.cli.render import (
     format_table,
     one_line,
 )
+from mlxchat.cli.screen import show_table
 from mlxchat.settings import find_system, load_settings
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def list_(as_json: bool) -> None:
     elif not rows:
         click.echo("nothing is stored yet; a chat or `mlxchat cache warm` stores prompts")
     else:
-        click.echo(
+        show_table(
             format_columns(
                 ("model", "what", "tokens", "size", "used", "begins"),
                 [
@@ -96,7 +97,8 @@ def list_(as_json: bool) -> None:
                     )
                     for row in rows
                 ],
-            )
+            ),
+            sys.stdout,
         )
 
 
@@ -125,7 +127,7 @@ def info(as_json: bool) -> None:
         ("allowed", f"{format_bytes(usage.allowed)} ({_name_limit(store)})"),
         ("free disk", f"{format_bytes(usage.free)}; {floor} of it always stay free"),
     ]
-    click.echo(format_table(rows))
+    show_table(format_table(rows), sys.stdout)
 
 
 def _name_limit(store: "PromptStore") -> str:

@@ -1,7 +1,6 @@
 """`mlxchat chat`: the REPL in a terminal, one message per line anywhere else."""
 
 import contextlib
-import shutil
 import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -61,7 +60,7 @@ def chat(
         from mlxchat.cli.render_history import format_restored
 
         request = request.go_on_with(restored)
-        width = shutil.get_terminal_size().columns if is_repl else None
+        width = screen.width if is_repl else None
         greeting = format_restored(restored, shows_last=is_repl, width=width)
         lost = restored.record.adapter
         if lost is not None and find_adapter(restored.record) is None:
