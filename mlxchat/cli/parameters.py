@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
-from mlxchat.cli.render import format_rereads, one_line
+from mlxchat.cli.render import format_rereads, one_line, short_model
 from mlxchat.errors import UsageError
 from mlxchat.settings import (
     FILE_BOUNDS,
@@ -91,7 +91,8 @@ STOP = "stop"  # texts, in the place of a number or a word
 FILE_LIMIT = "max-file-kib"  # of what can be attached: the chat's business, not the session's
 KV_BITS = "kv-bits"  # decided when the chat starts: what is cached cannot be read in another form
 DRAFT = "draft-model"  # loaded when the chat starts
-NAMES = (*PARAMETERS, STOP, FILE_LIMIT, KV_BITS, DRAFT)
+ADAPTER = "adapter"  # loaded with the model
+NAMES = (*PARAMETERS, STOP, FILE_LIMIT, KV_BITS, DRAFT, ADAPTER)
 # As the Hub, ollama and llama.cpp call them.
 ALIASES = {
     "temperature": "temp",
@@ -143,6 +144,8 @@ def set_parameter(context: "Context", name: str, text: str) -> list[str]:
         raise UsageError(
             "the draft model is loaded at the start; leave, and use --draft-model NAME"
         )
+    if name == ADAPTER:
+        raise UsageError("the adapter is loaded with the model; use /adapter PATH, or off")
     parameter = PARAMETERS[name]
     value = parameter.parse(name, text)
     session = context.session
@@ -211,6 +214,7 @@ def list_parameters(context: "Context") -> list[tuple[str, str, str]]:
         (FILE_LIMIT, kib, origins.get(FILE_LIMIT, BY_DEFAULT)),
         (KV_BITS, "off" if bits is None else str(bits), origins.get("kv_bits", BY_DEFAULT)),
         (DRAFT, session.options.draft_model or "none", origins.get("draft_model", BY_DEFAULT)),
+        (ADAPTER, short_model(session.options.adapter or "none"), origins.get(ADAPTER, BY_DEFAULT)),
     ]
 
 

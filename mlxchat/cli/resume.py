@@ -1,6 +1,7 @@
 """Which conversation `--continue`, `--resume` and `/resume` mean, and the picker that asks."""
 
 import contextlib
+import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     import click
     from click.shell_completion import CompletionItem
 
-    from mlxchat.chat.history import Restored
+    from mlxchat.chat.history import Record, Restored
     from mlxchat.chat.history_search import Found
 
 PICK = "?"  # what `--resume` without an ID stands for
@@ -44,6 +45,12 @@ def conversation_names(beginning: str, limit: int = 50) -> list[tuple[str, str]]
                     if str(summary.id).startswith(beginning)
                 ]
     return []
+
+
+def find_adapter(record: "Record") -> str | None:
+    """Returns the adapter that a conversation goes on with, where its folder is still there."""
+    path = record.adapter
+    return path if path is not None and os.path.isdir(path) else None
 
 
 def find_conversation(
