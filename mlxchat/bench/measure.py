@@ -92,7 +92,7 @@ class Clock:
     """Wall and processor time of a measured part, and of each token in it."""
 
     def __init__(self) -> None:
-        self.num_done = 0
+        self.num_done = self.longest_chunk = self._num_read = 0
         self.seconds = self.host_s = 0.0
         self.times: list[float] = []
         self._host = time.thread_time()
@@ -107,6 +107,11 @@ class Clock:
     def token(self) -> None:
         """Notes that a token is in hand."""
         self.times.append(time.perf_counter())
+
+    def chunk(self, num_read: int, total: int) -> None:
+        """Notes that so many tokens of a prefill are read."""
+        self.longest_chunk = max(self.longest_chunk, num_read - self._num_read)
+        self._num_read = num_read
 
     def stop(self, num_done: int) -> "Clock":
         """Ends the measured part, in which so many tokens were read or made."""
@@ -191,6 +196,7 @@ def _measure_test(
             (before_s + after_s) / 2,
             num_drafted=drafted,
             num_accepted=accepted,
+            longest_chunk=clock.longest_chunk,
         )
         emit("sample", sample)
         num_samples += 1
@@ -327,7 +333,7 @@ class OurEngine:
         plan = prefix.plan(ids, leave=0)
         prefix.apply(plan)
         try:
-            self.engine.prefill(ids, plan, check=_after(limit, 1))
+            self.engine.prefill(ids, plan, on_progress=clock.chunk, check=_after(limit, 1))
         except OverBudgetError:
             return clock.stop(len(prefix.token_ids) - test.depth)
         return clock.stop(num_tokens)
@@ -364,7 +370,7 @@ class OurEngine:
                 raise NotMeasuredError("nothing could be loaded from disk")
         plan = prefix.plan(ids)
         prefix.apply(plan)
-        logits = self.engine.prefill(ids, plan)
+        logits = self.engine.prefill(ids, plan, on_progress=clock.chunk)
         assert logits is not None
         next(self.engine.decode(logits, self._sampler, max_tokens=1))
         return clock.stop(test.num_tokens)
