@@ -125,7 +125,7 @@ class Baseline:
         """Returns what else differs, for the person: versions of what mlxchat stands on."""
         old, new = _versions(self.machine), _versions(machine)
         return [
-            f"{name}: {old.get(name, 'none')} then, {new.get(name, 'none')} now"
+            f"{name}: {old.get(name) or 'none'} then, {new.get(name) or 'none'} now"
             for name in dict.fromkeys([*old, *new])
             if old.get(name) != new.get(name)
         ]

@@ -84,6 +84,9 @@ class Measurable(Protocol):
     def drafts(self) -> tuple[int, int]:
         """Returns how many tokens the last run foresaw, and how many of them stood."""
 
+    def notice(self) -> str:
+        """Returns what the last `prepare` could not do as asked; empty where it could."""
+
     def reference_s(self) -> float:
         """Times a fixed piece of work."""
 
@@ -172,6 +175,8 @@ def _measure_test(
     fill = Limit(FILL_BUDGETS * budget_s)
     emit("at", {"test": number, "repetition": 0})
     system.prepare(test, fill)
+    if notice := system.notice():
+        emit("note", notice)
     warm_up = min(WARM_UP_TOKENS, test.num_tokens) if test.kind == "tg" else test.num_tokens
     system.run(test, Limit(budget_s), warm_up)
     spent_s, num_samples, is_cut = 0.0, 0, False
@@ -303,6 +308,10 @@ class OurEngine:
             return 0, 0
         stats = self.engine.speculator.stats
         return stats.drafted, stats.accepted
+
+    def notice(self) -> str:
+        """Returns which layers are not quantised, and why."""
+        return self.engine.kv_notice
 
     def _first_ids(self, num_ids: int) -> list[int]:
         """Returns the first ids of the one text that all tests read."""
