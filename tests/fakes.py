@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 from mlxchat.chat.conversation import Branch, Node
-from mlxchat.chat.read_ahead import DraftCost
+from mlxchat.chat.draft import DraftCost
 from mlxchat.chat.results import (
     Alternatives,
     BatchProgress,
@@ -130,6 +130,7 @@ class FakeSession:
         self.system = options.system
         self.sent: list[str] = []
         self.drafts: list[str | None] = []  # None where one was dropped
+        self.still_drafts: list[str] = []
         self.load_calls = self.send_calls = 0
         self.is_closed = False
         self._worker = Worker()
@@ -282,8 +283,8 @@ class FakeSession:
     def count_tokens(self, text: str) -> int | None:
         return None if self.info is None else len(text.split())
 
-    def read_ahead(self, draft: str) -> None:
-        self.drafts.append(draft)
+    def read_ahead(self, draft: str, *, is_still: bool = False) -> None:
+        (self.still_drafts if is_still else self.drafts).append(draft)
 
     def drop_draft(self) -> None:
         self.drafts.append(None)

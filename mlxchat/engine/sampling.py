@@ -15,6 +15,7 @@ from typing import Any
 import mlx.core as mx
 
 from mlxchat.engine.options import SamplingSettings
+from mlxchat.model.exponential import softmax_parts
 from mlxchat.settings import SAMPLING_BOUNDS
 
 _KEYS_AT_ONCE = 64  # one split serves this many tokens
@@ -25,6 +26,8 @@ _NEAR_TIE_SHARE = {mx.float32: 1e-5, mx.float16: 1e-2, mx.bfloat16: 1e-2}
 # More probabilities than this are not sorted on a CPU, where it takes ten times as long as the rest
 # of a draw from 150k. On GPUs sorting is fast, and parting is sorting.
 _MOST_SORTED = 4096
+# Of the likeliest token's weight: what is smaller is never drawn. Dropped tokens may weigh 1e-30.
+_NOTHING = 1e-20
 # Below this the likeliest token's lead is all there is, and float32 logits would overflow.
 _GREEDY_BELOW = 1e-5
 
@@ -203,7 +206,7 @@ def _find_best(scores: mx.array, near: mx.array) -> tuple[mx.array, mx.array]:
 
 
 def sample_rows(samplers: Sequence[Sampler], logits: mx.array) -> mx.array:
-    """Draws a token for each row of a batch; all that rows have in common is done at once.
+    """Draws a token for each row of a batch; rows of equal settings are drawn at once.
 
     Each row draws what its sampler alone would draw.
 
@@ -214,10 +217,19 @@ def sample_rows(samplers: Sequence[Sampler], logits: mx.array) -> mx.array:
     Returns:
         Token ids (B,), lazily.
     """
+    alike: dict[Sampling, list[int]] = {}
+    for row, sampler in enumerate(samplers):
+        alike.setdefault(sampler.settings, []).append(row)
+    if len(alike) == 1:
+        return _sample_alike(samplers, logits)
+    drawn = [_sample_alike([samplers[i] for i in r], logits[mx.array(r)]) for r in alike.values()]
+    places = [row for rows in alike.values() for row in rows]
+    return mx.concatenate(drawn)[mx.array([places.index(row) for row in range(len(samplers))])]
+
+
+def _sample_alike(samplers: Sequence[Sampler], logits: mx.array) -> mx.array:
+    """Draws as `sample_rows` does, for rows that have all but their seeds in common."""
     first = samplers[0].sampling
-    if any(sampler.settings != samplers[0].settings for sampler in samplers):
-        pairs = enumerate(samplers)
-        return mx.concatenate([s.sample(logits[row : row + 1]) for row, s in pairs])
     if first.has_penalties or first.logit_bias:
         pairs = enumerate(samplers)
         logits = mx.concatenate([s.process(logits[row : row + 1]) for row, s in pairs])
@@ -233,9 +245,12 @@ def sample_rows(samplers: Sequence[Sampler], logits: mx.array) -> mx.array:
 def _draw_rows(logits: mx.array, keys: Sequence[mx.array], sampling: Sampling) -> mx.array:
     """Draws a token for each row, above temperature 0; rows have all but their keys in common.
 
+    The draws are those of `mx.random.categorical`, which takes one key at a time: a number between
+    0 and the sum of all weights, and the token in whose share of the sum it lies.
+
     Args:
         logits: (B, V).
-        keys: The random key of each row's token.
+        keys: The random key of each row's token, or one for all.
         sampling: Temperature and truncation.
 
     Returns:
@@ -248,12 +263,17 @@ def _draw_rows(logits: mx.array, keys: Sequence[mx.array], sampling: Sampling) -
         top_p=sampling.top_p,
         min_p=sampling.min_p,
     )
-    rows = [logprobs] if len(keys) == 1 else mx.split(logprobs, len(keys))
-    drawn = [
-        mx.random.categorical(row, axis=-1, key=key) for row, key in zip(rows, keys, strict=True)
-    ]
-    tokens = drawn[0] if len(keys) == 1 else mx.concatenate(drawn)
+    sums = mx.cumsum(softmax_parts(logprobs)[0], axis=-1)
+    if len(keys) == 1:
+        drawn = mx.random.uniform(shape=(logits.shape[0], 1), key=keys[0])
+    else:
+        drawn = _draw_uniforms(mx.stack(list(keys)))
+    point = mx.maximum(drawn * sums[:, -1:], _NOTHING)
+    tokens = mx.argmax(sums > point, axis=-1)
     return tokens if ids is None else mx.take_along_axis(ids, tokens[:, None], axis=-1)[:, 0]
+
+
+_draw_uniforms = mx.vmap(lambda key: mx.random.uniform(shape=(1,), key=key))
 
 
 def truncated_logprobs(
