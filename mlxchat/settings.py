@@ -35,12 +35,15 @@ class Bounds(NamedTuple):
         return f"{kind} in {'[' if self.low_is_allowed else '('}{self.low:g}, {high}]"
 
 
-# Temperature 0 is greedy; top_k 0 and min_p 0 switch the filter off.
+# Temperature 0 is greedy; top_k 0, min_p 0 and xtc_probability 0 switch the filter off. Above a
+# threshold of 0.5 there is never more than one token.
 SAMPLING_BOUNDS = {
     "temperature": Bounds(0),
     "top_p": Bounds(0, 1, low_is_allowed=False),
     "top_k": Bounds(0, is_integer=True),
     "min_p": Bounds(0, 1),
+    "xtc_probability": Bounds(0, 1),
+    "xtc_threshold": Bounds(0, 0.5),
     "repetition_penalty": Bounds(0, low_is_allowed=False),
     "seed": Bounds(0, 2**64 - 1, is_integer=True),
 }
@@ -81,7 +84,7 @@ class Settings(NamedTuple):
         overflow: One of `OVERFLOW`.
         systems: System prompts by name.
         memory_check: Whether a turn that would not fit into memory is refused.
-        models: Sampling and `system` by the name of a model.
+        models: Sampling, `system` and `adapter` by the name of a model.
         typeahead: Whether a message is read while it is typed.
     """
 
@@ -126,7 +129,7 @@ KINDS: dict[str, type] = {
 }
 
 
-_MODEL_KINDS = {"system": str} | {
+_MODEL_KINDS = {"system": str, "adapter": str} | {
     name.removeprefix("sampling."): kind
     for name, kind in KINDS.items()
     if name.startswith("sampling.")
@@ -289,10 +292,11 @@ def _read_models(table: dict[str, Any], path: Path) -> dict[str, dict[str, Any]]
         if not isinstance(own, dict):
             raise SettingsError(f"{path}: {place} = {own!r} is not allowed; give a [{place}] table")
         _refuse_unknown(own, tuple(_MODEL_KINDS), path, f"{place}.")
-        if not isinstance(own.get("system", ""), str):
-            value = own["system"]
-            raise SettingsError(f"{path}: {place}.system = {value!r} is not allowed; give a string")
-        numbers = {key: value for key, value in own.items() if key != "system"}
+        for key in ("system", "adapter"):
+            if not isinstance(value := own.get(key, ""), str):
+                what = f"{place}.{key} = {value!r}"
+                raise SettingsError(f"{path}: {what} is not allowed; give a string")
+        numbers = {k: value for k, value in own.items() if k not in ("system", "adapter")}
         _check_numbers(numbers, place, SAMPLING_BOUNDS, path)
     return models
 

@@ -1,6 +1,6 @@
 """What a session tells: events while it works, and the result of a turn (JSON contract)."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -50,6 +50,18 @@ class TextDelta:
     num_reasoning_tokens: int = 0
 
 
+def merge_text(events: list[Any]) -> list[Any]:
+    """Returns the events with neighbouring pieces of text made one."""
+    merged: list[Any] = []
+    for event in events:
+        last = merged[-1] if merged else None
+        if isinstance(event, TextDelta) and isinstance(last, TextDelta) and last.kind == event.kind:
+            merged[-1] = replace(event, text=last.text + event.text)
+        else:
+            merged.append(event)
+    return merged
+
+
 @dataclass(frozen=True, slots=True)
 class BatchProgress:
     """Answers that are decoded together: how many have ended, and how many tokens they have."""
@@ -94,6 +106,7 @@ class SessionInfo:
         source: The name under which the same model is opened again: a Hub id or a whole path.
         commit: The Hub commit, where there is one.
         fingerprint: Identity of config and weights.
+        adapter: The folder of what changes the weights, if anything.
     """
 
     model: str
@@ -108,6 +121,7 @@ class SessionInfo:
     source: str | None = None
     commit: str | None = None
     fingerprint: str | None = None
+    adapter: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
