@@ -1,9 +1,10 @@
 """From logits to the next token: penalties, temperature, truncation, a draw with an explicit key.
 
 The order is that of Hugging Face's generation: penalties, logit bias, temperature, top-k, top-p,
-min-p. All of it is lazy array work on the worker thread; nothing here grows with the text, since
-penalties keep one count per vocabulary entry. Sources: top-k (Fan et al. 2018), top-p (Holtzman
-et al. 2020), min-p (Nguyen et al. 2024), repetition penalty (Keskar et al. 2019).
+min-p; then XTC (`xtc.py`). All of it is lazy array work on the worker thread; nothing here grows
+with the text, since penalties keep one count per vocabulary entry. Sources: top-k (Fan et al.
+2018), top-p (Holtzman et al. 2020), min-p (Nguyen et al. 2024), repetition penalty (Keskar et al.
+2019).
 """
 
 from collections import deque
@@ -15,6 +16,7 @@ from typing import Any
 import mlx.core as mx
 
 from mlxchat.engine.options import SamplingSettings
+from mlxchat.engine.xtc import exclude_top_choices
 from mlxchat.model.exponential import softmax_parts
 from mlxchat.settings import SAMPLING_BOUNDS
 
@@ -45,6 +47,9 @@ class Sampling:
     frequency_penalty: float = 0.0
     logit_bias: tuple[tuple[int, float], ...] = ()
     seed: int = 0
+    xtc_probability: float = 0.0
+    xtc_threshold: float = 0.1
+    xtc_spared: tuple[int, ...] = ()
 
     @property
     def has_penalties(self) -> bool:
@@ -57,7 +62,10 @@ class Sampling:
 
 
 def resolve_sampling(
-    settings: SamplingSettings, generation_config: Mapping[str, Any], seed: int
+    settings: SamplingSettings,
+    generation_config: Mapping[str, Any],
+    seed: int,
+    spared: tuple[int, ...] = (),
 ) -> Sampling:
     """Fills in what the person left open: generation_config.json first, then our defaults.
 
@@ -65,6 +73,7 @@ def resolve_sampling(
         settings: What the person asked for.
         generation_config: The checkpoint's own defaults; values that are not allowed are ignored.
         seed: Of this answer; each retry of a question has its own.
+        spared: Ids that XTC never drops.
     """
     chosen: dict[str, Any] = {}
     is_greedy = generation_config.get("do_sample") is False
@@ -81,7 +90,7 @@ def resolve_sampling(
         chosen["temperature"] = 0.0
     named = {f.name: getattr(settings, f.name) for f in fields(settings)}
     chosen |= {name: value for name, value in named.items() if value is not None}
-    return replace(Sampling(), **{**chosen, "seed": seed})
+    return replace(Sampling(), **{**chosen, "seed": seed, "xtc_spared": spared})
 
 
 class Sampler:
@@ -251,7 +260,7 @@ def _draw_rows(logits: mx.array, keys: Sequence[mx.array], sampling: Sampling) -
     Args:
         logits: (B, V).
         keys: The random key of each row's token, or one for all.
-        sampling: Temperature and truncation.
+        sampling: Temperature, truncation and XTC.
 
     Returns:
         Token ids (B,).
@@ -263,14 +272,29 @@ def _draw_rows(logits: mx.array, keys: Sequence[mx.array], sampling: Sampling) -
         top_p=sampling.top_p,
         min_p=sampling.min_p,
     )
+    if sampling.xtc_probability > 0.0:
+        coins, keys = zip(*(mx.random.split(key) for key in keys), strict=True)
+        logprobs = exclude_top_choices(
+            logprobs,
+            ids,
+            _draw_numbers(coins, logits.shape[0]),
+            probability=sampling.xtc_probability,
+            threshold=sampling.xtc_threshold,
+            spared=sampling.xtc_spared,
+        )
     sums = mx.cumsum(softmax_parts(logprobs)[0], axis=-1)
-    if len(keys) == 1:
-        drawn = mx.random.uniform(shape=(logits.shape[0], 1), key=keys[0])
-    else:
-        drawn = _draw_uniforms(mx.stack(list(keys)))
+    drawn = _draw_numbers(keys, logits.shape[0])
     point = mx.maximum(drawn * sums[:, -1:], _NOTHING)
     tokens = mx.argmax(sums > point, axis=-1)
     return tokens if ids is None else mx.take_along_axis(ids, tokens[:, None], axis=-1)[:, 0]
+
+
+def _draw_numbers(keys: Sequence[mx.array], num_rows: int) -> mx.array:
+    """Draws a number from [0, 1) for each row, (B, 1), with its own key or one for all."""
+    if len(keys) == 1:
+        return mx.random.uniform(shape=(num_rows, 1), key=keys[0])
+    numbers: mx.array = _draw_uniforms(mx.stack(list(keys)))
+    return numbers
 
 
 _draw_uniforms = mx.vmap(lambda key: mx.random.uniform(shape=(1,), key=key))
