@@ -237,10 +237,15 @@ class Repl:
         """Gives the prompt its keys and Tab, which nobody needs before they see it."""
         if self._keys is not None:
             return
-        from mlxchat.cli.completion import ChatCompleter
+        from mlxchat.cli.completion import ChatCompleter, format_choices
         from mlxchat.cli.keys import PromptKeys
 
-        self._keys = PromptKeys(self._pastes, self._screen.error, self._show_thinking)
+        self._keys = PromptKeys(
+            self._pastes,
+            self._screen.error,
+            self._show_thinking,
+            lambda choices: self._screen.note(format_choices(choices, self._screen.width - 1)),
+        )
         self._prompt.key_bindings = self._keys.bindings
         self._prompt.completer = ChatCompleter(self._session)
 
