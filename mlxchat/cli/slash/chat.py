@@ -65,6 +65,8 @@ EXAMPLES = {
     "search": ('/search cache "read twice": messages with the word and the phrase',),
     "export": ("/export talk.md", "/export ~/talk.json: /resume takes it up again"),
     "model": ("/model mlx-community/Qwen3-4B-4bit", "/model ~/models/mine"),
+    "show": ("/show template: how messages become a prompt",),
+    "adapter": ("/adapter ~/adapters/tone", "/adapter show: rank, size, what it was trained on"),
     "think": ("/think budget 200: the answer begins after 200 tokens of thinking",),
     "set": ("/set temp 0.2", "/set temp: what is in force", "/set temp default"),
     "theme": ("/theme dark cb",),
