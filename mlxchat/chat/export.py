@@ -13,6 +13,7 @@ from html import escape
 from typing import Any, Literal
 
 from mlxchat.chat.history import MessageRecord, Record, TurnRecord
+from mlxchat.counts import format_ttft
 
 Format = Literal["md", "json", "jsonl", "html"]
 FORMATS: tuple[Format, ...] = ("md", "json", "jsonl", "html")
