@@ -113,7 +113,9 @@ class TurnRunner:
         """Makes the sampler of the answer that follows these ids, `later` messages from now."""
         # Each answer has its own seed, so that a retry differs; the same moves give the same seeds.
         seed = self._seed + len(conversation.nodes) + later
-        sampling = resolve_sampling(self.options.sampling, self.loaded.generation_config, seed)
+        spared = (*self.tokenizer.encode("\n"), *sorted(self.tokenizer.eos_ids))
+        config = self.loaded.generation_config
+        sampling = resolve_sampling(self.options.sampling, config, seed, spared)
         return Sampler(sampling, self.loaded.model.info.vocab_size, token_ids)
 
     def set_options(self, options: ChatOptions) -> list[str]:

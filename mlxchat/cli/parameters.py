@@ -74,6 +74,8 @@ PARAMETERS = {
     "top-p": Parameter("top_p", SAMPLING_BOUNDS["top_p"]),
     "top-k": Parameter("top_k", SAMPLING_BOUNDS["top_k"]),
     "min-p": Parameter("min_p", SAMPLING_BOUNDS["min_p"]),
+    "xtc-probability": Parameter("xtc_probability", SAMPLING_BOUNDS["xtc_probability"]),
+    "xtc-threshold": Parameter("xtc_threshold", SAMPLING_BOUNDS["xtc_threshold"]),
     "repetition-penalty": Parameter("repetition_penalty", SAMPLING_BOUNDS["repetition_penalty"]),
     "presence-penalty": Parameter("presence_penalty", PENALTY),
     "frequency-penalty": Parameter("frequency_penalty", PENALTY),
@@ -210,7 +212,7 @@ def list_parameters(context: "Context") -> list[tuple[str, str, str]]:
     stop = ", ".join(map(repr, session.options.stop)) or "none"
     return [
         *rows,
-        (STOP, stop, origins.get(STOP, BY_CONVERSATION if session.options.stop else BY_DEFAULT)),
+        (STOP, stop, origins.get(STOP, BY_CONVERSATION) if session.options.stop else BY_DEFAULT),
         (FILE_LIMIT, kib, origins.get(FILE_LIMIT, BY_DEFAULT)),
         (KV_BITS, "off" if bits is None else str(bits), origins.get("kv_bits", BY_DEFAULT)),
         (DRAFT, session.options.draft_model or "none", origins.get("draft_model", BY_DEFAULT)),
