@@ -13,6 +13,7 @@ from mlxchat.chat.continuation import Begun
 from mlxchat.chat.reasoning import Delta, Kind, ReasoningSplitter, Split
 from mlxchat.chat.results import Notice, StopReason, TextDelta
 from mlxchat.chat.stop_strings import StopStrings
+from mlxchat.engine.constraint import Constraint
 from mlxchat.engine.engine import Engine, Logits
 from mlxchat.engine.sampling import Sampler
 from mlxchat.engine.timing import Stopwatch
@@ -53,6 +54,7 @@ class AnswerDecoder:
         think_budget: Tokens after which the thinking is closed; None lets it end by itself.
         ends_thinking: Set when the thinking shall end now.
         check: Called between tokens; without it the job's, which ends the answer on Ctrl-C.
+        constraint: What the answer is held to; the sampler's.
     """
 
     def __init__(
@@ -67,11 +69,12 @@ class AnswerDecoder:
         think_budget: int | None = None,
         ends_thinking: Event | None = None,
         check: Callable[[], None] | None = None,
+        constraint: Constraint | None = None,
     ) -> None:
         self._engine, self._tokenizer, self._splitter = engine, tokenizer, splitter
         self._stop, self._stops = stop, StopStrings(stop)
         self._watch, self._context = watch, context
-        self._check = check or context.check
+        self._check, self._constraint = check or context.check, constraint
         self._think_budget, self._ends_thinking = think_budget, ends_thinking
         self._was_closed = False  # by us
         self._num_thought = 0  # ids since the thinking began, held back ones included
@@ -104,6 +107,8 @@ class AnswerDecoder:
             limit: Why it ends there.
         """
         reason: StopReason | None = None
+        if self._tokens:
+            sampler.follow(self._tokens)
         try:
             while reason is None:
                 left = max_tokens - len(self._tokens)
@@ -128,7 +133,17 @@ class AnswerDecoder:
         deltas, split = self._splitter.finish()
         self._give(deltas)
         self._show(self._stops.finish(), "answer")
+        self._tell_if_cut(reason)
         return Answer(split, "".join(self._texts), self._tokens, reason, was_thinking)
+
+    def _tell_if_cut(self, reason: StopReason) -> None:
+        """Says that an answer which was held to a grammar ended before it was whole."""
+        if self._constraint is None or reason == "eos_token":
+            return
+        self._constraint.follow(self._tokens)
+        if reason == "stop_string" or not self._constraint.is_complete:
+            name = self._constraint.name
+            self._context.emit(Notice(f"the answer was cut off, so it does not match the {name}"))
 
     def _decode(
         self, logits: Logits, sampler: Sampler, max_tokens: int, limit: StopReason
@@ -180,6 +195,7 @@ class AnswerDecoder:
         for token_id in token_ids:
             self._tokens.append(token_id)
             self._take(token_id)
+        sampler.follow(self._tokens)
         return logits
 
     def _give(self, deltas: list[Delta]) -> None:
