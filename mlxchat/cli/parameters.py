@@ -159,6 +159,8 @@ def _set_file_limit(context: "Context", text: str) -> str:
 
 def list_parameters(context: "Context") -> list[tuple[str, str, str]]:
     """Returns what is in force for the next turn: names, values, and who chose them."""
+    from mlxchat.cli.grammars import format_grammar
+
     session, origins = context.session, context.origins
     resolved = session.resolve_sampling()
     in_force, by_model = resolved if resolved is not None else ({}, frozenset())
@@ -189,6 +191,7 @@ def list_parameters(context: "Context") -> list[tuple[str, str, str]]:
         *rows,
         (FILE_LIMIT, kib, origins.get(FILE_LIMIT, BY_DEFAULT)),
         (KV_BITS, "off" if bits is None else str(bits), origins.get("kv_bits", BY_DEFAULT)),
+        ("schema", format_grammar(session.options.grammar), origins.get("grammar", BY_DEFAULT)),
         (DRAFT, session.options.draft_model or "none", origins.get("draft_model", BY_DEFAULT)),
     ]
 

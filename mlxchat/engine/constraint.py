@@ -21,26 +21,23 @@ if TYPE_CHECKING:
 
 
 class Preamble(Protocol):
-    """Knows what may stand before the text that the grammar describes.
-
-    Attributes:
-        is_over: The text has begun, or begins with the next token.
-        may_end: The text may begin with the next token.
-        next_ids: Ids that go on with what stands before it; None where anything goes.
-        banned_ids: Ids that may not come all the same.
-    """
+    """Knows what may stand before the text that the grammar describes."""
 
     @property
-    def is_over(self) -> bool: ...
+    def is_over(self) -> bool:
+        """The text has begun, or begins with the next token."""
 
     @property
-    def may_end(self) -> bool: ...
+    def may_end(self) -> bool:
+        """The text may begin with the next token."""
 
     @property
-    def next_ids(self) -> frozenset[int] | None: ...
+    def next_ids(self) -> frozenset[int] | None:
+        """Ids that go on with what stands before the text; None where anything goes."""
 
     @property
-    def banned_ids(self) -> frozenset[int]: ...
+    def banned_ids(self) -> frozenset[int]:
+        """Ids that may not come where anything goes."""
 
     def restart(self) -> None:
         """Begins again."""

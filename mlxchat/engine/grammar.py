@@ -11,9 +11,11 @@ some tokenizers it then also allows what it refuses afterwards (guidance-ai/llgu
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from mlxchat.errors import MlxchatError, UsageError
@@ -22,11 +24,13 @@ if TYPE_CHECKING:
     from llguidance import LLMatcher
 
 Kind = Literal["json_schema", "regex", "grammar"]
+ANY_OBJECT = '{"type": "object"}'
 
 _OPTIONS = '\n%llguidance {"no_forcing": true, "skip_repetition": "once"}\n'
 # Between two marks of JSON: nothing, blanks, or a line break and an indent. A small model would
 # else go on with white space for ever, which every schema allows it by itself.
 _WHITESPACE = r"( {0,2}|\n {0,40}|\n\t{0,10})"
+_SHOWN_LINE = re.compile(r"\s*\d+ \|")
 _NAMES: dict[Kind, str] = {
     "json_schema": "JSON schema",
     "regex": "regular expression",
@@ -46,10 +50,12 @@ class Grammar:
     Attributes:
         kind: How the text is written.
         text: A schema as JSON, a regular expression, or a grammar in Lark.
+        label: What the person wrote to name it.
     """
 
     kind: Kind
     text: str
+    label: str = field(default="", compare=False)
 
     @property
     def name(self) -> str:
@@ -82,11 +88,19 @@ def check_grammar(grammar: Grammar) -> None:
 
 
 def _refuse(grammar: Grammar, why: str) -> UsageError:
-    short = why.split("\n   1 |")[0].removesuffix(":")  # without the lines that it points into
     return UsageError(
-        f"the {grammar.name} cannot be used: {' '.join(short.split())[:300]};"
-        f" {_HINTS[grammar.kind]}"
+        f"the {grammar.name} cannot be used: {_shorten(why)[:200]}; {_HINTS[grammar.kind]}"
     )
+
+
+def _shorten(why: str) -> str:
+    """Returns what is wrong without the lines that show the place."""
+    lines = why.splitlines()
+    said = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    if said:  # of the library for regular expressions
+        return f"regex parse error: {said[-1]}"
+    kept = itertools.takewhile(lambda line: not _SHOWN_LINE.match(line), lines)
+    return " ".join(" ".join(kept).split()).removesuffix(":")
 
 
 def _compile(grammar: Grammar) -> str:

@@ -1,9 +1,10 @@
 """From logits to the next token: penalties, temperature, truncation, a draw with an explicit key.
 
 The order is that of Hugging Face's generation: the mask of a grammar, penalties, logit bias,
-temperature, top-k, top-p, min-p. All of it is lazy array work on the worker thread; nothing here grows with the text, since
-penalties keep one count per vocabulary entry. Sources: top-k (Fan et al. 2018), top-p (Holtzman
-et al. 2020), min-p (Nguyen et al. 2024), repetition penalty (Keskar et al. 2019).
+temperature, top-k, top-p, min-p. All of it is lazy array work on the worker thread; nothing here
+grows with the text, since penalties keep one count per vocabulary entry. Sources: top-k (Fan et al.
+2018), top-p (Holtzman et al. 2020), min-p (Nguyen et al. 2024), repetition penalty (Keskar et al.
+2019).
 """
 
 from collections import deque
@@ -169,6 +170,11 @@ class Sampler:
             for token_id in token_ids:
                 self.constraint.take(token_id)
         self.count(token_ids)
+
+    @property
+    def can_foresee(self) -> bool:
+        """Whether `sample_ahead` knows what each of the next tokens may be."""
+        return self.constraint is None or self.constraint.is_text
 
     @property
     def is_greedy(self) -> bool:

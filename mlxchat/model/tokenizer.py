@@ -217,7 +217,7 @@ class Tokenizer:
 
     @property
     def has_token_bytes(self) -> bool:
-        """Whether a text is the bytes of its tokens one after the other; else `token_bytes` lies."""
+        """Whether `token_bytes`, joined, are a text; else its tokens change beside each other."""
         return self._plan.kind != "window"
 
     def token_bytes(self, token_id: int) -> bytes:
