@@ -61,7 +61,7 @@ class Constraint:
     def __init__(
         self, table: TokenTable, grammar: Grammar, preamble: Preamble | None = None
     ) -> None:
-        self._table, self._preamble = table, preamble
+        self._table, self._grammar, self._preamble = table, grammar, preamble
         self._matcher: LLMatcher = table.make_matcher(grammar)
         self.name = grammar.name
         self._has_ended = False
@@ -83,6 +83,8 @@ class Constraint:
         Raises:
             MlxchatError: It does not match.
         """
+        if self._matcher.is_error():  # which no reset ends
+            self._matcher = self._table.make_matcher(self._grammar)
         self._matcher.reset()
         self._has_ended = False
         if self._preamble is not None:

@@ -29,7 +29,7 @@ ANY_OBJECT = '{"type": "object"}'
 _OPTIONS = '\n%llguidance {"no_forcing": true, "skip_repetition": "once"}\n'
 # Between two marks of JSON: nothing, blanks, or a line break and an indent. A small model would
 # else go on with white space for ever, which every schema allows it by itself.
-_WHITESPACE = r"( {0,2}|\n {0,40}|\n\t{0,10})"
+_WHITESPACE = r"( {0,2}|\n {0,20}|\n\t{0,6})"
 _SHOWN_LINE = re.compile(r"\s*\d+ \|")
 _NAMES: dict[Kind, str] = {
     "json_schema": "JSON schema",
