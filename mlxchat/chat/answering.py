@@ -78,6 +78,7 @@ class AnswerDecoder:
         self._think_budget, self._ends_thinking = think_budget, ends_thinking
         self._was_closed = False  # by us
         self._num_thought = 0  # ids since the thinking began, held back ones included
+        self._begun: tuple[int, ...] = ()  # ids of the answer that were there before
         self._tokens: list[int] = []
         self._texts: list[str] = []
         self._seen: dict[Kind, str] = {"reasoning": "", "answer": ""}  # and will come again
@@ -85,6 +86,7 @@ class AnswerDecoder:
     def replay(self, begun: Begun) -> None:
         """Takes the beginning of an answer that goes on; what was shown is not shown again."""
         self._stops = StopStrings(())
+        self._begun = begun.token_ids
         self._seen = {"reasoning": begun.reasoning, "answer": begun.answer}
         for token_id in begun.token_ids:
             self._take(token_id)
@@ -107,8 +109,8 @@ class AnswerDecoder:
             limit: Why it ends there.
         """
         reason: StopReason | None = None
-        if self._tokens:
-            sampler.follow(self._tokens)
+        if self._begun:
+            sampler.follow(self._begun)
         try:
             while reason is None:
                 left = max_tokens - len(self._tokens)
@@ -140,7 +142,7 @@ class AnswerDecoder:
         """Says that an answer which was held to a grammar ended before it was whole."""
         if self._constraint is None or reason == "eos_token":
             return
-        self._constraint.follow(self._tokens)
+        self._constraint.follow([*self._begun, *self._tokens])
         if reason == "stop_string" or not self._constraint.is_complete:
             name = self._constraint.name
             self._context.emit(Notice(f"the answer was cut off, so it does not match the {name}"))
@@ -195,7 +197,7 @@ class AnswerDecoder:
         for token_id in token_ids:
             self._tokens.append(token_id)
             self._take(token_id)
-        sampler.follow(self._tokens)
+        sampler.follow([*self._begun, *self._tokens])
         return logits
 
     def _give(self, deltas: list[Delta]) -> None:
