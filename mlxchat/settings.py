@@ -81,7 +81,7 @@ class Settings(NamedTuple):
         overflow: One of `OVERFLOW`.
         systems: System prompts by name.
         memory_check: Whether a turn that would not fit into memory is refused.
-        models: Sampling and `system` by the name of a model.
+        models: Sampling, `system` and `adapter` by the name of a model.
         typeahead: Whether a message is read while it is typed.
     """
 
@@ -126,7 +126,7 @@ KINDS: dict[str, type] = {
 }
 
 
-_MODEL_KINDS = {"system": str} | {
+_MODEL_KINDS = {"system": str, "adapter": str} | {
     name.removeprefix("sampling."): kind
     for name, kind in KINDS.items()
     if name.startswith("sampling.")
@@ -289,10 +289,11 @@ def _read_models(table: dict[str, Any], path: Path) -> dict[str, dict[str, Any]]
         if not isinstance(own, dict):
             raise SettingsError(f"{path}: {place} = {own!r} is not allowed; give a [{place}] table")
         _refuse_unknown(own, tuple(_MODEL_KINDS), path, f"{place}.")
-        if not isinstance(own.get("system", ""), str):
-            value = own["system"]
-            raise SettingsError(f"{path}: {place}.system = {value!r} is not allowed; give a string")
-        numbers = {key: value for key, value in own.items() if key != "system"}
+        for key in ("system", "adapter"):
+            if not isinstance(value := own.get(key, ""), str):
+                what = f"{place}.{key} = {value!r}"
+                raise SettingsError(f"{path}: {what} is not allowed; give a string")
+        numbers = {k: value for k, value in own.items() if k not in ("system", "adapter")}
         _check_numbers(numbers, place, SAMPLING_BOUNDS, path)
     return models
 

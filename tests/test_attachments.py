@@ -232,7 +232,7 @@ def test_what_is_no_file(folder):
     (folder / "loop").symlink_to("loop")
     (folder / "dangling").symlink_to("nowhere")
     for name, part in {
-        "d": "is a folder; name a file, or a pattern such as d/",
+        "d": "there is no text file in d; name another",
         "pipe": "no regular file",
         "/dev/null": "no regular file",
         "loop": "too many levels of symbolic links",
@@ -269,6 +269,42 @@ def test_patterns(folder, tmp_path):
     )
     assert [f.name for f in find_files(".git/*", 1000).files] == [".git/x.py"]
     assert [f.name for f in find_files(f"{folder}/s*/c.py", 99).files] == [f"{folder}/sub/c.py"]
+
+
+def test_a_folder(folder, tmp_path):
+    """A folder stands for the text files in it, as deep as they lie, without what nobody wrote."""
+    names = ("b.py", "in/c.txt", ".git/config", "in/.env", "node_modules/x.js", "bin.dat")
+    for name in names:
+        (folder / "d" / name).parent.mkdir(exist_ok=True, parents=True)
+        (folder / "d" / name).write_bytes(b"\0" if name == "bin.dat" else name.encode())
+    (tmp_path / "away.py").write_text("secret")
+    (folder / "d" / "away.py").symlink_to(tmp_path / "away.py")
+    (folder / "d" / "in" / "up").symlink_to(folder)
+    for name in ("d", "d/", f"{folder}/d"):
+        found = find_files(name, 1000)
+        prefix = name.rstrip("/")
+        assert [file.name for file in found.files] == [f"{prefix}/b.py", f"{prefix}/in/c.txt"]
+        assert found.notices == ("Left out as binary: 1 file.",)
+    with pytest.raises(AttachError, match=r"the 3 files of d are larger than 5 B, the limit"):
+        find_files("d", 5)
+    for number in range(201):
+        (folder / "d" / f"{number:03}.txt").write_text("x")
+    with pytest.raises(AttachError, match=r"d/ holds more than 200 files; .* such as d/\*\.md"):
+        find_files("d/", 1000)
+
+
+def test_a_folder_in_a_message(folder):
+    """`@dir/` attaches its files, many of them in one line; without the slash it asks."""
+    (folder / "d").mkdir()
+    for number in range(13):
+        (folder / "d" / f"{number:02}.txt").write_text("x\n")
+    said = []
+    message = Attachments().compose("sum up @d/, please", lambda text: len(text), said.append)
+    assert message.startswith("d/00.txt:\n```txt\nx\n```\n\nd/01.txt:")
+    assert message.endswith("\n\nsum up d/, please")
+    assert said == ["Attached 13 files of d/, 26 B, 26 tokens."]
+    with pytest.raises(AttachError, match=r"d is a folder; write @d/ to attach its files, or @@d"):
+        Attachments().compose("come @d", lambda text: None, said.append)
 
 
 def test_patterns_that_are_refused(folder):

@@ -377,6 +377,35 @@ def test_slash_commands(tmp_path, monkeypatch, scripted):
     assert [m["content"] for m in stored(2)["messages"]][::2] == ["two"]
 
 
+def test_search_in_the_chat(three):
+    """/search finds words in all conversations, and says with which numbers."""
+    run("chat", text='/search fox\n/search "no such phrase"\n/search it\'s\n')
+    assert "3  " in run.stderr
+    assert "  Foxes\n    " in run.stderr
+    assert "/resume ID goes on with one.\n" in run.stderr
+    assert "Nothing was found.\n" in run.stderr
+
+
+def test_resume_by_title_or_file(three, tmp_path, monkeypatch):
+    """A part of a title names a conversation, and so does a file that was exported as JSON."""
+    monkeypatch.chdir(tmp_path)
+    run("history", "export", "3", "-o", "fox.json")
+    run("chat", "--resume", "foxes", text="/title")
+    assert "Title: Foxes\n" in run.stderr
+    run("history", "delete", "3", "-y")
+    run("chat", text="/resume foxes\n/resume fox.json\nand then?", code=1)
+    assert "Error: there is no conversation 'foxes'" in run.stderr
+    assert "goes on after" in run.stderr
+    number = json.loads(run("history", "list", "--json"))[0]["id"]
+    assert stored(number)["messages"][-2]["content"] == "and then?"
+    run("chat", "--resume", "fox.json", text="/tree")
+    assert len(json.loads(run("history", "list", "--json"))) == 3
+    (tmp_path / "two.jsonl").write_text(run("history", "export", "--all", "--format", "jsonl"))
+    assert "two.jsonl holds 3 conversations; `mlxchat history import`" in refused(
+        "chat", "--resume", "two.jsonl"
+    )
+
+
 def test_save_after_no_history(tmp_path, monkeypatch):
     """After --no-history, /export works, /title refuses, and /save keeps the conversation."""
     monkeypatch.chdir(tmp_path)

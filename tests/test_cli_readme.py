@@ -8,6 +8,7 @@ import pytest
 
 from mlxchat.cli.main import cli
 from mlxchat.cli.slash import COMMANDS
+from mlxchat.cli.slash.chat import KEYS
 
 REPOSITORY = Path(__file__).parents[1]
 README = (REPOSITORY / "README.md").read_text()
@@ -105,6 +106,12 @@ def test_inspect_commands():
         usage = " ".join(["mlxchat inspect", name, *arguments])
         rows[f"`{usage}`"] = command.get_short_help_str(200)
     assert list(table("## Look inside").items()) == list(rows.items())
+
+
+def test_keys():
+    """The keys that /help lists are those of the README, in its words."""
+    section = README.split("\n## In the chat\n")[1].split("\n| key |")[1].split("\n\n")[0]
+    assert re.findall(r"^\| ([A-Z].*?) \| (.*?) \|$", section, re.MULTILINE) == list(KEYS)
 
 
 def test_slash_commands():

@@ -9,6 +9,7 @@ from mlxchat.chat.session import ChatOptions
 from mlxchat.cli import slash
 from mlxchat.cli.failures import LeaveChat
 from mlxchat.cli.slash import COMMANDS, Context, interpret
+from mlxchat.cli.slash.chat import EXAMPLES
 from mlxchat.errors import MlxchatError, UsageError
 
 
@@ -67,7 +68,7 @@ def test_any_line(talk, line):
     try:
         start = interpret(talk.context, line)
     except LeaveChat:
-        refusal = f"{stripped.lower() in ('/exit', '/quit', '/bye')}; left"
+        refusal = f"{stripped.lower() in ('/exit', '/quit', '/bye', '/q')}; left"
     except MlxchatError as error:
         refusal = str(error)
     assert start is not None or stripped.startswith(("/", "!")) or "@" in stripped
@@ -87,7 +88,11 @@ def test_any_line(talk, line):
         ("/undo x", "'x' is not allowed; write /undo [N] with a whole number >= 1"),
         ("/undo 0", "whole number >= 1"),
         ("/goto", "there is no number; write /goto N with a whole number >= 1"),
-        ("/think", "there is no mode; write /think on, off or default, or budget N"),
+        ("/temp 0.3", "there is no command /temp; write /set temp 0.3"),
+        ("/top_p", "write /set top-p VALUE"),
+        ("/load x", "there is no command /load; /file PATH attaches a file"),
+        ("/image a.png", "there is no command /image; text models alone run here"),
+        ("/search", "there is no word to search for; write /search WORDS"),
         ("/think perhaps", "/think perhaps is not allowed; write /think on"),
         ("/drop", "nothing is attached; @path, /file and !cmd attach"),
         ("/export talk.pdf", ".pdf is not allowed; let the file's name end with .md, .json,"),
@@ -119,6 +124,24 @@ def test_help_lists_every_command(talk):
         assert talk.said[0].count(command.summary) == 1
         assert command.usage in talk.said[0]
     assert max(map(len, talk.said[0].split("\n"))) <= 80
+
+
+def test_help_explains_one_command(talk):
+    """/help NAME shows usage, other names, values and examples; /help keys lists the keys."""
+    for line in ("/help /retry", "/help set", "/? keys", "/help edit"):
+        talk.do(line)
+    retry, set_, keys, edit = talk.said
+    assert retry == (
+        "/retry [N]\nAnswer the last message again, or N times to choose from.\n"
+        "Also: /regen, /regenerate\n  /retry 3: three answers to choose from"
+    )
+    assert "Names: temp, top-p," in set_
+    assert "  /set temp 0.2\n" in set_
+    assert keys.startswith("Enter              Sends.\nAlt-Enter, Ctrl-J  Adds a line")
+    assert "@path in its text puts a file into it." in edit
+    assert set(EXAMPLES) <= set(COMMANDS)
+    for said in talk.said:
+        assert max(map(len, said.split("\n"))) <= 80
 
 
 def test_system(talk):
@@ -217,6 +240,23 @@ def test_thinking_says_what_it_costs(talk):
     assert talk.session.options.think is None
     with pytest.raises(UsageError, match="on, off or default"):
         talk.do("/think maybe")
+
+
+def test_set_shows_what_is_in_force(talk):
+    """/set and /think without a value show; `temp=0.2` and ollama's wording set."""
+    talk.do("/set temp=0.2")
+    talk.do("/set parameter repeat_penalty 1.1")
+    talk.do("/set stop END OF IT")
+    assert talk.said == ["temp: 0.2.", "repetition-penalty: 1.1.", "stop: END OF IT."]
+    assert talk.session.options.stop == ("END OF IT",)
+    talk.said.clear()
+    for line in ("/set temp", "/set", "/think", "/set stop default", "/set stop"):
+        talk.do(line)
+    assert talk.said[0] == "temp  0.2  /set"
+    assert "stop                'END OF IT'" in talk.said[1]
+    assert talk.said[2] == "/set NAME VALUE sets one, to `default` gives it back."
+    assert talk.said[3].startswith("think          as the template does  default\nthink-budget")
+    assert talk.said[4:] == ["stop: default.", "stop  none  /set"]
 
 
 def test_cache(talk):

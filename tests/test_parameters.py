@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from mlxchat.chat.session import ChatOptions, Session
 from mlxchat.cli import slash
 from mlxchat.cli.options import read_request
-from mlxchat.cli.parameters import NAMES, PARAMETERS, change, find_parameter, list_parameters
+from mlxchat.cli.parameters import NAMES, PARAMETERS, change, find_name, list_parameters
 from mlxchat.engine.options import SamplingSettings
 from mlxchat.errors import UsageError
 from mlxchat.settings import settings_path
@@ -38,7 +38,8 @@ def session():
 )
 def test_values(name, text, value):
     """Names have aliases; values are numbers in bounds, on and off, or the default."""
-    name, parameter = find_parameter(name)
+    name = find_name(name)
+    parameter = PARAMETERS[name]
     assert parameter.parse(name, text) == value
     options = change(ChatOptions(), parameter, value)
     places = (options, options.sampling)
@@ -80,9 +81,9 @@ def test_any_value(name, text):
 def test_unknown_names():
     """An unknown name is refused with the nearest, or with all."""
     with pytest.raises(UsageError, match="top-q is no setting; did you mean top-p"):
-        find_parameter("top-q")
+        find_name("top-q")
     with pytest.raises(UsageError, match=r"known are temp, .*max-file-kib"):
-        find_parameter("xyzzy")
+        find_name("xyzzy")
 
 
 def test_who_chose():

@@ -5,6 +5,7 @@ from fakes import FakeSession, make_result
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mlxchat.chat.read_ahead import DraftCost
 from mlxchat.chat.results import CacheUse, LoadProgress, PrefillProgress, Verify
 from mlxchat.chat.session import ChatOptions
 from mlxchat.cli import render
@@ -202,6 +203,44 @@ def test_wrap_words():
     assert render.wrap_words(line, len(line)) == line
     assert render.wrap_words(line, 15) == "reads 700 of\n21 000 tokens,\n23 % of all"
     assert render.wrap_words(line, 31) == "reads 700 of 21 000 tokens,\n23 % of all"
+
+
+def test_wrap_words_counts_columns():
+    """Wide characters take two columns and may be broken anywhere; a path is left whole."""
+    assert render.wrap_words("你好世界，再见。", 8) == "你好世\n界，再\n见。"
+    assert render.wrap_words("read ❤️ and 猫 too", 9) == "read ❤️\nand 猫\ntoo"
+    assert (
+        render.wrap_words("see /a/very/long/path.txt now", 9) == "see\n/a/very/long/path.txt\nnow"
+    )
+    assert render.cut("你好世界", 7) == "你好世…"
+    assert render.cut("hello", 4) == "hel…"
+
+
+def test_wrap_cells():
+    """What does not fit of a row of a table stands under one of its columns in the left half."""
+    assert render.wrap_cells("temp  0.7  the model's own choice", 24) == (
+        "temp  0.7  the model's\n           own choice"
+    )
+    assert render.wrap_cells("  you: " + "word " * 6, 20).split("\n")[1].startswith("  word")
+    assert render.wrap_cells("name  value", 20) == "name  value"
+
+
+def test_toolbar_in_a_narrow_terminal():
+    """The cost of the draft goes before the model's name, and the figures before their bar."""
+    session, cost = FakeSession(None, ChatOptions()), DraftCost(12, 0.94, 0.2)
+    try:
+        session.load().result()
+        assert render.format_toolbar(session, None, "", 40, cost) == (
+            "+12 tokens ≈ 0.9 s, 20 % of context"
+        )
+        assert (
+            render.format_toolbar(session, None, "", 40)
+            == "builtin · 0 of 512 tokens (0 %) ░░░░░░░░"
+        )
+        assert render.format_toolbar(session, None, "", 35) == "builtin · 0 of 512 tokens (0 %)"
+        assert render.format_toolbar(session, None, "", 12) == "builtin"
+    finally:
+        session.close()
 
 
 @pytest.mark.parametrize("model", [None, "mlx-community/Qwen3-4B-4bit"])

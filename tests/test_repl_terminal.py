@@ -69,6 +69,20 @@ def test_screen_at_two_widths(columns, environment):
         assert terminal.lines[-1].startswith("builtin · 10 of 512 tokens (2 %) ░░░░░░░░ · 54.1")
 
 
+def test_what_is_typed_before_the_prompt():
+    """Keys that come before the terminal is ours are kept: Enter sends, a begun line stays.
+
+    The terminal made a line feed of that Enter.
+    """
+    with Terminal(FAKES) as terminal:
+        terminal.send("hello\rand mo")
+        terminal.wait_for("you said: hello")
+        terminal.wait_for("> and mo")
+        terminal.send("re\r")
+        terminal.wait_for("you said: and more")
+        assert terminal.text.count("and mo") == 2
+
+
 def test_noise_never_corrupts_the_screen(terminal):
     """After answers of escapes, half characters and half Markdown the prompt is in its place."""
     for number in range(8):
@@ -265,12 +279,17 @@ def test_escapes_never_reach_the_screen(terminal):
 
 def test_narrow_terminal():
     """In 40 columns the figures break at their dots where they can."""
-    with Terminal(FAKES, columns=40) as terminal:
+    with Terminal(FAKES, columns=40, rows=60) as terminal:
         terminal.wait_for("of 512")
         terminal.send("hello\r")
         terminal.wait_for("10 of 512")
         assert "\n312 tokens · ttft 0.08 s\n54.1 tok/s at depth 2 310" in terminal.text
         assert "\nreused 2 290, read 20\n" in terminal.text
+        terminal.send("/params\r")
+        terminal.wait_for("draft-model")
+        rows = terminal.text.partition("> /params\n")[2].split("\n")
+        assert "max-tokens          what the context" in rows
+        assert "                    holds  default" in rows
 
 
 def test_dumb_terminal():

@@ -32,10 +32,10 @@ def emit(kind: str, data: Any) -> None:
 def open_system(name: str, request: Request) -> Measurable:
     """Loads the model in the system of that name."""
     if name == "mlxchat":
-        return OurEngine.load(Path(request.folder))
+        return OurEngine.load(Path(request.folder), request.adapter)
     from mlxchat.bench.peer_process import Peer
 
-    return Peer(Path(request.folder))
+    return Peer(Path(request.folder), request.adapter)
 
 
 def _end_with_parent() -> None:

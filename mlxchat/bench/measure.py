@@ -229,14 +229,14 @@ class OurEngine:
         self._store: tempfile.TemporaryDirectory[str] | None = None
 
     @classmethod
-    def load(cls, folder: Path) -> "OurEngine":
-        """Loads the model of a folder."""
+    def load(cls, folder: Path, adapter: str | None = None) -> "OurEngine":
+        """Loads the model of a folder, perhaps with an adapter."""
         from mlxchat.model.device import load_mlx
 
         load_mlx()
         from mlxchat.model.loader import load_model
 
-        return cls(load_model(folder))
+        return cls(load_model(folder, adapter=adapter))
 
     @property
     def max_context(self) -> int:

@@ -30,14 +30,15 @@ class Peer:
 
     Args:
         folder: Of the model.
+        adapter: A folder that changes its weights.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, adapter: str | None = None) -> None:
         import mlx.core as mx
         import mlx_lm
 
         self._mx = mx
-        model, tokenizer = mlx_lm.load(str(folder))[:2]
+        model, tokenizer = mlx_lm.load(str(folder), adapter_path=adapter)[:2]
         self.model: Any = model
         self._vocab_size = len(tokenizer.get_vocab())
         self._version = mlx_lm.__version__

@@ -104,6 +104,7 @@ class Request:
         repetitions: Samples of each test, after a warm-up.
         budget_s: After so many seconds a test is ended; 0 is never.
         has_openblas: MLX's products may use the system's OpenBLAS (Linux CPU).
+        adapter: A folder that changes the model's weights.
     """
 
     folder: str
@@ -111,6 +112,7 @@ class Request:
     repetitions: int = 5
     budget_s: float = 0.0
     has_openblas: bool = True
+    adapter: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Returns it as JSON can hold it."""

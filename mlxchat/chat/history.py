@@ -114,6 +114,12 @@ class Record:
     messages: tuple[MessageRecord, ...]
     turns: tuple[TurnRecord, ...]
 
+    @property
+    def adapter(self) -> str | None:
+        """The adapter of the model that was asked last."""
+        path = self.turns[-1].settings.get("adapter") if self.turns else None
+        return path if isinstance(path, str) else None
+
     def path(self) -> list[MessageRecord]:
         """Returns the messages from the first to the head, unanswered and empty ones included."""
         by_id = {message.id: message for message in self.messages}

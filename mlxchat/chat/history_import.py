@@ -29,6 +29,22 @@ def import_file(path: Path, into: Path | None = None) -> tuple[int, int]:
     Raises:
         HistoryError: The file is none that we know, or the history cannot be written.
     """
+    known = _import(path, into)
+    num_new = sum(is_new for _, is_new in known)
+    return num_new, len(known) - num_new
+
+
+def import_numbers(path: Path) -> list[int]:
+    """Imports a file; returns the numbers of its conversations, new or known, the newest first.
+
+    Raises:
+        HistoryError: The file is none that we know, or the history cannot be written.
+    """
+    return [number for number, _ in _import(path, None)]
+
+
+def _import(path: Path, into: Path | None) -> list[tuple[int, bool]]:
+    """Returns the number of each conversation of a file, and whether it is new."""
     target = into or history_file.history_path()
     try:
         with path.open("rb") as file:
@@ -40,32 +56,30 @@ def import_file(path: Path, into: Path | None = None) -> tuple[int, int]:
     return history_file.guarded(target, lambda: _store(target, found))
 
 
-def _store(target: Path, found: Iterable[Imported]) -> tuple[int, int]:
+def _store(target: Path, found: Iterable[Imported]) -> list[tuple[int, bool]]:
     db = history_file.open_history_file(target)
-    num_new = num_known = 0
+    stored: list[tuple[int, bool]] = []
     try:
         for conversation in found:
             # One transaction each: a chat in another window never waits long.
             with transaction(db, durable=False):
                 # What was said here and exported is known by when it began.
                 sql = (
-                    "SELECT 1 FROM conversations WHERE source = ?"
+                    "SELECT id FROM conversations WHERE source = ?"
                     " OR (source IS NULL AND abs(created_at - ?) < 1e-5)"
                 )
                 known = (conversation.source, conversation.created_at)
-                if db.execute(sql, known).fetchone():
-                    num_known += 1
-                else:
-                    _insert(db, conversation)
-                    num_new += 1
+                row = db.execute(sql, known).fetchone()
+                number = int(row[0]) if row else _insert(db, conversation)
+                stored.append((number, row is None))
         with transaction(db, durable=True):
             db.execute("UPDATE conversations SET kind = kind WHERE id = -1")
     finally:
         db.close()
-    return num_new, num_known
+    return stored
 
 
-def _insert(db: "sqlite3.Connection", found: Imported) -> None:
+def _insert(db: "sqlite3.Connection", found: Imported) -> int:
     number = db.execute(
         "INSERT INTO conversations (kind, title, model, source, activity, created_at, updated_at)"
         # Below all that was said here; the newest comes first.
@@ -98,3 +112,5 @@ def _insert(db: "sqlite3.Connection", found: Imported) -> None:
     head = None if found.head is None or not rows else rows[found.head]
     sql = "UPDATE conversations SET head = ?, system = ? WHERE id = ?"
     db.execute(sql, (head, system, number))
+    assert number is not None
+    return number

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable
+from pathlib import Path
 
 from mlxchat.chat.drafting import load_draft_model
 from mlxchat.chat.options import ChatOptions
@@ -10,6 +11,7 @@ from mlxchat.chat.template import Message
 from mlxchat.chat.turn import TurnRunner
 from mlxchat.counts import format_count
 from mlxchat.errors import TemplateError
+from mlxchat.model.adapter import Adapter
 from mlxchat.model.device import format_backend, make_device_plan
 from mlxchat.model.hub import ModelFolder, resolve_model
 from mlxchat.model.language_model import ModelInfo
@@ -61,9 +63,13 @@ def load_folder(
         report: Called with the progress of load and warm-up; may raise to cancel.
     """
     loaded = load_model(
-        folder.path, lambda phase, done, total: report(LoadProgress(phase, done, total))
+        folder.path,
+        lambda phase, done, total: report(LoadProgress(phase, done, total)),
+        adapter=options.adapter,
     )
-    runner = TurnRunner("builtin" if folder.is_builtin else folder.name, loaded, options)
+    adapter = loaded.adapter
+    name = "builtin" if folder.is_builtin else folder.name
+    runner = TurnRunner(name if adapter is None else f"{name}+{adapter.name}", loaded, options)
     if options.draft_model is not None:
         runner.foresight.set_drafter(load_draft_model(options.draft_model, loaded, report))
     with contextlib.suppress(TemplateError):  # loads Jinja now; a real refusal shows in a turn
@@ -81,12 +87,14 @@ def load_folder(
         notices=(
             *info.notices,
             *_context_notices(options, info),
+            *([] if adapter is None else _adapter_notices(adapter, folder)),
             *filter(None, [runner.engine.kv_notice, runner.foresight.explain_off(options)]),
             *runner.template_notices(),
         ),
         source=name_to_reopen(folder),
         commit=folder.commit,
         fingerprint=loaded.fingerprint,
+        adapter=None if adapter is None else str(adapter.folder),
     )
 
 
@@ -94,6 +102,14 @@ def name_to_reopen(folder: ModelFolder) -> str:
     """Returns the name under which the same model is opened again: a Hub id or a whole path."""
     is_local = folder.commit is None and not folder.is_builtin
     return str(folder.path) if is_local else folder.name
+
+
+def _adapter_notices(adapter: Adapter, folder: ModelFolder) -> list[str]:
+    """Says what an adapter was trained on, where that has another name than the model."""
+    base = adapter.base
+    if base is None or Path(base).name.lower() == Path(folder.name).name.lower():
+        return []
+    return [f"adapter {adapter.name} was trained on {base}; on another model it may say nonsense"]
 
 
 def _context_notices(options: ChatOptions, info: ModelInfo) -> list[str]:

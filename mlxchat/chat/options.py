@@ -36,6 +36,7 @@ class ChatOptions:
         cache_max_gib: What all stored prompt caches may take of the disk; None is the default.
         speculate: One of `SPECULATE`: where several tokens may come from one step.
         draft_model: Foresees tokens for this model; decided with the load.
+        adapter: A folder that changes the model's weights; decided with the load.
         now: The date that the template shows for the whole conversation; None is now.
         steering: What is added to the residual stream.
         grammar: What answers must match.
@@ -57,6 +58,7 @@ class ChatOptions:
     kv_bits: int | None = None
     speculate: str = "off"
     draft_model: str | None = None
+    adapter: str | None = None
     cache_max_gib: float | None = None
     now: datetime | None = None
     steering: tuple[Steer, ...] = ()

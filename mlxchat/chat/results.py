@@ -94,6 +94,7 @@ class SessionInfo:
         source: The name under which the same model is opened again: a Hub id or a whole path.
         commit: The Hub commit, where there is one.
         fingerprint: Identity of config and weights.
+        adapter: The folder of what changes the weights, if anything.
     """
 
     model: str
@@ -108,6 +109,7 @@ class SessionInfo:
     source: str | None = None
     commit: str | None = None
     fingerprint: str | None = None
+    adapter: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

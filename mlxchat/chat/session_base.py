@@ -99,7 +99,7 @@ class SessionBase:
             self._drop_foreign_ids()
             self._settle_when_idle()
 
-    def switch_model(self, name: str) -> Job[SessionInfo]:
+    def switch_model(self, name: str, adapter: str | None = None) -> Job[SessionInfo]:
         """Loads another model in the place of this one; the conversation stays.
 
         Where that fails or is cancelled, the old model is there as before. Of answers that
@@ -107,7 +107,15 @@ class SessionBase:
 
         Args:
             name: A folder, a Hub id, or `builtin`.
+            adapter: A folder that changes its weights.
         """
+        return self._exchange(name, adapter, "/model")
+
+    def switch_adapter(self, adapter: str | None) -> Job[SessionInfo]:
+        """Loads the same model with another adapter, or with none, as `switch_model` does."""
+        return self._exchange(self.model, adapter, "/adapter")
+
+    def _exchange(self, name: str | None, adapter: str | None, cause: str) -> Job[SessionInfo]:
         self._worker.cancel_idle()
         self._pause.stop()
 
@@ -121,12 +129,22 @@ class SessionBase:
             held = InMemory(self.model, self._runner, self.info)
             self._runner = self.info = None  # so that nothing else keeps it in memory
             try:
-                switch_model(held, name, options, context.progress, context.check)
+                switch_model(
+                    held,
+                    name,
+                    options,
+                    context.progress,
+                    context.check,
+                    adapter=adapter,
+                    keeps_same=cause == "/model",
+                )
             finally:
                 self.model, self._runner, self.info = held.name, held.runner, held.info
                 self._catch_up(options)
+                if self.info is not None:
+                    self.options = replace(self.options, adapter=self.info.adapter)
             assert self.info is not None
-            self._changes.note("/model")
+            self._changes.note(cause)
             self._go_on_here()
             return self.info
 

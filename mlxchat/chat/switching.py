@@ -7,13 +7,14 @@ should the new one fail or the person change their mind.
 import contextlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mlxchat.chat.loading import find_model, load_folder, name_to_reopen
 from mlxchat.chat.options import ChatOptions
 from mlxchat.chat.results import LoadProgress, SessionInfo
 from mlxchat.chat.turn import TurnRunner
 from mlxchat.engine.worker import JobCancelledError
+from mlxchat.model.adapter import Adapter
 from mlxchat.model.device import available_memory_bytes, make_device_plan, release_memory
 from mlxchat.model.hub import ModelFolder
 
@@ -36,26 +37,38 @@ def switch_model(
     options: ChatOptions,
     report: Callable[[LoadProgress], None],
     check: Callable[[], None],
+    *,
+    adapter: str | None = None,
+    keeps_same: bool = True,
 ) -> None:
     """Loads a model in the place of another.
 
     Args:
         held: The old model; the new one takes its place. Where that fails it is as before.
         name: A folder, a Hub id, or None for the built-in model.
-        options: The conversation's options.
+        options: The conversation's options, with the old model's adapter.
         report: Called with the progress; may raise to cancel.
         check: Raises when the job is cancelled.
+        adapter: For the new model.
+        keeps_same: The model that is loaded already stays, with the adapter that it has.
     """
     folder = find_model(name, report, check)
     old = held.info
-    if old is not None and (old.source, old.commit) == (name_to_reopen(folder), folder.commit):
+    is_same = (
+        old is not None
+        and (old.source, old.commit) == (name_to_reopen(folder), folder.commit)
+        and (keeps_same or old.adapter == adapter)
+    )
+    if is_same:
         return
+    if adapter is not None:
+        Adapter.open(adapter)  # a wrong name must not cost the old model its cache
     if held.runner is not None and not fits_beside(folder):
         held.runner.keeping.drop()
         held.runner = held.info = None
         release_memory()
     try:
-        runner, info = load_folder(folder, options, report)
+        runner, info = load_folder(folder, replace(options, adapter=adapter), report)
     except BaseException:
         release_memory()
         if held.runner is None and old is not None:

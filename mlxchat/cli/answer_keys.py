@@ -53,6 +53,20 @@ def listen(
         listener.stop()
 
 
+def keep_typed(keyboard: Input) -> list[KeyPress]:
+    """Keeps for the first prompt what was typed before the terminal was ours.
+
+    Until then the terminal made a line feed of Enter, and showed what was typed. So a line feed
+    is Enter here, and not Ctrl-J. Returns what is kept.
+    """
+    keys = [
+        KeyPress(Keys.ControlM, "\r") if press.key == Keys.ControlJ else press
+        for press in keyboard.read_keys()
+    ]
+    store_typeahead(keyboard, keys)
+    return keys
+
+
 class _Listener:
     """Reads keys on a thread of its own."""
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from mlxchat.cli.files import MAX_KIB, TextFile, exists, find_files
+from mlxchat.cli.files import MAX_KIB, TextFile, exists, find_files, is_folder
 from mlxchat.cli.render import format_bytes, format_count, one_line
 from mlxchat.errors import AttachError
 
@@ -25,6 +25,7 @@ _AFTER_PATH = ".,;:!?)]}>\"'"
 # What is written like a path and is none gets an error; other words after an `@` are text.
 _LIKE_A_PATH = re.compile(r"(?=.*/|[.~]|.*\.[A-Za-z]\w{0,3}$)[\w./~+\\ -]+")
 _PATTERN = re.compile(r"[./].*\*|\*.*[./]")
+MAX_DESCRIBED = 12  # more files of one name are described together
 _BYTES_PER_TOKEN = 4  # of English text, in most tokenizers
 CountTokens = Callable[[str], int | None]
 
@@ -63,6 +64,15 @@ class Attachment:
         name = name if len(name) <= 40 else f"{name[:39]}…"
         name = name if self.status is None else f"$ {name} ({self.status})"
         return f"{name}, {format_bytes(self.size)}, {format_tokens(self.text, count_tokens)}"
+
+
+def describe_all(name: str, made: list[Attachment], count_tokens: CountTokens) -> list[str]:
+    """Returns what to say of the files that a name stands for; of many only how many they are."""
+    if len(made) <= MAX_DESCRIBED:
+        return [f"Attached {attachment.describe(count_tokens)}." for attachment in made]
+    size = format_bytes(sum(attachment.size for attachment in made))
+    tokens = format_tokens("".join(attachment.text for attachment in made), count_tokens)
+    return [f"Attached {len(made)} files of {one_line(name)}, {size}, {tokens}."]
 
 
 def format_tokens(text: str, count_tokens: CountTokens) -> str:
@@ -135,10 +145,7 @@ class Attachments:
         made = [_attach(file) for file in found.files]
         for attachment in made:
             self.add(attachment)
-        return [
-            *(f"Attached {attachment.describe(count_tokens)}." for attachment in made),
-            *found.notices,
-        ]
+        return [*describe_all(name, made, count_tokens), *found.notices]
 
     def drop(self, number: int | None = None) -> list[Attachment]:
         """Discards everything, or the attachment of a number counted from 1; returns it.
@@ -220,7 +227,7 @@ class Attachments:
             found = find_files(path, self.max_bytes)
             new = [_attach(file) for file in found.files if file.name not in named]
             named |= {attachment.name: attachment for attachment in new}
-            lines += [f"Attached {attachment.describe(count_tokens)}." for attachment in new]
+            lines += describe_all(path, new, count_tokens)
             lines += found.notices
         return "".join([*pieces, text[end:]]), list(named.values())
 
@@ -240,6 +247,15 @@ def _attach(file: TextFile) -> Attachment:
     return Attachment(file.name, file.text, file.size)
 
 
+def _check_slash(path: str) -> None:
+    """Raises where a folder is named without a slash at its end: the word may be a name."""
+    if is_folder(path) and "/" not in path:
+        raise AttachError(
+            f"{path} is a folder; write @{path}/ to attach its files, or @@{path} to send it as"
+            " text"
+        )
+
+
 def _resolve(reference: Reference, lines: list[str]) -> str | None:
     """Returns the path or pattern that a reference names; None where it is text.
 
@@ -254,6 +270,7 @@ def _resolve(reference: Reference, lines: list[str]) -> str | None:
     shortest = path if reference.is_quoted else path.rstrip(_AFTER_PATH) or path
     for end in range(len(path), len(shortest) - 1, -1):
         if exists(path[:end]):
+            _check_slash(path[:end])
             return path[:end]
     if _PATTERN.search(shortest):
         return shortest

@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from mlxchat.cli.failures import INTERRUPTED
-from mlxchat.cli.options import MODEL_OPTION
+from mlxchat.cli.options import ADAPTER_OPTION, MODEL_OPTION
 from mlxchat.cli.resume import complete_conversation
 from mlxchat.errors import UsageError
 
@@ -63,6 +63,7 @@ def _choices(known: dict[str, Any]) -> Callable[..., tuple[Any, ...]]:
 @click.command()
 @click.argument("file", required=False)
 @MODEL_OPTION
+@ADAPTER_OPTION
 @click.option(
     "-p", "prompts", type=Numbers(0), default="512", metavar="N,..", help="Prefill N tokens."
 )

@@ -77,7 +77,7 @@ def check_baseline(file: str | None, given: set[str], params: dict[str, Any]) ->
             "--baseline check measures what the baseline holds; leave -p, -n, -d, -r, --chunk,"
             " --kv-bits, --speculate and --budget out"
         )
-    model, folder = open_folder(params["model"], Screen(sys.stdout, sys.stderr))
+    model, folder, _ = open_folder(params, Screen(sys.stdout, sys.stderr))
     baseline = Baseline.load(baseline_path(file, model))
     machine: dict[str, Any] = {}
 

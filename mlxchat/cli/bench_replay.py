@@ -42,7 +42,8 @@ def replay_conversation(reference: str, params: dict[str, Any]) -> int:
         restored = history.restore(history.find(reference))
     if not restored.conversation.questions():
         raise UsageError(f"nothing was said in conversation {reference}; choose another")
-    request = read_request({"model": params["model"], "no_history": True}).go_on_with(restored)
+    given = {"model": params["model"], "adapter": params["adapter"], "no_history": True}
+    request = read_request(given).go_on_with(restored)
     turns: list[ReplayedTurn] = []
     with contextlib.closing(request.open(idle_work=False)) as session:
         screen = Screen(sys.stdout, sys.stderr)

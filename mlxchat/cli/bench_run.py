@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +12,12 @@ from mlxchat.bench.machine import describe_machine
 from mlxchat.bench.report import Report
 from mlxchat.bench.runs import Run
 from mlxchat.bench.workload import Measured, Request, System, make_tests
+from mlxchat.cli.choices import choose_adapter
 from mlxchat.cli.options import resolve_model
+from mlxchat.cli.render import short_model
 from mlxchat.cli.screen import Screen
 from mlxchat.errors import MlxchatError, UsageError
+from mlxchat.settings import load_settings
 
 if TYPE_CHECKING:
     from mlxchat.bench.workload import Case
@@ -42,8 +46,8 @@ class Measurement:
         if "mlx-lm" in systems:
             _require_mlx_lm()
         self.machine = describe_machine()
-        self.model, folder = open_folder(params["model"], self.screen)
-        request = request or make_request(params, str(folder))
+        self.model, folder, adapter = open_folder(params, self.screen)
+        request = replace(request or make_request(params, str(folder)), adapter=adapter)
         self.run = Run(request, systems, rounds, self._progress)
 
     @property
@@ -137,13 +141,12 @@ def make_request(params: dict[str, Any], folder: str) -> Request:
     )
 
 
-def open_folder(name: str | None, screen: Screen) -> tuple[str, Path]:
-    """Returns the model's name and its folder; fetches it first where it must be."""
+def open_folder(params: dict[str, Any], screen: Screen) -> tuple[str, Path, str | None]:
+    """Returns the model's name and its folder, and its adapter's; fetches it where it must be."""
     from mlxchat.chat.results import LoadProgress
     from mlxchat.cli.progress import PhaseClock
     from mlxchat.cli.render import format_progress
     from mlxchat.model import hub
-    from mlxchat.settings import load_settings
 
     clock = PhaseClock()
 
@@ -151,14 +154,16 @@ def open_folder(name: str | None, screen: Screen) -> tuple[str, Path]:
         event = LoadProgress("download", done, total)
         screen.progress(format_progress(event, clock.elapsed_s(event)))
 
+    settings = load_settings()
+    model = resolve_model(params["model"], settings)
     try:
-        found = hub.resolve_model(resolve_model(name, load_settings()), on_progress=show)
+        found = hub.resolve_model(model, on_progress=show)
     finally:
         screen.clear_progress()
-    if found.is_builtin:
-        return "builtin", found.path
-    is_local = found.commit is None
-    return (found.path.name if is_local else found.name), found.path
+    is_local = found.commit is None and not found.is_builtin
+    name = found.path.name if is_local else found.name
+    adapter = choose_adapter(settings, model, params["adapter"])
+    return name + (f"+{short_model(adapter)}" if adapter else ""), found.path, adapter
 
 
 def _require_mlx_lm() -> None:

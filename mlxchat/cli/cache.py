@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mlxchat.cli.groups import Group
-from mlxchat.cli.options import KV_BITS_OPTION, MODEL_OPTION, read_request
+from mlxchat.cli.options import ADAPTER_OPTION, KV_BITS_OPTION, MODEL_OPTION, read_request
 from mlxchat.cli.render import (
     format_age,
     format_bytes,
@@ -20,6 +20,7 @@ from mlxchat.cli.render import (
     format_table,
     one_line,
 )
+from mlxchat.cli.screen import show_table
 from mlxchat.settings import find_system, load_settings
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def list_(as_json: bool) -> None:
     elif not rows:
         click.echo("nothing is stored yet; a chat or `mlxchat cache warm` stores prompts")
     else:
-        click.echo(
+        show_table(
             format_columns(
                 ("model", "what", "tokens", "size", "used", "begins"),
                 [
@@ -96,7 +97,8 @@ def list_(as_json: bool) -> None:
                     )
                     for row in rows
                 ],
-            )
+            ),
+            sys.stdout,
         )
 
 
@@ -125,7 +127,7 @@ def info(as_json: bool) -> None:
         ("allowed", f"{format_bytes(usage.allowed)} ({_name_limit(store)})"),
         ("free disk", f"{format_bytes(usage.free)}; {floor} of it always stay free"),
     ]
-    click.echo(format_table(rows))
+    show_table(format_table(rows), sys.stdout)
 
 
 def _name_limit(store: "PromptStore") -> str:
@@ -174,16 +176,20 @@ def _tell_removed(removed: "list[Entry]", as_json: bool) -> None:
     required=True,
     help="The system prompt, or `@name` of one in the settings.",
 )
+@ADAPTER_OPTION
 @KV_BITS_OPTION
 @_json_option
-def warm(model: str | None, system: str, kv_bits: int | None, as_json: bool) -> None:
+def warm(
+    model: str | None, adapter: str | None, system: str, kv_bits: int | None, as_json: bool
+) -> None:
     """Read a system prompt and store it, so that the first answer comes at once."""
     from mlxchat.cli.screen import Screen
     from mlxchat.cli.turn import follow
 
     screen = Screen(sys.stdout, sys.stderr)
     text = find_system(system, load_settings())
-    with read_request({"model": model, "kv_bits": kv_bits}).opened() as session:
+    params = {"model": model, "adapter": adapter, "kv_bits": kv_bits}
+    with read_request(params).opened() as session:
         warmed = follow(lambda: session.warm(text), screen)
     if as_json:
         screen.line(json.dumps(asdict(warmed)))

@@ -1,7 +1,6 @@
 """`mlxchat chat`: the REPL in a terminal, one message per line anywhere else."""
 
 import contextlib
-import shutil
 import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -10,7 +9,8 @@ import click
 
 from mlxchat.cli.failures import LeaveChat, explain
 from mlxchat.cli.options import Request, chat_options, make_attachments, read_look, read_request
-from mlxchat.cli.resume import PICK, complete_conversation, find_conversation
+from mlxchat.cli.render import one_line
+from mlxchat.cli.resume import PICK, complete_conversation, find_adapter, find_conversation
 from mlxchat.cli.screen import Screen
 from mlxchat.errors import MlxchatError
 
@@ -60,8 +60,13 @@ def chat(
         from mlxchat.cli.render_history import format_restored
 
         request = request.go_on_with(restored)
-        width = shutil.get_terminal_size().columns if is_repl else None
+        width = screen.width if is_repl else None
         greeting = format_restored(restored, shows_last=is_repl, width=width)
+        lost = restored.record.adapter
+        if lost is not None and find_adapter(restored.record) is None:
+            greeting += (
+                f"\nThe adapter in {one_line(lost)} is not there any more; it goes on without."
+            )
     with contextlib.ExitStack() as stack:
 
         def open_answers() -> "Answers":

@@ -1,5 +1,6 @@
 """What `config.toml` chooses for a model: its sampling and its system prompt, and who chose it."""
 
+import os
 from typing import TYPE_CHECKING, Any
 
 from mlxchat.settings import SAMPLING_BOUNDS, Settings, find_system
@@ -9,6 +10,8 @@ if TYPE_CHECKING:
 
 BUILTIN = "builtin"
 BY_FILE = "config.toml"
+BY_MODEL_TABLE = f"{BY_FILE}, for this model"
+NO_ADAPTER = "off"
 
 
 def choose_sampling(
@@ -25,7 +28,7 @@ def choose_sampling(
     own = {name: value for name, value in own.items() if name in SAMPLING_BOUNDS}
     origins = (
         dict.fromkeys(settings.sampling, BY_FILE)
-        | dict.fromkeys(own, f"{BY_FILE}, for this model")
+        | dict.fromkeys(own, BY_MODEL_TABLE)
         | dict.fromkeys(typed, "command line")
     )
     return {**settings.sampling, **own, **typed}, origins
@@ -40,6 +43,18 @@ def choose_system(settings: Settings, model: str | None) -> str | None:
     own = settings.models.get(model or BUILTIN, {})
     text = own.get("system", settings.system)
     return find_system(text, settings) if text else None
+
+
+def choose_adapter(settings: Settings, model: str | None, typed: str | None = None) -> str | None:
+    """Returns the adapter for a model as a whole path; None is none.
+
+    Args:
+        settings: The model's own table may name one.
+        model: None is the built-in one.
+        typed: What the command line says, which goes before; `off` is none.
+    """
+    path = typed or settings.models.get(model or BUILTIN, {}).get("adapter")
+    return None if not path or path == NO_ADAPTER else os.path.abspath(os.path.expanduser(path))
 
 
 def apply_to_model(context: "Context", old: str | None, new: str | None) -> None:

@@ -9,6 +9,7 @@ import sys
 import click
 
 from mlxchat import __version__, paths
+from mlxchat.cli.choices import choose_adapter
 from mlxchat.cli.failures import explain
 from mlxchat.cli.options import resolve_model
 from mlxchat.errors import HistoryError, MlxchatError
@@ -104,10 +105,11 @@ def _places() -> Rows:
     settings = load_settings()
     path = settings_path()
     model = resolve_model(os.environ.get("MLXCHAT_MODEL"), settings)
+    adapter = choose_adapter(settings, model)
     return [
         ("settings", f"{path}{'' if path.exists() else ' (none yet)'}"),
         ("data", str(paths.data_dir())),
         ("cache", _prompt_cache()),
         ("models", str(constants.HF_HUB_CACHE)),
-        ("default model", model or "built-in"),
+        ("default model", (model or "built-in") + (f" with adapter {adapter}" if adapter else "")),
     ]

@@ -20,6 +20,8 @@ from mlxchat.errors import AttachError
 MAX_KIB = 256  # about 65 000 tokens: more than most models can read at once
 MAX_FILES = 200
 MAX_LOOKED_AT = 20_000  # a pattern that matches this many names was a mistake
+# Folders inside a folder that hold nothing that a person wrote.
+_HEAPS = frozenset({"__pycache__", "node_modules"})
 _MAGIC = re.compile(r"[*?\[]")
 _UTF_16 = {b"\xff\xfe": "utf-16-le", b"\xfe\xff": "utf-16-be"}
 _UTF_8_MARK = b"\xef\xbb\xbf"
@@ -60,8 +62,15 @@ def exists(name: str) -> bool:
     return False
 
 
+def is_folder(name: str) -> bool:
+    """Returns whether there is a folder of this name."""
+    with contextlib.suppress(OSError, ValueError, RuntimeError):
+        return Path(name).expanduser().is_dir()
+    return False
+
+
 def find_files(name: str, max_bytes: int) -> Found:
-    """Reads the file of a name, or the text files that match a pattern.
+    """Reads the file of a name, or the text files of a folder or that match a pattern.
 
     Args:
         name: As the person wrote it; `~` is their home.
@@ -71,14 +80,15 @@ def find_files(name: str, max_bytes: int) -> Found:
         AttachError: There is none, it cannot be read, is no text, or it is too large.
     """
     if is_pattern(name):
-        return _find_many(name, max_bytes)
+        return _find_many(name, *_match(name), max_bytes)
+    if is_folder(name):
+        return _find_many(name, _list_folder(name), 0, max_bytes)
     notices: list[str] = []
     file = _read(name, Path(name), max_bytes, notices)
     return Found((file,), tuple(notices))
 
 
-def _find_many(pattern: str, max_bytes: int) -> Found:
-    paths, num_outside = _match(pattern)
+def _find_many(pattern: str, paths: list[Path], num_outside: int, max_bytes: int) -> Found:
     files: list[TextFile] = []
     notices: list[str] = []
     num_binary, room = 0, max_bytes
@@ -99,8 +109,28 @@ def _find_many(pattern: str, max_bytes: int) -> Found:
         notices.append(f"Left out as links to other places: {_files(num_outside)}.")
     if not files:
         why = f" ({' '.join(notices)})" if notices else ""
-        raise AttachError(f"no text file matches {pattern}{why}; name another pattern")
+        what = "there is no text file in" if is_folder(pattern) else "no text file matches"
+        raise AttachError(f"{what} {pattern}{why}; name another")
     return Found(tuple(files), tuple(notices))
+
+
+def _list_folder(name: str) -> list[Path]:
+    """Returns the files in a folder and its folders, sorted; hidden ones and links are left out.
+
+    Raises:
+        AttachError: There are too many.
+    """
+    found: list[Path] = []
+    for folder, folders, names in os.walk(_expanded(name)):
+        folders[:] = [f for f in folders if not f.startswith(".") and f not in _HEAPS]
+        paths = (Path(folder, file) for file in names if not file.startswith("."))
+        found += (path for path in paths if path.is_file() and not path.is_symlink())
+        if len(found) > MAX_FILES:
+            raise AttachError(
+                f"{name} holds more than {MAX_FILES} files; name a pattern, such as"
+                f" {name.rstrip('/')}/*.md"
+            )
+    return sorted(found)
 
 
 def _match(pattern: str) -> tuple[list[Path], int]:
@@ -159,7 +189,7 @@ def _read_bytes(name: str, path: Path, max_bytes: int) -> bytes:
     try:
         status = os.fstat(descriptor)
         if stat.S_ISDIR(status.st_mode):
-            raise AttachError(f"{name} is a folder; name a file, or a pattern such as {name}/*.py")
+            raise AttachError(f"{name} is a folder; name a file in it")
         if not stat.S_ISREG(status.st_mode):
             raise AttachError(f"{name} is no regular file; only files can be attached")
         with open(descriptor, "rb", closefd=False) as stream:

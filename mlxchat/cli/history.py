@@ -11,6 +11,7 @@ import click
 
 from mlxchat.cli.groups import Group
 from mlxchat.cli.resume import complete_conversation
+from mlxchat.cli.screen import show_table
 from mlxchat.errors import UsageError
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def list_(limit: int, shows_all: bool, as_json: bool) -> None:
 
         click.echo(json.dumps([asdict(summary) for summary in summaries], indent=1))
     elif summaries:
-        click.echo(format_summaries(summaries))
+        show_table(format_summaries(summaries), sys.stdout)
     else:
         click.echo("There is no conversation yet; `mlxchat chat` begins one.", err=True)
 
@@ -115,7 +116,7 @@ def search(words: tuple[str, ...], limit: int, as_json: bool) -> None:
                 hit["snippet"] = hit["snippet"].replace(mark, "")
         click.echo(json.dumps(hits, indent=1))
     elif found.hits:
-        click.echo(format_hits(found.hits, is_styled=_is_styled()))
+        show_table(format_hits(found.hits, is_styled=_is_styled()), sys.stdout)
     else:
         click.echo("Nothing was found.", err=True)
 
@@ -187,7 +188,7 @@ def delete(numbers: tuple[str, ...], yes: bool) -> None:
         ids = list(dict.fromkeys(found.find(number) for number in numbers))
         if not yes:
             chosen = [summary for summary in found.summaries() if summary.id in ids]
-            click.echo(format_summaries(chosen), err=True)
+            show_table(format_summaries(chosen), sys.stderr)
             if not sys.stdin.isatty():
                 raise UsageError("nothing was deleted; --yes deletes without asking")
             click.confirm("Delete for good?", abort=True, err=True)

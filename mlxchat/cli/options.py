@@ -7,8 +7,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from mlxchat.cli.choices import BUILTIN, choose_sampling, choose_system
+from mlxchat.cli.choices import (
+    BUILTIN,
+    BY_MODEL_TABLE,
+    choose_adapter,
+    choose_sampling,
+    choose_system,
+)
 from mlxchat.cli.render import one_line
+from mlxchat.cli.resume import find_adapter
 from mlxchat.cli.theme import DEFAULT, find_theme
 from mlxchat.errors import SettingsError, UsageError
 from mlxchat.settings import (
@@ -78,6 +85,11 @@ MODEL_OPTION = click.option(
     show_envvar=True,
     help="A folder, a Hugging Face repository, or 'builtin' (the tiny model that is included).",
 )
+ADAPTER_OPTION = click.option(
+    "--adapter",
+    metavar="PATH",
+    help="A folder with a LoRA, DoRA or full adapter for the model; `off` for none.",
+)
 KV_BITS_OPTION = click.option(
     "--kv-bits",
     type=click.Choice(("8", "4")),
@@ -87,6 +99,7 @@ KV_BITS_OPTION = click.option(
 )
 _OPTIONS = (
     MODEL_OPTION,
+    ADAPTER_OPTION,
     click.option(
         "-s",
         "--system",
@@ -203,13 +216,21 @@ class Request(NamedTuple):
     def go_on_with(self, restored: "Restored") -> "Request":
         """Returns the request for a conversation of the history, whose model is the default."""
         has_model = self.given.get("model") is not None
+        has_adapter = self.given.get("adapter") is not None
         stored = resolve_model(restored.record.summary.model, Settings())
         model = self.model if has_model else stored
         typed = {n: x for n, x in self.sampling.items() if self.origins.get(n) == "command line"}
         sampling, chosen = choose_sampling(self.settings, typed, model)
         kept = {n: who for n, who in self.origins.items() if n not in self.sampling}
+        options = self.options
+        if not has_model and not has_adapter:
+            options = {**options, "adapter": find_adapter(restored.record)}
         return self._replace(
-            model=model, sampling=sampling, origins=kept | chosen, restored=restored
+            model=model,
+            sampling=sampling,
+            options=options,
+            origins=kept | chosen,
+            restored=restored,
         )
 
     def open(self, *, idle_work: bool = True) -> "Session":
@@ -264,6 +285,10 @@ def read_request(params: dict[str, Any], kind: str = "chat") -> Request:
     model = resolve_model(given.pop("model", None), settings)
     sampling, chosen = choose_sampling(settings, typed, model)
     origins |= chosen
+    adapter = choose_adapter(settings, model, given.get("adapter"))
+    if adapter is not None and "adapter" not in given:
+        origins["adapter"] = BY_MODEL_TABLE
+    given["adapter"] = adapter
     if "system" in given:  # `--system ""` takes the default away
         system = find_system(given.pop("system"), settings) or None
     else:

@@ -1,9 +1,10 @@
 """What `/set` can change about the answers, and `/params`: what is in force and who chose it."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
-from mlxchat.cli.render import format_rereads, one_line
+from mlxchat.cli.render import format_rereads, one_line, short_model
 from mlxchat.errors import UsageError
 from mlxchat.settings import (
     FILE_BOUNDS,
@@ -86,25 +87,33 @@ PARAMETERS = {
     "speculate": Parameter("speculate", has_default=False, choices=SPECULATE),
     "overflow": Parameter("overflow", has_default=False, choices=OVERFLOW),
 }
+STOP = "stop"  # texts, in the place of a number or a word
 FILE_LIMIT = "max-file-kib"  # of what can be attached: the chat's business, not the session's
 KV_BITS = "kv-bits"  # decided when the chat starts: what is cached cannot be read in another form
 DRAFT = "draft-model"  # loaded when the chat starts
-NAMES = (*PARAMETERS, FILE_LIMIT, KV_BITS, DRAFT)
-ALIASES = {"temperature": "temp", "top_p": "top-p", "top_k": "top-k", "min_p": "min-p"}
+ADAPTER = "adapter"  # loaded with the model
+NAMES = (*PARAMETERS, STOP, FILE_LIMIT, KV_BITS, DRAFT, ADAPTER)
+# As the Hub, ollama and llama.cpp call them.
+ALIASES = {
+    "temperature": "temp",
+    "repeat-penalty": "repetition-penalty",
+    "num-predict": "max-tokens",
+    "thinking-budget": "think-budget",
+}
 
 
-def find_parameter(name: str) -> tuple[str, Parameter]:
-    """Returns a parameter with its own name.
+def find_name(name: str) -> str:
+    """Returns the name that `/params` shows of what a person called so.
 
     Raises:
         UsageError: There is none; the message names the nearest.
     """
     import difflib
 
-    name = name.lower()
-    name = ALIASES.get(name, name.replace("_", "-"))
-    if name in PARAMETERS:
-        return name, PARAMETERS[name]
+    name = name.lower().replace("_", "-")
+    name = ALIASES.get(name, name)
+    if name in NAMES:
+        return name
     near = difflib.get_close_matches(name, NAMES, n=1)
     hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(NAMES)}"
     raise UsageError(f"{one_line(name)} is no setting; {hint}")
@@ -124,15 +133,20 @@ def set_parameter(context: "Context", name: str, text: str) -> list[str]:
     Raises:
         UsageError: The name or the value is not allowed.
     """
+    name = find_name(name)
     if name == FILE_LIMIT:
         return [_set_file_limit(context, text)]
-    if name.lower() in (KV_BITS, "kv_bits"):
+    if name == STOP:
+        return [_set_stop(context, text)]
+    if name == KV_BITS:
         raise UsageError("kv-bits holds for a whole chat; start another with --kv-bits 8 or 4")
-    if name.lower() in (DRAFT, "draft_model"):
+    if name == DRAFT:
         raise UsageError(
             "the draft model is loaded at the start; leave, and use --draft-model NAME"
         )
-    name, parameter = find_parameter(name)
+    if name == ADAPTER:
+        raise UsageError("the adapter is loaded with the model; use /adapter PATH, or off")
+    parameter = PARAMETERS[name]
     value = parameter.parse(name, text)
     session = context.session
     if parameter.field == "think":  # asked again, the template answers again
@@ -146,6 +160,14 @@ def set_parameter(context: "Context", name: str, text: str) -> list[str]:
     if parameter.field in ("think", "keep_thinking") and (counts := session.count_rereads()):
         notices = [*notices, format_rereads(*counts)]
     return [f"{name}: {text}.", *notices]
+
+
+def _set_stop(context: "Context", text: str) -> str:
+    """Has answers end before a text; `default` takes all such texts away."""
+    stop = () if text == "default" else (text,)
+    context.session.set_options(replace(context.session.options, stop=stop))
+    context.origins[STOP] = "/set"
+    return f"{STOP}: {one_line(text)}."
 
 
 def _set_file_limit(context: "Context", text: str) -> str:
@@ -187,12 +209,15 @@ def list_parameters(context: "Context") -> list[tuple[str, str, str]]:
             rows.append((name, text.get(field, "off"), BY_DEFAULT))
     kib = str(context.attached.max_bytes // 1024)
     bits = session.options.kv_bits
+    stop = ", ".join(map(repr, session.options.stop)) or "none"
     return [
         *rows,
+        (STOP, stop, origins.get(STOP, BY_CONVERSATION if session.options.stop else BY_DEFAULT)),
         (FILE_LIMIT, kib, origins.get(FILE_LIMIT, BY_DEFAULT)),
         (KV_BITS, "off" if bits is None else str(bits), origins.get("kv_bits", BY_DEFAULT)),
         ("schema", format_grammar(session.options.grammar), origins.get("grammar", BY_DEFAULT)),
         (DRAFT, session.options.draft_model or "none", origins.get("draft_model", BY_DEFAULT)),
+        (ADAPTER, short_model(session.options.adapter or "none"), origins.get(ADAPTER, BY_DEFAULT)),
     ]
 
 
@@ -202,6 +227,12 @@ def format_value(value: object) -> str:
         return "on" if value else "off"
     short = f"{value:g}" if isinstance(value, float) else ""
     return short if short and float(short) == value else str(value)
+
+
+def format_some(context: "Context", names: Iterable[str]) -> str:
+    """Returns the rows of `/params` with these names."""
+    wanted = set(names)
+    return format_parameters([row for row in list_parameters(context) if row[0] in wanted])
 
 
 def format_parameters(rows: list[tuple[str, str, str]]) -> str:

@@ -42,6 +42,7 @@ def _make_safe_table() -> dict[int, str]:
 
 
 _SAFE = _make_safe_table()
+_FIRST_COMBINING = "\u0300"  # all before it take one column
 _GLUE = "\0"  # a blank where no line is broken; `sanitize` lets none through
 
 
@@ -60,9 +61,15 @@ def one_line(text: str) -> str:
     return sanitize(" ".join(text.split()))
 
 
-def cut(text: str, num_chars: int) -> str:
-    """Returns a text that is no longer than so many characters, the cut marked."""
-    return text if len(text) <= num_chars else f"{text[: num_chars - 1]}…"
+def cut(text: str, width: int) -> str:
+    """Returns a text that takes no more than so many columns, the cut marked."""
+    if num_columns(text) <= width:
+        return text
+    if text.isascii():
+        return f"{text[: max(width - 1, 0)]}…"
+    from mlxchat.cli.wrap import split_at_width
+
+    return f"{split_at_width(text, width - 1)[0]}…"
 
 
 def short_model(name: str) -> str:
@@ -143,18 +150,24 @@ def format_columns(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     )
 
 
-def wrap_words(line: str, width: int) -> str:
+def wrap_words(line: str, width: int, indent: str = "") -> str:
     """Breaks a line that is too wide between words; a word that is wider still is left whole.
 
-    A number with its thousands set apart is one word.
+    A number with its thousands set apart is one word. The rows after the first are indented.
     """
-    if len(line) <= width:
+    if num_columns(line) <= width:
         return line
-    import textwrap
+    from mlxchat.cli.wrap import fill
 
     glued = re.sub(r"(?<=\d) (?=\d{3}(?!\d)|%)", _GLUE, line)
-    rows = textwrap.wrap(glued, max(width, 1), break_long_words=False, break_on_hyphens=False)
-    return "\n".join(rows).replace(_GLUE, " ")
+    return f"\n{indent}".join(fill(glued, width, len(indent))).replace(_GLUE, " ")
+
+
+def wrap_cells(line: str, width: int) -> str:
+    """Breaks a line of a table that is too wide; the rest stands under one of its columns."""
+    columns = [match.end() for match in re.finditer(r"^ +| {2,}(?=\S)", line)]
+    at = max((column for column in columns if column <= width // 2), default=2)
+    return wrap_words(line, width, " " * at)
 
 
 def wrap_parts(line: str, width: int) -> str:
@@ -167,11 +180,20 @@ def fill_rows(parts: "Iterable[str]", separator: str, width: int) -> list[str]:
     rows = [""]
     for part in parts:
         joined = f"{rows[-1]}{separator}{part}" if rows[-1] else part
-        if len(joined) <= width or not rows[-1]:
+        if num_columns(joined) <= width or not rows[-1]:
             rows[-1] = joined
         else:
             rows.append(part)
     return rows
+
+
+def num_columns(text: str) -> int:
+    """Returns the columns that a line takes on a terminal."""
+    if text.isascii() or max(text) < _FIRST_COMBINING:
+        return len(text)
+    from mlxchat.cli.wrap import text_width  # only here: the prompt comes first
+
+    return text_width(text)
 
 
 def format_batch_progress(event: "BatchProgress", elapsed_s: float) -> str:
@@ -381,15 +403,23 @@ def format_toolbar(
     used, limit = session.context_used, info.context_limit
     share = f" ({format_share(used / limit)}) {format_bar(used / limit)}" if limit else ""
     name = short_model(info.model)
-    parts = [name, *([] if cost is None else [format_cost(cost)])]
-    parts.append(f"{format_count(used)} of {format_count(limit)} tokens{share}")
+    room = f"{format_count(used)} of {format_count(limit)} tokens{share}"
+    if cost is not None:
+        text = format_cost(cost)
+        if num_columns(f"{name} · {text}") > width:
+            return cut(text, width)
+        parts = [name, text, room]
+    else:
+        if num_columns(f"{name} · {room}") > width:
+            room = room.rpartition(" ")[0] if limit else room  # without the bar
+        parts = [name, room]
     if (last := session.last) is not None:
         if last.timing.decode_tok_per_s is not None:
             parts.append(f"{format_rate(last.timing.decode_tok_per_s)} tok/s")
         size = format_bytes(last.timing.weight_bytes + last.timing.kv_bytes)
         parts.append(re.sub(r"\d{3}\.\d", lambda match: f"{float(match[0]):.0f}", size))
         parts.append(f"{format_count(last.usage.cached_tokens)} cached")
-    while len(parts) > 2 and len(" · ".join(parts)) > width:
+    while len(parts) > 1 and num_columns(" · ".join(parts)) > width:
         parts.pop()
     return " · ".join(parts)
 
@@ -416,21 +446,20 @@ def format_stats(session: "Session") -> str:
     return report if session.last is None else f"{report}\n\n{format_timing(session.last)}"
 
 
-def format_tree(branches: "list[Branch]", width: int = 60) -> str:
+def format_tree(branches: "list[Branch]", width: int = 80) -> str:
     """Returns the messages of all branches, one a line; `>` is where the person is.
 
     Args:
         branches: In the order in which they are drawn.
-        width: Characters of each message that are shown.
+        width: Columns of a line; a message shows at least 10 of its own.
     """
     lines = []
     for branch in branches:
         message = branch.node.message
         sign = ">" if branch.is_head else "*" if branch.is_on_path else " "
-        text = one_line(message.content)
-        text = cut(text, width)
         who = "you" if message.role == "user" else "model"
-        lines.append(f"{sign} {branch.node.id:>3}  {'  ' * branch.depth}{who}: {text}")
+        head = f"{sign} {branch.node.id:>3}  {'  ' * branch.depth}{who}: "
+        lines.append(head + cut(one_line(message.content), max(width - len(head), 10)))
     return "\n".join(lines)
 
 

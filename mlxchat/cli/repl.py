@@ -26,7 +26,7 @@ from mlxchat.cli.paste import ChipProcessor, Pastes
 from mlxchat.cli.recall import RecentSuggest, open_history
 from mlxchat.cli.render import format_banner, format_progress, format_toolbar
 from mlxchat.cli.screen import Screen
-from mlxchat.cli.terminal_modes import TerminalModes, chat_signals
+from mlxchat.cli.terminal_modes import TerminalModes, chat_signals, has_typed
 from mlxchat.errors import AttachError
 
 if TYPE_CHECKING:
@@ -105,11 +105,13 @@ class Repl:
         Raises:
             MlxchatError: The model could not be loaded.
         """
-        self._screen.note(format_banner(__version__, self._model))
-        if greeting:
-            self._screen.note(greeting, dim=False)
         self._prompt.app.after_render += self._begin
         with chat_signals(), self._terminal.quiet(), contextlib.suppress(EOFError, LeaveChat):
+            if has_typed(self._prompt.app.input.fileno()):
+                self._take_typed()
+            self._screen.note(format_banner(__version__, self._model))
+            if greeting:
+                self._screen.note(greeting, dim=False)
             if is_dumb_terminal():  # prompt-toolkit draws no more than the text there
                 self._equip()
             while True:
@@ -118,6 +120,15 @@ class Repl:
                 if text.strip():
                     self._take(text, self._answers or self._open(self._prompt.app))
         return 0
+
+    def _take_typed(self) -> None:
+        """Keeps what was typed before the prompt, which takes it before it is drawn."""
+        from mlxchat.cli.answer_keys import keep_typed
+
+        self._equip()
+        keys = keep_typed(self._prompt.app.input)
+        if keys and keys[-1].key != Keys.Enter:  # a line that was begun is on the screen
+            self._screen.escape("\r\x1b[K")
 
     def _take(self, text: str, answers: "Answers") -> None:
         if self._drafts is not None:
@@ -220,6 +231,8 @@ class Repl:
 
     def _equip(self) -> None:
         """Gives the prompt its keys and Tab, which nobody needs before they see it."""
+        if self._keys is not None:
+            return
         from mlxchat.cli.completion import ChatCompleter
         from mlxchat.cli.keys import PromptKeys
 

@@ -1,16 +1,21 @@
 """Which conversation `--continue`, `--resume` and `/resume` mean, and the picker that asks."""
 
 import contextlib
+import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from mlxchat.errors import HistoryError, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
     import click
     from click.shell_completion import CompletionItem
 
-    from mlxchat.chat.history import Restored
+    from mlxchat.chat.history import Record, Restored
+    from mlxchat.chat.history_search import Found
 
 PICK = "?"  # what `--resume` without an ID stands for
 NUM_SHOWN = 20
@@ -42,13 +47,19 @@ def conversation_names(beginning: str, limit: int = 50) -> list[tuple[str, str]]
     return []
 
 
+def find_adapter(record: "Record") -> str | None:
+    """Returns the adapter that a conversation goes on with, where its folder is still there."""
+    path = record.adapter
+    return path if path is not None and os.path.isdir(path) else None
+
+
 def find_conversation(
     reference: str | None, *, is_last: bool = False, can_ask: bool = False
 ) -> "Restored | None":
     """Reads the conversation that a person wants to go on with.
 
     Args:
-        reference: Its number, `PICK`, or None.
+        reference: Its number, a part of its title, a file that was exported, `PICK`, or None.
         is_last: They want the last chat.
         can_ask: They sit before a terminal.
 
@@ -67,8 +78,51 @@ def find_conversation(
             return history.restore(history.newest("chat"))
         if reference == PICK and not can_ask:
             raise UsageError("--resume needs a conversation's ID here; see `mlxchat history list`")
-        number = ask_for_conversation() if reference == PICK else reference
-        return history.restore(history.find(number or ""))
+        number = ask_for_conversation() if reference == PICK else reference or ""
+        return history.restore(_by_title_or_file(number) or history.find(number))
+
+
+def _by_title_or_file(reference: str) -> int | None:
+    """Returns the conversation that a file holds, or that has a title; None where it is neither.
+
+    Raises:
+        UsageError: Several have the title.
+        HistoryError: The file holds no conversation, or several.
+    """
+    from pathlib import Path
+
+    if reference.strip().lstrip("#").isdigit():
+        return None
+    with contextlib.suppress(OSError, ValueError, RuntimeError):
+        path = Path(reference).expanduser()
+        if path.is_file():
+            return _import_one(path)
+    found = fitting(conversation_names("", limit=1000), reference)
+    if len(found) > 1:
+        shown = ", ".join(number for number, _ in found[:5])
+        raise UsageError(f"{len(found)} conversations fit {reference!r}; give one of {shown} ...")
+    return int(found[0][0]) if found else None
+
+
+def _import_one(path: "Path") -> int:
+    from mlxchat.chat.history_import import import_numbers
+
+    numbers = import_numbers(path)
+    if len(numbers) != 1:
+        raise HistoryError(
+            f"{path} holds {len(numbers)} conversations; `mlxchat history import` imports them,"
+            " then give an ID"
+        )
+    return numbers[0]
+
+
+def search_history(words: "Sequence[str]") -> "Found":
+    """Finds the messages in which all words stand, in all conversations."""
+    from mlxchat.chat.history import History
+    from mlxchat.chat.history_search import search
+
+    with contextlib.closing(History()) as history:
+        return search(history, words, NUM_SHOWN)
 
 
 def list_conversations() -> str:
@@ -96,19 +150,21 @@ def ask_for_conversation() -> str:
     Raises:
         KeyboardInterrupt: They would rather not.
     """
-    import click
+    import sys
+
     from prompt_toolkit import PromptSession
     from prompt_toolkit.completion import Completer, Completion
     from prompt_toolkit.validation import ValidationError, Validator
 
     from mlxchat.cli.render import cut
     from mlxchat.cli.render_history import TITLE_CHARS
+    from mlxchat.cli.screen import show_table
 
     if TYPE_CHECKING:
         from prompt_toolkit.completion import CompleteEvent
         from prompt_toolkit.document import Document
 
-    click.echo(list_conversations())
+    show_table(list_conversations(), sys.stdout)
     names = conversation_names("", limit=1000)
 
     class ByTitle(Completer):

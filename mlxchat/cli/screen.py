@@ -5,10 +5,11 @@ Where both are one terminal that can move its cursor, answers are shown as Markd
 folds to a line; everywhere else text is written as it comes.
 """
 
+import contextlib
 import os
 from typing import TYPE_CHECKING, TextIO
 
-from mlxchat.cli.render import one_line, sanitize, wrap_parts, wrap_words
+from mlxchat.cli.render import one_line, sanitize, wrap_cells, wrap_parts, wrap_words
 from mlxchat.cli.theme import DEFAULT, color_depth, find_theme
 
 if TYPE_CHECKING:
@@ -21,6 +22,22 @@ if TYPE_CHECKING:
 
 _DIM, _PLAIN = "\x1b[2m", "\x1b[0m"
 _CLEAR_LINE = "\r\x1b[K"
+
+
+def terminal_width(stream: TextIO) -> int:
+    """Returns the columns of the terminal that a stream writes to; 0 where it is none."""
+    # Not from shutil: it prefers the variable COLUMNS, which is old after a resize.
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        return (os.get_terminal_size(stream.fileno()).columns or 80) if stream.isatty() else 0
+    return 0
+
+
+def show_table(text: str, stream: TextIO) -> None:
+    """Writes a table that a command made; a terminal gets lines that are no wider than it."""
+    if width := terminal_width(stream):
+        text = "\n".join(wrap_cells(line, width) for line in text.split("\n"))
+    stream.write(f"{text}\n")
+    stream.flush()
 
 
 class Screen:
@@ -92,10 +109,10 @@ class Screen:
         else:
             self.note(line)
 
-    def verbatim(self, text: str) -> None:
-        """Writes lines among the notes as they are: not dimmed, not wrapped."""
+    def verbatim(self, text: str, *, dim: bool = False) -> None:
+        """Writes lines among the notes as they are, not wrapped."""
         self.end_line()
-        self._write(self._notes, f"{sanitize(text)}\n", dim=False)
+        self._write(self._notes, f"{sanitize(text)}\n", dim=dim)
 
     def view(self, make: "Callable[[Console], Sequence[RenderableType]]") -> None:
         """Draws tables and maps among the notes; what they are made of is sanitised already."""
@@ -114,10 +131,9 @@ class Screen:
         text = sanitize(text)
         if self._is_terminal:
             width = self._width()
-            is_prose = "\n" not in text  # else it may be a table, or a program's output
+            wrap = wrap_cells if "\n" in text else wrap_words  # several lines may be a table
             text = "\n".join(wrap_parts(line, width) for line in text.split("\n"))
-            if is_prose:
-                text = "\n".join(wrap_words(line, width) for line in text.split("\n"))
+            text = "\n".join(wrap(line, width) for line in text.split("\n"))
         self._write(self._notes, f"{text}\n", dim=dim)
 
     def error(self, message: str) -> None:

@@ -6,6 +6,7 @@ and while Ctrl-Z has it stopped.
 
 import contextlib
 import os
+import select
 import signal
 import sys
 import threading
@@ -40,6 +41,11 @@ def chat_signals() -> Iterator[None]:
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
+
+
+def has_typed(descriptor: int) -> bool:
+    """Returns whether this is a terminal on which something was typed that nobody read yet."""
+    return os.isatty(descriptor) and bool(select.select([descriptor], [], [], 0)[0])
 
 
 class TerminalModes:

@@ -1,7 +1,6 @@
 """One answer: follows its job, shows it while it streams, lets Ctrl-C stop it, reports on it."""
 
 import json
-import shutil
 import signal
 import threading
 import time
@@ -269,7 +268,7 @@ class Answers:
     def _offer(self, offered: Alternatives) -> TurnResult:
         """Shows several answers under their numbers; returns the one at the head."""
         if self._turn_line:
-            width = shutil.get_terminal_size().columns
+            width = self.screen.width
             for number, result in enumerate(offered.results, start=1):
                 self.screen.note(format_preview(number, result, width), dim=False)
             self.offered = offered

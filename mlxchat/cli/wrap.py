@@ -131,6 +131,26 @@ def wrap(runs: Iterable[Run], width: int) -> list[Row]:
     return [merge(row) for row in rows.finish()]
 
 
+def fill(line: str, width: int, indent: int = 0) -> list[str]:
+    """Breaks a line between words, and leaves words that are wider than a row to the terminal.
+
+    So a path or a link can be copied whole. The rows after the first have `indent` columns less.
+    """
+    rows: list[str] = []
+    row = space = ""
+    for part, _, breaks_before in _parts([(line, "")]):
+        if part.isspace():
+            space = part
+            continue
+        room = width - (indent if rows else 0)
+        if row and (space or breaks_before) and text_width(row + space + part) > room:
+            rows.append(row)
+            row, space = part, ""
+        else:
+            row, space = row + space + part, ""
+    return [*rows, row]
+
+
 def fold(runs: Iterable[Run], width: int) -> list[Row]:
     """Breaks runs into rows where they are full, blanks included: for code."""
     rows = _Rows(width)

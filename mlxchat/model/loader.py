@@ -13,6 +13,7 @@ from typing import Any, Literal
 import mlx.core as mx
 
 from mlxchat.errors import CheckpointError, UnsupportedModelError
+from mlxchat.model.adapter import Adapter, join_fingerprints
 from mlxchat.model.bert_files import is_encoder
 from mlxchat.model.checkpoint import (
     Checkpoint,
@@ -43,8 +44,9 @@ class LoadedModel:
         model: The native transformer or a zoo model.
         tokenizer: Its tokenizer.
         generation_config: The checkpoint's sampling defaults.
-        fingerprint: Identity of config and weights.
+        fingerprint: Identity of config and weights, the adapter's too.
         load_s: Seconds from the first file to the end of the warm-up.
+        adapter: What changes the weights, if anything.
     """
 
     model: LanguageModel
@@ -52,14 +54,18 @@ class LoadedModel:
     generation_config: dict[str, Any]
     fingerprint: str
     load_s: float
+    adapter: Adapter | None = None
 
 
-def load_model(folder: Path, on_progress: OnProgress | None = None) -> LoadedModel:
+def load_model(
+    folder: Path, on_progress: OnProgress | None = None, *, adapter: str | None = None
+) -> LoadedModel:
     """Loads a model folder.
 
     Args:
         folder: Holds config.json, safetensors and tokenizer files.
         on_progress: Called with (phase, done, total); may raise to cancel.
+        adapter: A folder with a LoRA, DoRA or full adapter for the model.
 
     Raises:
         CheckpointError: Files are missing, damaged or do not fit together.
@@ -79,15 +85,19 @@ def load_model(folder: Path, on_progress: OnProgress | None = None) -> LoadedMod
             " mlxchat embed, or chat with another model"
         )
     checkpoint = Checkpoint.open(folder)
+    opened = None if adapter is None else Adapter.open(adapter)
     tokenizer = Tokenizer.load(folder)
     quantization = read_quantization(config)
     if is_native(config) and not quantization.needs_mlx_lm:
-        model: LanguageModel = load_native(config, checkpoint, quantization, report)
+        model: LanguageModel = load_native(config, checkpoint, quantization, report, adapter=opened)
     else:
         from mlxchat.model.zoo import load_zoo_model
 
         model = load_zoo_model(
-            folder, config, progress=lambda done, total: report("load", done, total)
+            folder,
+            config,
+            progress=lambda done, total: report("load", done, total),
+            adapter=opened,
         )
     check_vocabulary(tokenizer, model.info.vocab_size)
     warm_up(model, report)
@@ -95,8 +105,9 @@ def load_model(folder: Path, on_progress: OnProgress | None = None) -> LoadedMod
         model,
         tokenizer,
         read_generation_config(folder),
-        compute_fingerprint(checkpoint),
+        join_fingerprints(compute_fingerprint(checkpoint), opened),
         time.perf_counter() - start,
+        opened,
     )
 
 
@@ -108,6 +119,7 @@ def load_native(
     plan: DevicePlan | None = None,
     *,
     needs_head: bool = True,
+    adapter: Adapter | None = None,
 ) -> Transformer:
     """Builds the native transformer from a checked checkpoint.
 
@@ -118,6 +130,7 @@ def load_native(
         report: Called with ("load", done, total) in bytes.
         plan: The device's choices; default: this machine's.
         needs_head: Off loads a checkpoint without head too; its logits mean nothing then.
+        adapter: Changes the weights.
     """
     plan = plan or make_device_plan()
     shape = make_model_config(config)
@@ -125,12 +138,18 @@ def load_native(
         shape = replace(shape, tied=True)
     specs = _check_shapes(shape, checkpoint, quantization)
     n_float = sum(_size(s) for s in expected_shapes(shape).values()) * 4
+    tensors, changes = checkpoint.load(), {}
+    if adapter is not None:
+        adapter.check(_expected(shape, checkpoint), checkpoint.tensors)
+        changes = adapter.load_changes()
+        tensors |= adapter.load() if adapter.kind == "full" else {}
     maker = WeightMaker(
         shape,
-        checkpoint.load(),
+        tensors,
         specs.get,
         plan,
         dequantise=plan.can_dequantise(n_float),
+        changes=changes,
     )
     total = checkpoint.total_bytes
 
@@ -152,9 +171,7 @@ def _check_shapes(
     shape: ModelConfig, checkpoint: Checkpoint, quantization: QuantizationPlan
 ) -> dict[str, QuantSpec]:
     """Checks every tensor against the config and returns the quantisation by module path."""
-    expected = expected_shapes(shape)
-    if shape.head_optional and "lm_head.weight" in checkpoint.tensors:
-        expected["lm_head.weight"] = (shape.vocab_size, shape.d_model)
+    expected = _expected(shape, checkpoint)
     stored: dict[str, tuple[int, ...]] = {}
     specs: dict[str, QuantSpec] = {}
     for name, size in expected.items():
@@ -169,6 +186,14 @@ def _check_shapes(
             stored |= spec.stored_shapes(path, *size)
     checkpoint.require(stored)
     return specs
+
+
+def _expected(shape: ModelConfig, checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
+    """Returns the unpacked shape of every tensor that the model has, by name."""
+    expected = expected_shapes(shape)
+    if shape.head_optional and "lm_head.weight" in checkpoint.tensors:
+        expected["lm_head.weight"] = (shape.vocab_size, shape.d_model)
+    return expected
 
 
 def _size(shape: tuple[int, ...]) -> int:

@@ -8,6 +8,7 @@ from mlx.nn.layers.quantized import QuantizedEmbedding, QuantizedLinear
 
 from mlxchat.errors import UnsupportedModelError
 from mlxchat.model.language_model import LanguageModel
+from mlxchat.model.low_rank import add_low_rank
 from mlxchat.model.transformer import Transformer
 from mlxchat.model.weights import Linear as NativeLinear
 from mlxchat.model.weights import dequantise
@@ -48,11 +49,15 @@ def _modules(model: LanguageModel) -> list[Module]:
 
 
 def _native(linear: NativeLinear) -> mx.array:
-    spec, (weight, scales, biases, _) = linear
+    spec, (weight, scales, biases, _, *extra) = linear
     assert weight is not None
     if spec.quant is not None:
-        return dequantise(weight, scales, biases, spec.quant).astype(mx.float32)
-    return (weight.T if spec.transposed else weight).astype(mx.float32)
+        table = dequantise(weight, scales, biases, spec.quant).astype(mx.float32)
+    else:
+        table = (weight.T if spec.transposed else weight).astype(mx.float32)
+    if extra:  # what the head adds to the logits of each input direction
+        table = add_low_rank(table.T, mx.eye(table.shape[1]), extra).T
+    return table
 
 
 def _plain(module: Module) -> mx.array:

@@ -159,7 +159,7 @@ class Transformer:
 
     def embed(self, token_ids: mx.array) -> mx.array:
         """Looks up the embedding rows of ids (B, T): (B, T, D)."""
-        spec, (weight, scales, biases, _) = self.weights.embed
+        spec, (weight, scales, biases, *_) = self.weights.embed
         assert weight is not None
         if spec.quant is None:
             x = weight[token_ids]

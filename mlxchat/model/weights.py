@@ -3,18 +3,20 @@
 Fused means: q, k and v become one matrix, gate and up another, wherever their quantisation
 agrees. What a layer holds is a `LayerWeights`: dictionaries of arrays for the compiled functions,
 and beside them the static `LinearSpec`s that say how to multiply. Two layers of equal static
-shape share one compiled function.
+shape share one compiled function. Adapters are fused in or stand beside (`low_rank.py`).
 """
 
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import mlx.core as mx
 
 from mlxchat.errors import CheckpointError
+from mlxchat.model.adapter import LowRank
 from mlxchat.model.device import DevicePlan
 from mlxchat.model.families import ModelConfig
+from mlxchat.model.low_rank import add_low_rank, fuse_change, join_extras, make_extra
 from mlxchat.model.quantization import QuantSpec
 
 Tensors = MutableMapping[str, mx.array]
@@ -30,16 +32,19 @@ class LinearSpec:
         quant: Quantisation, or None for a plain array.
         bias: Whether a bias follows.
         transposed: The array is (n_in, n_out) instead of (n_out, n_in).
+        extra: What an adapter adds beside it: nothing, LoRA's or DoRA's arrays.
     """
 
     n_out: int
     quant: QuantSpec | None = None
     bias: bool = False
     transposed: bool = False
+    extra: Literal["", "lora", "dora"] = ""
 
 
 Arrays = list[mx.array | None]
-Linear = tuple[LinearSpec, Arrays]  # arrays: weight, scales, biases (quantised), bias
+# Arrays: weight, scales, biases (quantised), bias, and with `extra` three more (`low_rank.Extra`).
+Linear = tuple[LinearSpec, Arrays]
 
 
 def apply_linear(spec: LinearSpec, arrays: Arrays, x: mx.array, *, column: bool) -> mx.array:
@@ -47,11 +52,11 @@ def apply_linear(spec: LinearSpec, arrays: Arrays, x: mx.array, *, column: bool)
 
     Args:
         spec: How the matrix is stored.
-        arrays: Weight, scales, biases, bias.
+        arrays: Weight, scales, biases, bias, and what stands beside them.
         x: Input of shape (B, T, n_in).
         column: A single row is multiplied as W @ x (see `DevicePlan.matvec`).
     """
-    weight, scales, biases, bias = arrays
+    weight, scales, biases, bias, *extra = arrays
     assert weight is not None
     if spec.quant is not None:
         assert scales is not None
@@ -71,6 +76,8 @@ def apply_linear(spec: LinearSpec, arrays: Arrays, x: mx.array, *, column: bool)
         y = (weight @ x.reshape(-1, 1)).reshape(*x.shape[:-1], spec.n_out)
     else:
         y = x @ weight.T
+    if extra:
+        y = add_low_rank(y, x, extra)
     return y if bias is None else y + bias
 
 
@@ -129,6 +136,7 @@ class WeightMaker:
         quantization: Returns the quantisation of a module path, or None.
         plan: The device's dtype and layout choices.
         dequantise: Quantised matrices become float32.
+        changes: What an adapter changes, by the module's path.
     """
 
     def __init__(
@@ -139,12 +147,14 @@ class WeightMaker:
         plan: DevicePlan,
         *,
         dequantise: bool,
+        changes: Mapping[str, LowRank] | None = None,
     ) -> None:
         self.config = config
         self.tensors = tensors
         self.quantization = quantization
         self.plan = plan
         self.dequantise = dequantise
+        self.changes = changes or {}
 
     def make(self, on_layer: Callable[[int, int], None] | None = None) -> ModelWeights:
         """Builds and evaluates every array.
@@ -221,38 +231,59 @@ class WeightMaker:
         biases = self.tensors.pop(path + ".biases", None)
         bias = self.tensors.pop(path + ".bias", None)
         bias = None if bias is None else self.cast(bias)
+        change = self.changes.get(path)
+        # Rows of an embedding are looked up, so nothing can stand beside them.
+        whole = self.dequantise or (change is not None and path == "model.embed_tokens")
         if quant is None:
             weight = self.cast(weight)
-        elif self.dequantise:
-            weight, scales, biases, quant = (
-                dequantise(weight, scales, biases, quant),
-                None,
-                None,
-                None,
-            )
+        elif whole:
+            kind = mx.float32 if self.dequantise or scales is None else scales.dtype
+            weight = dequantise(weight, scales, biases, quant)
+            weight = weight.astype(kind)
+            scales = biases = quant = None
         spec = LinearSpec(weight.shape[0], quant, bias is not None)
         linear = (spec, [weight, scales, biases, bias])
+        if change is not None:
+            linear = self.change(path, linear, change)
         return self.lay_out(linear) if layout else linear
+
+    def change(self, path: str, linear: Linear, change: LowRank) -> Linear:
+        """Fuses an adapter's change into a matrix, or puts it beside it."""
+        spec, (weight, scales, biases, bias) = linear
+        assert weight is not None
+        is_embedding = path == "model.embed_tokens"
+        if spec.quant is None and (weight.dtype == mx.float32 or is_embedding):
+            return spec, [fuse_change(weight, change, is_embedding=is_embedding), None, None, bias]
+        if change.m is not None and spec.quant is not None:
+            weight = dequantise(weight, scales, biases, spec.quant)
+        extra = make_extra(weight, change)
+        kind: Literal["lora", "dora"] = "lora" if change.m is None else "dora"
+        return replace(spec, extra=kind), [*linear[1], *extra]
 
     def fuse(self, parts: list[Linear]) -> list[Linear]:
         """Joins matrices over the same input to one where their storage agrees."""
         first = parts[0][0]
-        same = all(replace(spec, n_out=first.n_out) == first for spec, _ in parts)
-        dtypes = {tuple(None if a is None else a.dtype for a in arrays) for _, arrays in parts}
+        same = all(
+            replace(spec, n_out=first.n_out, extra=first.extra) == first for spec, _ in parts
+        )
+        dtypes = {tuple(None if a is None else a.dtype for a in arrays[:4]) for _, arrays in parts}
         if not same or len(dtypes) > 1:
             return [self.lay_out(part) for part in parts]
         n_out = sum(spec.n_out for spec, _ in parts)
-        columns = zip(*(arrays for _, arrays in parts), strict=True)
+        columns = zip(*(arrays[:4] for _, arrays in parts), strict=True)
         joined: Arrays = [None if c[0] is None else mx.concatenate(list(c)) for c in columns]
-        return [self.lay_out((replace(first, n_out=n_out), joined))]
+        kinds = {spec.extra for spec, _ in parts}
+        if kinds != {""}:
+            joined += join_extras([a[4:] for _, a in parts], [spec.n_out for spec, _ in parts])
+        return [self.lay_out((replace(first, n_out=n_out, extra=max(kinds)), joined))]
 
     def lay_out(self, linear: Linear) -> Linear:
         """Stores a plain matrix the way in which the device multiplies it fastest."""
-        spec, (weight, scales, biases, bias) = linear
+        spec, (weight, *others) = linear
         if spec.quant is not None or self.plan.matvec != "transposed":
             return linear
         assert weight is not None
-        return replace(spec, transposed=True), [mx.contiguous(weight.T), scales, biases, bias]
+        return replace(spec, transposed=True), [mx.contiguous(weight.T), *others]
 
     def cast(self, array: mx.array) -> mx.array:
         """Casts a plain array as the device plan says."""

@@ -2,7 +2,7 @@
 
 mlx-lm builds the model and reads the weights; this module puts our caches in the place of its own,
 brings the weights to float32 where the device wants that, and knows the few models that need a
-special cache. mlx-lm is imported on use. Sharded and adapter loading are the loader's.
+special cache; mlx-lm's own loader applies adapters. mlx-lm is imported on use.
 """
 
 from __future__ import annotations
@@ -22,10 +22,12 @@ from mlx.nn.layers.quantized import QuantizedEmbedding, QuantizedLinear
 from mlx.utils import tree_flatten, tree_unflatten
 
 from mlxchat.errors import CheckpointError, UnsupportedModelError
+from mlxchat.model.adapter import Adapter
 from mlxchat.model.batch_cache import Stack
 from mlxchat.model.device import DevicePlan, make_device_plan
 from mlxchat.model.kv_cache import FullKV, LayerCache
 from mlxchat.model.language_model import ModelInfo
+from mlxchat.model.safetensors_file import shown
 from mlxchat.model.sequence_cache import SequenceCache
 from mlxchat.model.state_cache import Opaque, RecurrentState
 from mlxchat.model.taps import STREAM_POINTS, Point, Taps
@@ -233,6 +235,7 @@ def load_zoo_model(
     *,
     plan: DevicePlan | None = None,
     progress: Progress | None = None,
+    adapter: Adapter | None = None,
 ) -> ZooModel:
     """Load a model folder through mlx-lm.
 
@@ -241,6 +244,7 @@ def load_zoo_model(
         config: The config that was read from there.
         plan: The device's choices; default: this machine's.
         progress: Called with bytes done and bytes in all while weights are evaluated.
+        adapter: Changes the weights.
 
     Returns:
         The model, its weights in memory.
@@ -252,6 +256,8 @@ def load_zoo_model(
     validate_architecture(config)
     plan = plan or make_device_plan()
     model = _load_lazily(folder, config)
+    if adapter is not None:
+        _apply_adapter(model, adapter, config)
     notices: list[str] = []
     if plan.can_dequantise(4 * _count_params(model)):
         notices += convert_to_float32(model)
@@ -317,6 +323,32 @@ def _load_lazily(folder: Path, config: Config) -> Module:
     except MODEL_FAULTS as fault:
         raise _damaged(folder, config, fault) from fault
     return model
+
+
+def _apply_adapter(model: Module, adapter: Adapter, config: Config) -> None:
+    """Have mlx-lm put an adapter into its model, lazily.
+
+    Raises:
+        CheckpointError: It does not fit, or is in a layout that mlx-lm does not read.
+    """
+    if adapter.layout != "mlx-lm":
+        raise CheckpointError(
+            f"adapter {adapter.name} is in {adapter.layout}'s layout, which mlx-lm does not read,"
+            f" and mlx-lm runs {config['model_type']}; train or convert it with mlx_lm.lora"
+        )
+    from mlx_lm.tuner.utils import load_adapters
+
+    try:
+        load_adapters(model, str(adapter.folder))
+    except MODEL_FAULTS as fault:
+        # Its first line names the folder, the next ones the tensors.
+        lines = str(fault).strip().splitlines() or [type(fault).__name__]
+        problem = shown(lines[min(1, len(lines) - 1)].strip(), 200)
+        base = f"it was trained on {shown(adapter.base)}" if adapter.base else "take its own model"
+        raise CheckpointError(
+            f"adapter {adapter.name} does not fit the model ({problem}); {base}"
+        ) from fault
+    model.eval()  # what was added would drop out at random
 
 
 def _damaged(folder: Path, config: Config, fault: Exception) -> CheckpointError:

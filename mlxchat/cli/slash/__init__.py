@@ -4,8 +4,8 @@
 """
 
 from mlxchat.cli.slash import conversation, model, sampling, view, look, attach, chat  # isort: skip  # noqa: F401  # in the order of /help
+from mlxchat.cli.slash.elsewhere import ALIASES
 from mlxchat.cli.slash.registry import (
-    ALIASES,
     COMMANDS,
     Command,
     Context,

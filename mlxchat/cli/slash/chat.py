@@ -1,29 +1,113 @@
 """The slash commands about the chat itself: help and the way out."""
 
 import textwrap
+from collections.abc import Iterable
 
 from mlxchat.cli.failures import LeaveChat
-from mlxchat.cli.slash.registry import ALIASES, COMMANDS, Context, command, find
+from mlxchat.cli.slash.elsewhere import ALIASES
+from mlxchat.cli.slash.registry import COMMANDS, Context, command, find
 from mlxchat.cli.slash.registry import Command as Entry
 
+# As they stand in the README.
+KEYS = (
+    ("Enter", "Sends."),
+    (
+        "Alt-Enter, Ctrl-J",
+        "Adds a line; in vi mode Ctrl-J alone. A `\\` at the end of the message and Enter do the"
+        " same.",
+    ),
+    (
+        "Tab",
+        "Completes commands, their arguments, models, and paths after `@` and `/file`. On a chip it"
+        " expands it.",
+    ),
+    ("Ctrl-X Ctrl-P", "Expands the chip at the cursor, or all."),
+    ("Ctrl-X Ctrl-E", "Opens the draft in `$VISUAL` or `$EDITOR`."),
+    (
+        "Up, Down, Ctrl-R",
+        "Recall and search what was sent before. Right takes the grey suggestion.",
+    ),
+    ("Ctrl-O", "Shows the thinking behind the last answer."),
+    ("Ctrl-T", "During an answer: ends the thinking and asks for the answer."),
+    (
+        "Ctrl-C",
+        "Stops the answer or the command and keeps the chat; at the prompt it clears the line,"
+        " pressed again it leaves.",
+    ),
+    (
+        "Esc",
+        "Stops the answer like Ctrl-C. During an answer all other keys wait for the next prompt.",
+    ),
+    (
+        "Ctrl-Z",
+        "Stops the program, also in the middle of an answer; `fg` in the shell goes on with it.",
+    ),
+    ("Ctrl-D", "Leaves."),
+)
+# What `/help NAME` shows of a command besides its summary.
+EXAMPLES = {
+    "system": (
+        "/system Answer in one sentence.",
+        "/system @reviewer: one that has a name in the settings",
+    ),
+    "retry": ("/retry 3: three answers to choose from",),
+    "continue": ("After Ctrl-C, a token limit or a full context.",),
+    "compact": ("/compact 4: the newest four turns stay as they are",),
+    "undo": ("/undo 2: the last two turns; /tree and /goto bring them back",),
+    "edit": ("/edit 2 What is a cat?: another second message; the old branch stays in /tree",),
+    "goto": ("/tree shows the numbers",),
+    "save": ("/save trip to Oslo",),
+    "resume": (
+        "/resume 12",
+        "/resume oslo: the one whose title has the word",
+        "/resume talk.json: one that was exported",
+    ),
+    "search": ('/search cache "read twice": messages with the word and the phrase',),
+    "export": ("/export talk.md", "/export ~/talk.json: /resume takes it up again"),
+    "model": ("/model mlx-community/Qwen3-4B-4bit", "/model ~/models/mine"),
+    "think": ("/think budget 200: the answer begins after 200 tokens of thinking",),
+    "set": ("/set temp 0.2", "/set temp: what is in force", "/set temp default"),
+    "theme": ("/theme dark cb",),
+    "tokens": ("/tokens unbelievable",),
+    "file": (
+        "/file notes.txt",
+        "/file 'src/**/*.py': all that match",
+        "/file src: the text files in a folder",
+    ),
+    "copy": ("/copy code: the code of the answer", "/copy 2: its second code block"),
+    "drop": ("/drop 2: the second attachment",),
+    "steer": ("/steer capitals 1",),
+    "why": ("/why Oslo",),
+    "lens": ("/lens Oslo",),
+    "attention": ("/attention Oslo",),
+}
 _NARROW = 60  # below this usage and summary stand under each other
 
 
 def _complete_name(start: str) -> list[tuple[str, str]]:
-    return [(name, entry.summary) for name, entry in COMMANDS.items() if name.startswith(start)]
+    found = [(name, entry.summary) for name, entry in COMMANDS.items()]
+    return [pair for pair in (*found, ("keys", "the keys")) if pair[0].startswith(start)]
 
 
-@command("help", "[NAME]", "List the commands, or explain one.", _complete_name)
+@command("help", "[NAME]", "List the commands, explain one, or list the `keys`.", _complete_name)
 def help_(context: Context, argument: str) -> None:
-    """Lists the commands, or explains one."""
-    if argument:
-        context.say(explain(find(argument.lower().removeprefix("/")), context.width))
-        return
-    entries = list(COMMANDS.values())
-    width = max(len(entry.usage) for entry in entries)
-    lines = [format_entry(entry.usage, entry.summary, width, context.width) for entry in entries]
-    last = "//word sends /word as text; /a/path is text anyway."
-    context.say("\n".join([*lines, *textwrap.wrap(last, context.width)]))
+    """Lists the commands, explains one, or lists the keys."""
+    name, columns = argument.lower().removeprefix("/"), context.width
+    if name in ("keys", "shortcuts"):
+        context.say(format_entries(KEYS, columns))
+    elif name:
+        context.say(explain(find(name), columns))
+    else:
+        entries = format_entries([(e.usage, e.summary) for e in COMMANDS.values()], columns)
+        last = "/help keys lists the keys. //word sends /word as text; /a/path is text anyway."
+        context.say("\n".join([entries, *textwrap.wrap(last, columns)]))
+
+
+def format_entries(entries: Iterable[tuple[str, str]], columns: int) -> str:
+    """Returns names and what they do in two columns."""
+    entries = list(entries)
+    width = max(len(name) for name, _ in entries)
+    return "\n".join(format_entry(name, text, width, columns) for name, text in entries)
 
 
 def format_entry(usage: str, summary: str, width: int, columns: int) -> str:
@@ -54,8 +138,14 @@ def explain(entry: Entry, columns: int) -> str:
     values = entry.complete("") if entry.complete is not None else []
     words = ", ".join(value.strip() for value, _ in values[:20])
     lines += textwrap.wrap(f"Tab offers: {words}", columns) if words else []
+    if entry.name == "set":
+        from mlxchat.cli.parameters import NAMES
+
+        lines += textwrap.wrap(f"Names: {', '.join(NAMES)}", columns, break_on_hyphens=False)
     if entry.takes_message:
         lines.append("@path in its text puts a file into it.")
+    for example in EXAMPLES.get(entry.name, ()):
+        lines += textwrap.wrap(f"  {example}", columns, subsequent_indent="    ")
     return "\n".join(lines)
 
 

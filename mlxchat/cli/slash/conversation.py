@@ -132,7 +132,7 @@ def fork(context: Context, argument: str) -> None:
 def tree(context: Context, argument: str) -> None:
     """Draws the branches."""
     need_turns_ever(context.session)
-    context.say(format_tree(context.session.tree()))
+    context.say(format_tree(context.session.tree(), context.width))
 
 
 @command("goto", "N", "Go to message N of the tree, on whatever branch.")
@@ -161,9 +161,37 @@ def save(context: Context, argument: str) -> None:
     context.say(f"Saved as {number}; mlxchat chat --resume {number} goes on with it.")
 
 
-@command("resume", "[ID]", "Go on with another conversation, or list them.", conversation_names)
+@command("search", "WORDS", "Find messages in all conversations that have all WORDS.")
+def search(context: Context, argument: str) -> None:
+    """Finds words in the history."""
+    import shlex
+
+    from mlxchat.cli.render_history import format_hits
+    from mlxchat.cli.resume import search_history
+
+    try:
+        words = shlex.split(argument)
+    except ValueError:  # a quotation mark alone
+        words = argument.split()
+    if not any(word.strip() for word in words):
+        raise UsageError("there is no word to search for; write /search WORDS")
+    found = search_history(words)
+    if found.notice:
+        context.say(found.notice)
+    if found.hits:
+        context.say(format_hits(found.hits, is_styled=False) + "\n/resume ID goes on with one.")
+    else:
+        context.say("Nothing was found.")
+
+
+@command(
+    "resume",
+    "[ID|FILE]",
+    "Go on with another conversation, or list them.",
+    conversation_names,
+)
 def resume(context: Context, argument: str) -> None:
-    """Takes a conversation of the history up again."""
+    """Takes a conversation of the history up again, or one that was exported."""
     from mlxchat.cli.render_history import format_restored
     from mlxchat.cli.resume import find_conversation, list_conversations
 

@@ -1,17 +1,20 @@
 """The registry of slash commands, and what a line that the person wrote means.
 
 `/help`, completion and the README come from the registry. A line is a command when its first word
-is a `/` with letters, digits or hyphens after it (`/stats`). So `/etc/hosts`, `/ 2` and `// note`
-are text. `//word ...` is sent as `/word ...`. A line that begins with `!` is a shell command.
+is a `/` with letters, digits or hyphens after it (`/stats`), or `/?`. So `/etc/hosts`, `/ 2` and
+`// note` are text. `//word ...` is sent as `/word ...`. A line that begins with `!` is a shell
+command.
 """
 
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
 from mlxchat.cli.failures import stoppable
 from mlxchat.cli.render import format_rereads
+from mlxchat.cli.slash.elsewhere import ALIASES, find_instead
 from mlxchat.errors import MlxchatError, UsageError
 from mlxchat.settings import Settings
 
@@ -22,7 +25,7 @@ if TYPE_CHECKING:
     from mlxchat.cli.turn import Answers, Start
 
 _SHELL = re.compile(r"!(?=\s*[^\s!])\s*(.+)", re.DOTALL)
-_COMMAND = re.compile(r"(/?)/([A-Za-z][\w-]*)(?:\s+(.*))?", re.DOTALL | re.ASCII)
+_COMMAND = re.compile(r"(/?)/([A-Za-z][\w-]*|\?)(?:\s+(.*))?", re.DOTALL | re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +109,6 @@ class Command:
 
 
 COMMANDS: dict[str, Command] = {}
-# What the same command is called elsewhere: fingers know it.
-ALIASES = {"quit": "exit", "bye": "exit", "clear": "reset", "regen": "retry"}
 
 
 def command(
@@ -144,7 +145,8 @@ def interpret(context: Context, line: str) -> "Start | None":
     escape, name, argument = match.groups()
     if escape:
         return send(context, line.lstrip()[1:])
-    entry, argument = find(name.lower()), (argument or "").strip()
+    argument = (argument or "").strip()
+    entry = find(name.lower(), argument)
     if argument and not entry.arguments:
         raise UsageError(f"/{name} takes no argument; write //{name} to send the line as text")
     return entry.run(context, argument if entry.takes_message else context.expand(argument))
@@ -171,7 +173,9 @@ def _take_text(context: Context, line: str) -> "Start | None":
     if match is not None and context.runs_shell:
         from mlxchat.cli.shell import run_command
 
-        attachment = run_command(context.expand(match[1]), context.say)
+        screen = context.screen
+        show = context.say if screen is None else partial(screen.verbatim, dim=True)
+        attachment = run_command(context.expand(match[1]), show)
         context.attached.add(attachment)
         context.say(f"Attached {attachment.describe(context.session.count_tokens)}.")
         return None
@@ -181,17 +185,23 @@ def _take_text(context: Context, line: str) -> "Start | None":
     return send(context, line[1:] if is_escape else line)
 
 
-def find(name: str) -> Command:
+def find(name: str, argument: str = "") -> Command:
     """Returns a command by its name or another name of it.
 
+    Args:
+        name: In lower case.
+        argument: What followed it.
+
     Raises:
-        UsageError: There is none; the message names the nearest.
+        UsageError: There is none; the message names the nearest, or what does its work.
     """
     name = ALIASES.get(name, name)
     if name in COMMANDS:
         return COMMANDS[name]
     import difflib
 
+    if instead := find_instead(name, argument):
+        raise UsageError(f"there is no command /{name}; {instead}")
     near = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.5)
     hint = f"did you mean /{near[0]}?" if near else "/help lists the commands;"
     raise UsageError(f"there is no command /{name}; {hint} write //{name} to send it as text")

@@ -1,5 +1,6 @@
 """The slash commands that change how the model answers."""
 
+import re
 from typing import TYPE_CHECKING
 
 from mlxchat.cli.failures import stoppable
@@ -9,6 +10,9 @@ from mlxchat.errors import UsageError
 
 if TYPE_CHECKING:
     from mlxchat.chat.options import Steer
+
+# `temp 0.2`, and `temp=0.2` as other programs have it.
+_NAME_AND_VALUE = re.compile(r"([^\s=]+)\s*(?:=|\s)?\s*(.*)", re.DOTALL)
 
 
 def _complete_mode(start: str) -> list[tuple[str, str]]:
@@ -22,7 +26,7 @@ def _complete_mode(start: str) -> list[tuple[str, str]]:
 
 
 @command(
-    "think", "MODE", "Thinking `on`, `off`, `default`, or `budget N` tokens long.", _complete_mode
+    "think", "[MODE]", "Thinking `on`, `off`, `default`, or `budget N` tokens long.", _complete_mode
 )
 def think(context: Context, argument: str) -> None:
     """Turns thinking on or off, or gives it a budget."""
@@ -35,24 +39,37 @@ def think(context: Context, argument: str) -> None:
         for line in parameters.set_parameter(context, "think-budget", value):
             context.say(line)
         return
+    if not argument:
+        from mlxchat.cli import parameters
+
+        context.say(parameters.format_some(context, ("think", "think-budget", "keep-thinking")))
+        return
     choices = {"on": True, "off": False, "default": None}
     if argument not in choices:
-        what = f"/think {argument} is not allowed" if argument else "there is no mode"
-        raise UsageError(f"{what}; write /think on, off or default, or budget N")
+        raise UsageError(
+            f"/think {argument} is not allowed; write /think on, off or default, or budget N"
+        )
     for text in context.session.set_thinking(choices[argument]) or [f"Thinking: {argument}."]:
         context.say(text)
     context.origins["think"] = "/think"
     say_cost(context)
 
 
-@command("set", "NAME VALUE", "Set temp, top-p, seed ... from the next turn on.")
+@command("set", "[NAME VALUE]", "Set temp, top-p, seed ... from the next turn on.")
 def set_(context: Context, argument: str) -> None:
-    """Sets a parameter."""
+    """Sets a parameter; without a value shows it, without a name all."""
     from mlxchat.cli import parameters
 
-    name, _, value = argument.partition(" ")
-    if not value.strip():
-        raise UsageError(f"write /set NAME VALUE; names are {', '.join(parameters.NAMES)}")
+    argument = argument.removeprefix("parameter ").strip()  # as ollama has it
+    match = _NAME_AND_VALUE.fullmatch(argument)
+    if match is None:
+        context.say(parameters.format_parameters(parameters.list_parameters(context)))
+        context.say("/set NAME VALUE sets one, to `default` gives it back.")
+        return
+    name, value = match.groups()
+    if not value:
+        context.say(parameters.format_some(context, (parameters.find_name(name),)))
+        return
     for line in parameters.set_parameter(context, name, value.strip()):
         context.say(line)
 
