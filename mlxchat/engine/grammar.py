@@ -108,10 +108,10 @@ def _compile(grammar: Grammar) -> str:
     from llguidance import LLMatcher
 
     if grammar.kind == "json_schema":
-        made = LLMatcher.grammar_from_json_schema(
-            grammar.text, defaults={"whitespace_pattern": _WHITESPACE}
-        )
-        lark = f"start: %json {json.dumps(json.loads(made)['grammars'][0]['json_schema'])}"
+        schema = json.loads(grammar.text)
+        if isinstance(schema, dict) and "x-guidance" not in schema:  # there it may choose its own
+            schema = {**schema, "x-guidance": {"whitespace_pattern": _WHITESPACE}}
+        lark = f"start: %json {json.dumps(schema)}"
     elif grammar.kind == "regex":
         made = LLMatcher.grammar_from_regex(grammar.text)
         lark = json.loads(made)["grammars"][0]["lark_grammar"]
