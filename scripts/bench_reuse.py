@@ -96,7 +96,7 @@ def make_session(name: str, template: str, watches: Stopwatches) -> InlineSessio
     renderer, prefix = runner.renderer, session.prefix
     loaded.tokenizer._backend = TimedBackend(loaded.tokenizer._backend, watches)
     renderer.render_ids = watches.section("render", renderer.render_ids)
-    reading._plan = watches.section("plan", reading._plan)
+    reading.plan_prompt = watches.section("plan", reading.plan_prompt)
     renderer.stored_answer = watches.section("store", renderer.stored_answer)
     renderer.settle_target = watches.section("settle", renderer.settle_target)
     type(prefix).apply = watches.section("restore", type(prefix).apply)

@@ -43,6 +43,9 @@ SHAPE = {
 SENTENCE = "the other one said that it is in the ring and on the line; then he read it again. "
 TYPING_S, KEY_S = 3.0, 0.01
 SLACK, QUESTION_S = 1.3, 1.0
+# From the last key to Enter: the mean time between two keys of 168,000 typists (Dhakal et al. 2018,
+# "Observations on Typing from 136 Million Keystrokes"), and Enter with the last key.
+ENTER_S, ENTER_AT_ONCE_S = 0.24, 0.0
 ANSWER_TOKENS = 80  # the most that thinking and answer have
 LIMIT_RATIO, LIMIT_TURNS, LIMIT_KEY_MS = 0.15, 1.3, 20.0
 # Letters that nothing else on the screen has.
@@ -65,14 +68,25 @@ def open_session(folder: Path, **options: Any) -> Session:
     return session
 
 
-def type_and_send(session: Session, text: str, typing_s: float, *, reads_ahead: bool) -> TurnResult:
-    """Types a message at an even pace, sends it, and returns its answer."""
+def type_and_send(
+    session: Session, text: str, typing_s: float, enter_s: float, *, reads_ahead: bool
+) -> TurnResult:
+    """Types a message at an even pace, sends it, and returns its answer.
+
+    Args:
+        session: Where it is said.
+        text: The message.
+        typing_s: From the first key to the last.
+        enter_s: From the last key to Enter.
+        reads_ahead: With type-ahead.
+    """
     drafts = Drafts(session, Attachments(), str, lambda: None, reads_ahead=reads_ahead)
     started = time.perf_counter()
     while (passed := time.perf_counter() - started) < typing_s:
         drafts.change(text[: int(len(text) * passed / typing_s)])
         time.sleep(KEY_S)
     drafts.change(text)
+    time.sleep(enter_s)
     drafts.sent()
     return session.send(text).result()
 
@@ -88,7 +102,7 @@ def bench_first_token(folder: Path, num_tokens: int, rounds: int) -> dict[str, f
     for number in range(1, 2 * rounds + 2):
         reads_ahead = number % 2 == 0
         text = f"{number} {make_message(session, num_tokens)}"
-        result = type_and_send(session, text, typing_s, reads_ahead=reads_ahead)
+        result = type_and_send(session, text, typing_s, ENTER_AT_ONCE_S, reads_ahead=reads_ahead)
         typing_s = max(typing_s, SLACK * result.timing.ttft_s)
         seconds[reads_ahead].append(result.timing.ttft_s)
         if reads_ahead:
@@ -107,22 +121,30 @@ def bench_first_token(folder: Path, num_tokens: int, rounds: int) -> dict[str, f
 
 
 def bench_turns(folder: Path, rounds: int) -> dict[str, float]:
-    """The first token at turn 30 and at turn 2 of conversations with long thinking."""
+    """The first token at turn 30 and at turn 2 of conversations with long thinking.
+
+    With Enter at a typist's pace, when the message has been read whole, and with Enter at once.
+    """
     likely = biased((END_THINK, 4.0), (IM_END, 3.0))
-    early, late, depth = [], [], 0
+    seconds: dict[tuple[str, int], list[float]] = {}
+    depth = 0
     for _ in range(rounds):
-        session = open_session(folder, max_tokens=ANSWER_TOKENS, sampling=likely)
-        session.reset()
-        for turn in range(1, 31):
-            question = f"{turn} and then?"
-            result = type_and_send(session, question, QUESTION_S, reads_ahead=True)
-            session.wait_until_idle()
-            if turn in (2, 30):
-                (early if turn == 2 else late).append(result.timing.ttft_s)
+        for pace, enter_s in (("", ENTER_S), ("at_once_", ENTER_AT_ONCE_S)):
+            session = open_session(folder, max_tokens=ANSWER_TOKENS, sampling=likely)
+            session.reset()
+            for turn in range(1, 31):
+                question = f"{turn} and then?"
+                result = type_and_send(session, question, QUESTION_S, enter_s, reads_ahead=True)
+                session.wait_until_idle()
+                seconds.setdefault((pace, turn), []).append(result.timing.ttft_s)
                 depth = result.usage.prompt_tokens
-        session.close()
-    a, b = statistics.median(late), statistics.median(early)
-    return {"ratio": a / b, "turn_30_s": a, "turn_2_s": b, "tokens_at_turn_30": depth}
+            session.close()
+    figures: dict[str, float] = {"tokens_at_turn_30": depth}
+    for pace in ("", "at_once_"):
+        early, late = (statistics.median(seconds[pace, turn]) for turn in (2, 30))
+        figures |= {f"{pace}ratio": late / early}
+        figures |= {f"{pace}turn_30_s": late, f"{pace}turn_2_s": early}
+    return figures
 
 
 class Typist:

@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 from mlxchat.chat.conversation import Branch, Node
-from mlxchat.chat.read_ahead import DraftCost
+from mlxchat.chat.draft import DraftCost
 from mlxchat.chat.results import (
     Alternatives,
     BatchProgress,
@@ -130,6 +130,7 @@ class FakeSession:
         self.system = options.system
         self.sent: list[str] = []
         self.drafts: list[str | None] = []  # None where one was dropped
+        self.still_drafts: list[str] = []
         self.load_calls = self.send_calls = 0
         self.is_closed = False
         self._worker = Worker()
@@ -276,14 +277,15 @@ class FakeSession:
         if self.info is None:
             return None
         values: dict[str, float] = {"temperature": 0.6, "top_p": 0.95, "top_k": 0, "min_p": 0.0}
+        values |= {"xtc_probability": 0.0, "xtc_threshold": 0.1}
         values |= {"repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
         return values | {"seed": 7}, frozenset({"temperature"})
 
     def count_tokens(self, text: str) -> int | None:
         return None if self.info is None else len(text.split())
 
-    def read_ahead(self, draft: str) -> None:
-        self.drafts.append(draft)
+    def read_ahead(self, draft: str, *, is_still: bool = False) -> None:
+        (self.still_drafts if is_still else self.drafts).append(draft)
 
     def drop_draft(self) -> None:
         self.drafts.append(None)

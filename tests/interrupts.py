@@ -205,7 +205,7 @@ class InterruptTest:
         session = self._session
         session.send(self._text(6)).result(60)
         if phase == "type-ahead":
-            session.read_ahead(self._text(60))
+            session.read_ahead(self._text(60), is_still=self.random.random() < 0.5)
         time.sleep(self.random.random() * 0.02)
 
     # -- checks ------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 from mlxchat.chat import session as session_module
 from mlxchat.chat.conversation import Origin
-from mlxchat.chat.read_ahead import DraftCost
+from mlxchat.chat.draft import DraftCost
 from mlxchat.chat.results import PrefillProgress, SessionInfo, TextDelta, TurnResult
 from mlxchat.chat.session import ChatOptions, Session
 from mlxchat.chat.template import Message

@@ -7,7 +7,7 @@ import pytest
 from chats import CTRL_C, CTRL_J, ENTER, chats, paste
 from fakes import FakeSession
 
-from mlxchat.chat.read_ahead import DraftCost
+from mlxchat.chat.draft import DraftCost
 from mlxchat.chat.session import ChatOptions
 from mlxchat.cli.attachments import Attachment, Attachments
 from mlxchat.cli.drafts import Drafts, TokenCounter, preview_message
@@ -106,6 +106,21 @@ def test_a_draft_is_counted_and_read(session):
     drafts.sent()
     assert drafts.cost is None
     assert session.drafts == ["one two three", None]
+
+
+def test_a_pause_is_told(session):
+    """When no key comes for a moment the draft is handed over as one that may be sent so."""
+    drafts, _ = follow(session)
+    for text in ("o", "on", "one"):
+        drafts.change(text)
+    wait_until(lambda: session.still_drafts)
+    assert session.still_drafts == ["one"]
+    assert session.drafts == ["one"]
+    drafts.change("/one")
+    wait_until(lambda: drafts.cost is None)
+    drafts.change("one two")
+    wait_until(lambda: len(session.still_drafts) == 2)
+    assert session.still_drafts == ["one", "one two"]
 
 
 def test_a_command_costs_nothing(session):

@@ -248,6 +248,38 @@ def test_decode_is_one_step_ahead(model: CountingModel) -> None:
             assert engine.prefix.token_ids[-1] == token
 
 
+@pytest.mark.parametrize("num", [1, 5])
+def test_the_first_token_is_told_before_it_is_fed(model: CountingModel, num: int) -> None:
+    """Nobody waits for the second step to see the first token."""
+    engine, told = make_engine(model), []
+    logits = feed(engine, IDS[:20])
+    model.calls.clear()
+    tokens = list(
+        engine.decode(
+            logits,
+            Sampler(SEEDED, VOCAB_SIZE),
+            max_tokens=num,
+            on_first=lambda token: told.append((token, list(model.calls))),
+        )
+    )
+    assert told == [(tokens[0], [])]
+
+
+def test_no_token_is_told_after_a_stop(model: CountingModel) -> None:
+    """A stop that comes before the first token shows nothing."""
+    engine, told = make_engine(model), []
+    decoding = engine.decode(
+        feed(engine, IDS[:20]),
+        Sampler(SEEDED, VOCAB_SIZE),
+        max_tokens=5,
+        check=raise_after(0),
+        on_first=told.append,
+    )
+    with pytest.raises(StopError):
+        next(decoding)
+    assert told == []
+
+
 @pytest.mark.parametrize("num", [1, 2, 6])
 def test_closing_decode_leaves_what_was_yielded(model: CountingModel, num: int) -> None:
     """After a stop token the consumer leaves; the cache holds prompt and tokens, no more."""

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from tiny import CHATML, KINDS, REASONING, TinySession, make_tiny_folder
 
-from mlxchat.chat.read_ahead import find_stable
+from mlxchat.chat.draft import find_stable
 from mlxchat.chat.results import TurnResult
 from mlxchat.engine.worker import JobContext
 
@@ -108,6 +108,78 @@ def test_an_edit_costs_no_more_than_the_draft(open_session: Open, kind: str) -> 
     assert result.usage.prefill_tokens <= expected.usage.prefill_tokens
 
 
+def pause(session: TinySession, draft: str) -> None:
+    """Shows the session a draft that the person has stopped at."""
+    session.read_ahead(draft)
+    session.read_ahead(draft, is_still=True)
+    session.wait_until_idle()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("template", [CHATML, REASONING])
+def test_after_a_pause_nothing_is_left_to_read(
+    open_session: Open, kind: str, template: str
+) -> None:
+    """What was read whole is answered without a pass, as it is without type-ahead."""
+    session, plain = open_session(kind, template), open_session(kind, template)
+    for question in ("hi there", DRAFT, "one"):
+        pause(session, question)
+        held = list(session.prefix.token_ids)
+        result, expected = ask(session, question), ask(plain, question)
+        assert result.tokens == expected.tokens
+        assert result.verify is not None
+        assert list(result.verify.prompt_ids) == held
+        assert result.usage.prefill_tokens == 0
+        assert result.timing.prefill_tok_per_s is None
+        assert result.usage.cached_tokens == expected.usage.prompt_tokens
+    assert result.usage.typeahead_tokens == expected.usage.prefill_tokens
+    assert f"({result.usage.typeahead_tokens} read while you typed), read 0" in result.cache.reason
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_typing_on_after_a_pause(open_session: Open, kind: str) -> None:
+    """What was read behind the draft is taken back, and of the draft only its last word."""
+    session, plain = open_session(kind), open_session(kind)
+    for one in (session, plain):
+        ask(one, "a long beginning of it all")
+    words = DRAFT.split()
+    for num in range(3, len(words)):
+        pause(session, " ".join(words[:num]))
+    marks = len(session.prefix.marks)
+    session.model_.calls.clear()
+    pause(session, DRAFT)
+    tail = session.runner.tokenizer.encode(" the line<|im_end|>\n<|im_start|>assistant\n")
+    assert sum(session.model_.calls) <= len(tail) + 2
+    assert len(session.prefix.marks) <= marks + 1  # they do not pile up with every pause
+    assert ask(session, DRAFT).tokens == ask(plain, DRAFT).tokens
+
+
+def test_a_pause_at_something_else(open_session: Open) -> None:
+    """A message that is another one than the one that was read whole is read as ever."""
+    session, plain = open_session(), open_session()
+    pause(session, DRAFT)
+    result, expected = ask(session, f"{DRAFT} now"), ask(plain, f"{DRAFT} now")
+    assert result.tokens == expected.tokens
+    assert 0 < result.usage.prefill_tokens < expected.usage.prefill_tokens
+    pause(session, DRAFT)
+    session.set_system("be brief")
+    assert ask(session, DRAFT).usage.prefill_tokens > 0
+
+
+def test_a_key_stops_the_reading_of_a_pause(open_session: Open) -> None:
+    """A draft that goes on is not read to the end of a prompt that nobody will send."""
+    session = open_session(chunk=2)
+    type_in(session, DRAFT)
+    held = len(session.prefix.token_ids)
+    session.model_.after(2, lambda: session.read_ahead(f"{DRAFT} an"))
+    session.read_ahead(DRAFT, is_still=True)
+    session.wait_until_idle()
+    result = ask(session, f"{DRAFT} and")
+    last = session.runner.tokenizer.encode(" and<|im_end|>\n<|im_start|>assistant\n")
+    assert held < result.usage.cached_tokens <= held + 4  # two chunks
+    assert result.usage.prefill_tokens <= len(last) + 1
+
+
 def test_taking_words_back_keeps_what_was_read(open_session: Open) -> None:
     """Deleting the end of a draft reads nothing, and typing it again neither."""
     session = open_session("recurrent")
@@ -200,7 +272,7 @@ def test_random_typing(open_session: Open, kind: str) -> None:
                 text = text[: chance.randrange(len(text))]
             at = chance.randrange(len(text) + 1) if chance.random() < 0.3 else len(text)
             text = text[:at] + DRAFT[: chance.randrange(1, len(DRAFT))] + text[at:]
-            session.read_ahead(text)
+            session.read_ahead(text, is_still=chance.random() < 0.5)
             if chance.random() < 0.7:
                 session.wait_until_idle()
         assert ask(session, text).tokens == ask(plain, text).tokens

@@ -22,6 +22,7 @@ from mlxchat.engine.sampling import (  # noqa: E402
     Sampler,
     Sampling,
     resolve_sampling,
+    sample_rows,
     truncated_logprobs,
 )
 
@@ -241,6 +242,22 @@ def test_draws_from_a_large_vocabulary(top_k: int) -> None:
     assert sum((counts[i] - e) ** 2 / e for i, e in expected.items()) < 13.8  # once in a thousand
     again = Sampler(Sampling(**limits, seed=3), 6000)
     assert mx.concatenate([again.sample(rows) for _ in range(40)]).tolist() == drawn
+
+
+@pytest.mark.parametrize("size", [7, 900])
+def test_draws_are_those_of_mlx(size: int) -> None:
+    """Alone and in rows a seed draws what `mx.random.categorical` draws with the same keys."""
+    logits = mx.random.normal((5, size), key=mx.random.key(2)) * 4
+    logits = mx.where(mx.arange(size) % 3 == 0, -mx.inf, logits)
+    plain = [Sampling(temperature=1.0, top_p=1.0, seed=seed) for seed in range(5)]
+    keys, singles, rows = ([Sampler(s, size) for s in plain] for _ in range(3))
+    for _ in range(60):
+        expected = [
+            mx.random.categorical(logits[i : i + 1], key=sampler.next_key()).item()
+            for i, sampler in enumerate(keys)
+        ]
+        assert [s.sample(logits[i : i + 1]).item() for i, s in enumerate(singles)] == expected
+        assert sample_rows(rows, logits).tolist() == expected
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])

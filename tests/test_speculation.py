@@ -45,6 +45,9 @@ WAYS = {
         logit_bias=((20, 3.0), (30, -2.0)),
         seed=11,
     ),
+    "sampled, xtc": Sampling(
+        temperature=1.0, top_p=1.0, xtc_probability=0.5, xtc_threshold=0.05, seed=4
+    ),
 }
 
 
@@ -63,7 +66,7 @@ class Script:
 
     def __init__(self, text: Sequence[int], mistakes: float, seed: int = 0) -> None:
         self.text, self.mistakes, self.random = list(text), mistakes, random.Random(seed)
-        self.strength, self.place = 1, 0
+        self.strength, self.place = 1, -1  # begins at 0
 
     def begin(self, token_ids: Sequence[int], check: Any) -> None:
         self.place = 0
@@ -155,6 +158,24 @@ def test_an_answer_that_ends_early(models: dict[str, CountingModel], kind: str, 
     decoding.close()
     assert got == plain[:num]
     check_cache(engine, [*IDS, *plain[:num]])
+
+
+@pytest.mark.parametrize("num", [0, 1, 2])
+def test_short_answers(models: dict[str, CountingModel], num: int) -> None:
+    """So many tokens come and no more; the first is told before the drafter reads the text."""
+    engine, logits, sampler = start(models["full"], WAYS["greedy"])
+    plain = list(engine.decode(logits, sampler, max_tokens=9))
+    script = Script(plain, 0.0)
+    engine, logits, sampler = start(
+        models["full"], WAYS["greedy"], speculator=Speculator(script, Always())
+    )
+    told: list[tuple[int, int]] = []
+
+    def tell(token_id: int) -> None:
+        told.append((token_id, script.place))
+
+    assert list(engine.decode(logits, sampler, max_tokens=num, on_first=tell)) == plain[:num]
+    assert told == ([(plain[0], -1)] if num else [])
 
 
 def test_cancelled_between_tokens_of_one_pass(models: dict[str, CountingModel]) -> None:

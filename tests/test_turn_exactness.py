@@ -7,6 +7,7 @@ prompt must be the rendering of that tree, the cache must hold exactly its ids, 
 be those of a fresh prefill.
 """
 
+import contextlib
 import os
 import tempfile
 from collections.abc import Callable
@@ -38,6 +39,7 @@ from tiny import (
 )
 
 from mlxchat.chat.conversation import Node
+from mlxchat.chat.draft import Typed
 from mlxchat.chat.results import TurnResult
 from mlxchat.engine.prefix_cache import count_common
 from mlxchat.engine.worker import Job, JobCancelledError
@@ -300,12 +302,21 @@ class Conversations(RuleBasedStateMachine):
         assert prefix.mark_bytes <= budget
         prefix.budget_bytes = budget if stays else BUDGET
 
-    @rule(text=TEXTS, num_calls=st.integers(0, 3))
-    def read_ahead_and_interrupt(self, text: str, num_calls: int) -> None:
+    @rule(text=TEXTS, is_still=st.booleans(), num_calls=st.integers(0, 3))
+    def read_ahead_and_interrupt(self, text: str, is_still: bool, num_calls: int) -> None:
         jobs: list[Job[None]] = []
-        self.session._draft.put(text, lambda: jobs.append(self.submit_draft()) or jobs[0])
+        typed = Typed(text, is_still)
+        self.session._draft.put(typed, lambda: jobs.append(self.submit_draft()) or jobs[0])
         for job in jobs:
-            self.session.interrupted(lambda job=job: job, num_calls)
+            with contextlib.suppress(JobCancelledError):
+                self.session.interrupted(lambda job=job: job, num_calls).result(60)
+
+    @rule(text=TEXTS)
+    def pause_and_send(self, text: str) -> None:
+        """The message that was read whole is the one that is sent."""
+        self.session._draft.put(Typed(text, True), self.submit_draft)
+        self.session.wait_until_idle()
+        self.turn(lambda: self.session.send(text), self.head, text)
 
     def submit_draft(self) -> Job[None]:
         session = self.session

@@ -378,7 +378,7 @@ def check_turn(session: TinySession, result: TurnResult) -> None:
     """Checks what holds of every answer: counts add up, and the cached prompt was exact."""
     usage = result.usage
     assert usage.prompt_tokens == usage.cached_tokens + usage.prefill_tokens
-    assert usage.prefill_tokens >= 1
+    assert usage.prefill_tokens >= (0 if usage.typeahead_tokens else 1)
     assert usage.completion_tokens == len(result.tokens)
     assert not EOS_IDS & set(result.tokens)
     verify = result.verify

@@ -151,11 +151,18 @@ class AnswerDecoder:
         self, logits: Logits, sampler: Sampler, max_tokens: int, limit: StopReason
     ) -> StopReason | None:
         """Takes tokens to the end; returns None where the thinking must be closed first."""
-        decoding = self._engine.decode(logits, sampler, max_tokens=max_tokens, check=self._check)
+        taken: list[StopReason | None] = []
+        decoding = self._engine.decode(
+            logits,
+            sampler,
+            max_tokens=max_tokens,
+            check=self._check,
+            on_first=lambda token: taken.append(self.step(token)),
+        )
         # Closed at once: what speculation fed beyond the end must leave the cache.
         with contextlib.closing(decoding) as tokens:
             for token in tokens:
-                if reason := self.step(token):
+                if reason := taken.pop() if taken else self.step(token):
                     return reason
                 if self._must_close():
                     return None

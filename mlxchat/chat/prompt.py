@@ -66,6 +66,7 @@ class PromptRenderer:
         self._encoder = SegmentEncoder(tokenizer)
         self._finder = FieldFinder(template)
         self._system_ids: dict[str, tuple[int, ...]] = {}
+        self._last: tuple[tuple[Message, ...], bool, RenderedPrompt] | None = None
         self._is_inline = keep_thinking and self._find_inline()
 
     def _find_inline(self) -> bool:
@@ -100,10 +101,15 @@ class PromptRenderer:
         Raises:
             TemplateError: The template refuses the conversation.
         """
+        asked = tuple(messages)
+        if self._last is not None and self._last[:2] == (asked, add_generation_prompt):
+            return self._last[2]  # a draft that was read whole, and is sent
         text = self.render_text(messages, add_generation_prompt=add_generation_prompt)
         fields = self._finder.fields(messages)
         spans = self._finder.find(messages, fields, text, add_generation_prompt)
-        return self._assemble(messages, text, fields, spans)
+        prompt = self._assemble(messages, text, fields, spans)
+        self._last = asked, add_generation_prompt, prompt
+        return prompt
 
     def _assemble(
         self, messages: Sequence[Message], text: str, fields: list[Field], spans: Sequence[Span]

@@ -2,88 +2,25 @@
 
 The part of a draft that stays whatever follows is rendered as the next message and planned and fed
 like every prompt, so the turn finds it by its ids alone: what was edited since is trimmed, and
-nothing here can make an answer wrong. A draft is handed over by any thread; it is read on the
+nothing here can make an answer wrong. When the person pauses, the rest is read as if the draft had
+been sent; where it is sent like this, the answer begins with no pass at all. It is read on the
 worker, in idle time.
 """
 
-import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from mlxchat.chat.draft import Draft, DraftCost, Typed, find_stable
+from mlxchat.chat.reading import plan_prompt
 from mlxchat.engine.token_ids import count_common
-from mlxchat.engine.worker import Job, JobCancelledError, JobContext
+from mlxchat.engine.worker import JobCancelledError, JobContext
 
 if TYPE_CHECKING:
     from mlxchat.chat.conversation import Conversation
     from mlxchat.chat.template import Message
     from mlxchat.chat.turn import TurnRunner
+    from mlxchat.engine.engine import Logits
     from mlxchat.engine.prefix_cache import Plan
-
-# No word that is still being written is longer, and languages without blanks have no other end.
-_LAST_WORD_CHARS = 24
-
-
-@dataclass(frozen=True, slots=True)
-class DraftCost:
-    """What it would cost to send a draft.
-
-    Attributes:
-        num_tokens: Of the message.
-        seconds: To read what is not read yet, at the measured rate; None before there is one.
-        context_share: How full the context would be.
-    """
-
-    num_tokens: int
-    seconds: float | None
-    context_share: float
-
-
-def find_stable(draft: str) -> str:
-    """Returns a draft without its last word, which may still grow, and the blanks before it."""
-    start = max(len(draft) - _LAST_WORD_CHARS, 0)
-    blanks = [at for at in range(start, len(draft)) if draft[at].isspace()]
-    return draft[: blanks[-1] if blanks else start].rstrip()
-
-
-class Draft:
-    """The newest draft; whoever reads it looks here for a newer one before leaving."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._text: str | None = None
-        self._job: Job[None] | None = None
-        self._is_left = False
-
-    @property
-    def text(self) -> str | None:
-        """The newest draft; None when it was sent."""
-        return self._text
-
-    def put(self, text: str, submit: Callable[[], Job[None]]) -> None:
-        """Takes a newer draft; `submit` starts a job that reads it, unless one is at it."""
-        with self._lock:
-            self._text = text
-            if self._job is None or self._job.done or self._is_left:
-                self._is_left = False
-                self._job = submit()
-
-    def drop(self) -> None:
-        """There is no draft any more: whoever reads it stops."""
-        self._text = None
-
-    def follow(self, seen: str | None) -> str | None:
-        """Returns a draft that differs from `seen`; without one the reader is taken to leave."""
-        with self._lock:
-            if self._text is None or self._text == seen:
-                self._is_left = True
-                return None
-            return self._text
-
-    def leave(self) -> None:
-        """The reader ends before it has read everything."""
-        with self._lock:
-            self._is_left = True
 
 
 class ReadAhead:
@@ -98,6 +35,8 @@ class ReadAhead:
     def __init__(self, runner: "TurnRunner") -> None:
         self._runner = runner
         self._start: int | None = None  # where the ids begin that were read of the draft
+        self._mark: int | None = None  # where the part ends that stays, once more was read
+        self._whole: tuple[tuple[int, ...], Logits] | None = None  # a prompt that was read whole
         self._messages: list[Message] = []
         self._renderer: object = None
         self._base = 0  # ids of the next prompt before its message
@@ -118,9 +57,17 @@ class ReadAhead:
         is_live = plan.action in ("continue", "trim", "restore")
         return plan.start - start if start is not None and start <= plan.start and is_live else None
 
+    def take_logits(self, token_ids: tuple[int, ...]) -> "Logits | None":
+        """Returns the logits (1, V) after a prompt that was read whole; None for all others."""
+        whole, self._whole = self._whole, None
+        if whole is None or whole[0] != token_ids:
+            return None
+        held = self._runner.engine.prefix.token_ids
+        return whole[1] if tuple(held) == token_ids else None
+
     def forget(self) -> None:
         """The live sequence goes somewhere else."""
-        self._start = None
+        self._start = self._mark = self._whole = None
 
     def follow(
         self,
@@ -138,20 +85,12 @@ class ReadAhead:
             context: The job's.
             keep_branch: What the cache holds of a branch left behind may be wanted again.
         """
-        text: str | None = None
+        typed: Typed | None = None
         try:
-            while (text := draft.follow(text)) is not None:
+            while (typed := draft.follow(typed)) is not None:
                 context.check()
-                stable = find_stable(text)
-
-                def check(stable: str = stable) -> None:
-                    context.check()
-                    newest = draft.text
-                    if newest is None or not newest.startswith(stable):
-                        raise JobCancelledError
-
                 try:
-                    self._read(self._list_messages(conversation), text, stable, check, keep_branch)
+                    self._follow(draft, typed, conversation, context.check, keep_branch)
                 except JobCancelledError:
                     context.check()
         except JobCancelledError:
@@ -159,37 +98,102 @@ class ReadAhead:
         finally:
             draft.leave()
 
-    def _read(
+    def _follow(
         self,
-        messages: "list[Message]",
+        draft: Draft,
+        typed: Typed,
+        conversation: "Conversation",
+        check: Callable[[], None],
+        keep_branch: bool,
+    ) -> None:
+        """Reads a draft as far as it stays, and to its end when the person has paused."""
+        stable = find_stable(typed.text)
+
+        def check_stable() -> None:
+            check()
+            if draft.newest is None or not draft.newest.text.startswith(stable):
+                raise JobCancelledError
+
+        def check_whole() -> None:
+            check()
+            if draft.newest != typed:
+                raise JobCancelledError
+
+        end = self._read_stable(conversation, typed.text, stable, check_stable, keep_branch)
+        if end and typed.is_still:
+            self._read_whole(conversation, typed.text, end, check_whole)
+
+    def _read_stable(
+        self,
+        conversation: "Conversation",
         text: str,
         stable: str,
         check: Callable[[], None],
         keep_branch: bool,
-    ) -> None:
+    ) -> int:
+        """Reads what stays of a draft, with what stands before it; returns how many ids it has."""
         runner = self._runner
         prefix = runner.engine.prefix
+        messages = self._list_messages(conversation)
         base = self._find_base(messages)
         target, system_end = runner.renderer.draft_target(messages, text, stable)
         if not target or len(target) >= runner.context_limit:
-            return
+            return 0
         if count_common(prefix.token_ids, target) == len(target):
-            return  # held, perhaps with words that were taken back: typing on decides
+            return len(target)  # perhaps with words that were taken back: typing on decides
         check()
         plan = prefix.plan(target, marks=(system_end, base), leave=0)
         plan = runner.keeping.restore(target, plan, check, leave=0)
-        prefix.apply(plan, keep_branch=keep_branch and plan.start < base)
+        self._go_to(plan, keep_branch=keep_branch and plan.start < base)
         if plan.start == base:
             prefix.mark()  # an edit must not cost more than the draft
+        try:
+            runner.engine.prefill(target, plan, check=check)
+        finally:
+            runner.idle.num_settled += max(min(len(prefix.token_ids), base) - plan.start, 0)
+        return len(target)
+
+    def _read_whole(
+        self,
+        conversation: "Conversation",
+        text: str,
+        stable_end: int,
+        check: Callable[[], None],
+    ) -> None:
+        """Reads a draft as a turn would read it if it were sent now.
+
+        Where typing on will go on, at `stable_end`, a mark is taken; one from an earlier pause is
+        needed no longer.
+        """
+        runner, prefix = self._runner, self._runner.engine.prefix
+        messages = runner.messages(conversation, text)
+        prompt = runner.renderer.render_ids(messages)
+        token_ids = prompt.token_ids
+        if len(token_ids) >= runner.context_limit or prefix.token_ids == list(token_ids):
+            return
+        check()
+        plan = plan_prompt(runner, messages, prompt, token_ids, (stable_end,))
+        self._go_to(plan)
+        if plan.start == stable_end:
+            prefix.mark()
+        try:
+            logits = runner.engine.prefill(token_ids, plan, check=check)
+        finally:
+            if self._mark is not None and self._mark != stable_end:
+                prefix.drop_mark(self._mark)
+            self._mark = stable_end if stable_end > self._base else None
+        assert logits is not None  # the plan left an id
+        self._whole = token_ids, logits
+
+    def _go_to(self, plan: "Plan", *, keep_branch: bool = False) -> None:
+        """Brings the live sequence to where a draft is read on."""
+        runner, base = self._runner, self._base
+        runner.engine.prefix.apply(plan, keep_branch=keep_branch)
         runner.pin(min(plan.start, base))
         begins_at = max(plan.start, base)
         if self._start is None or plan.action in ("resume", "load"):
             self._start = begins_at
         self._start = min(self._start, begins_at)
-        try:
-            runner.engine.prefill(target, plan, check=check)
-        finally:
-            runner.idle.num_settled += max(min(len(prefix.token_ids), base) - plan.start, 0)
 
     def _list_messages(self, conversation: "Conversation") -> "list[Message]":
         return self._runner.messages(conversation, question="")[:-1]

@@ -79,13 +79,18 @@ def read_prompt(
     messages, prompt, begun = _render(runner, conversation, request)
     token_ids = (*prompt.token_ids, *begun.token_ids)
     _check_room(runner, len(token_ids))
-    plan = _plan(runner, messages, prompt, token_ids, request.marks)
+    logits = runner.ahead.take_logits(token_ids)
+    if logits is None:
+        plan = plan_prompt(runner, messages, prompt, token_ids, request.marks)
+    else:
+        plan = runner.engine.prefix.plan(token_ids, leave=0)
     now = watch.add("template", now)
     num_earlier = prompt.message_ends[-2] if len(messages) > 2 else 0
     plan, why, num_ahead = _reuse(runner, token_ids, plan, request, context, num_earlier)
     now = watch.add("restore", now)
-    logits = prefill(runner.engine, token_ids, plan, context)
-    watch.add("prefill", now)
+    if logits is None:
+        logits = prefill(runner.engine, token_ids, plan, context)
+        watch.add("prefill", now)
     runner.keeping.note(messages, token_ids, prompt.message_ends[0])
     return Reading(messages, prompt, begun, token_ids, plan, logits, watch, why, num_ahead)
 
@@ -147,14 +152,22 @@ def _check_room(runner: "TurnRunner", num_prompt: int) -> None:
         runner.memory.check(runner.engine, num_prompt, room, max_tokens)
 
 
-def _plan(
+def plan_prompt(
     runner: "TurnRunner",
     messages: list[Message],
     prompt: RenderedPrompt,
     token_ids: tuple[int, ...],
-    wanted: tuple[int, ...],
+    wanted: tuple[int, ...] = (),
 ) -> Plan:
-    """Plans the reuse, with marks where they will be wanted."""
+    """Plans the reuse, with marks where they will be wanted.
+
+    Args:
+        runner: Of the model.
+        messages: Of the prompt.
+        prompt: As it was rendered.
+        token_ids: Of the prompt, and of the beginning of an answer that goes on.
+        wanted: More positions that will be wanted.
+    """
     prefix = runner.engine.prefix
     if not runner.reuses:
         prefix.reset()

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 from mlxchat.chat.changes import Changes
 from mlxchat.chat.continuation import find_cut_off
 from mlxchat.chat.conversation import Conversation, Node
+from mlxchat.chat.draft import DraftCost, Typed
 from mlxchat.chat.history_writer import LiveTurn
 from mlxchat.chat.options import ChatOptions
-from mlxchat.chat.read_ahead import DraftCost
 from mlxchat.chat.request import TurnRequest
 from mlxchat.chat.results import Alternatives, ReplayedTurn, TurnResult
 from mlxchat.chat.session_history import SessionHistory
@@ -190,11 +190,17 @@ class Session(SessionViews, SessionMoves, SessionSettings, SessionHistory):
 
     # -- the draft ---------------------------------------------------------------------------------
 
-    def read_ahead(self, draft: str) -> None:
-        """Has the stable part of the next message read in idle time; any thread may call this."""
+    def read_ahead(self, draft: str, *, is_still: bool = False) -> None:
+        """Has the stable part of the next message read in idle time; any thread may call this.
+
+        Args:
+            draft: The message as far as it is written.
+            is_still: The person has paused: all of it is read, and what the prompt ends with.
+        """
         if self.options.idle_work:
+            typed = Typed(draft, is_still)
             with contextlib.suppress(RuntimeError):  # the worker has just been closed
-                self._draft.put(draft, lambda: self._worker.submit(self._follow_draft, idle=True))
+                self._draft.put(typed, lambda: self._worker.submit(self._follow_draft, idle=True))
 
     def _follow_draft(self, context: JobContext) -> None:
         runner = self._runner

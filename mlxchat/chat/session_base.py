@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from mlxchat.chat.changes import Changes
 from mlxchat.chat.conversation import Conversation
+from mlxchat.chat.draft import Draft
 from mlxchat.chat.options import ChatOptions
 from mlxchat.chat.pause import AfterPause
-from mlxchat.chat.read_ahead import Draft
 from mlxchat.chat.results import SessionInfo, TurnResult
 from mlxchat.engine.worker import Job, JobCancelledError, JobContext, Worker
 

@@ -131,7 +131,9 @@ class TurnRunner:
         """
         # Each answer has its own seed, so that a retry differs; the same moves give the same seeds.
         seed = self._seed + len(conversation.nodes) + later
-        sampling = resolve_sampling(self.options.sampling, self.loaded.generation_config, seed)
+        spared = (*self.tokenizer.encode("\n"), *sorted(self.tokenizer.eos_ids))
+        config = self.loaded.generation_config
+        sampling = resolve_sampling(self.options.sampling, config, seed, spared)
         constraint, grammar = None, self.options.grammar
         if grammar is not None and prompt is not None:
             constraint = self.grammars.constrain(grammar, self.renderer, prompt)

@@ -15,13 +15,15 @@ from mlxchat.cli.power import PowerSupply
 from mlxchat.errors import AttachError
 
 if TYPE_CHECKING:
-    from mlxchat.chat.read_ahead import DraftCost
+    from mlxchat.chat.draft import DraftCost
     from mlxchat.chat.session import Session
     from mlxchat.cli.attachments import Attachments
 
 # Keys that follow each other within this time are looked at together: a tenth of a second is the
 # pace of a fast typist, and too short to be missed when the message is sent.
 PAUSE_S = 0.1
+# A person who pressed no key for so much longer has paused, perhaps before Enter.
+STILL_S = 0.1
 # How often and how many times the cost is looked at again while the draft is being read.
 _LOOK_EVERY_S, _MAX_LOOKS = 0.5, 20
 _BLOCK_CHARS = 1500
@@ -157,6 +159,8 @@ class Drafts:
             self._estimate(text, message)
             if looks == 1 and message is not None:
                 self._read(text, message)
+                if not self._has_changed.wait(STILL_S):
+                    self._read(text, message, is_still=True)
 
     def _preview(self, text: str | None) -> str | None:
         return None if not text else preview_message(text, self._attached, self._expand)
@@ -173,9 +177,9 @@ class Drafts:
             self.cost = cost
         self._redraw()
 
-    def _read(self, text: str | None, message: str) -> None:
+    def _read(self, text: str | None, message: str, *, is_still: bool = False) -> None:
         if not self._reads_ahead or self._power.is_battery:
             return
         with self._lock:
             if self._text is text:
-                self._session.read_ahead(message)
+                self._session.read_ahead(message, is_still=is_still)

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 # Above this a block is shown as it was written: parsing it at every token would take too long.
 MAX_BLOCK_CHARS = 32_000
 # Lines before a line of code that its colours depend on, and the longest line that gets colours.
-CONTEXT_LINES, MAX_CODE_CHARS = 60, 2_000
+# The last few are enough where their colours come out as they were with all of them.
+CONTEXT_LINES, FEW_LINES, MAX_CODE_CHARS = 60, 6, 2_000
 FRAME_WIDTH = 60
 _STAR_OPENS, _STAR_CLOSES = re.compile(r"(?<!\S)\*(?=\S)"), re.compile(r"(?<=\S)\*(?![\w*])")
 _MIN_WIDTH = 4  # of what stands inside lists and quotes, however deep
@@ -78,7 +79,9 @@ class MarkdownRenderer:
     def __init__(self, theme: Theme) -> None:
         self._theme = theme
         self._language = ""
-        self._code: list[str] = []  # lines before, of the code block that is open
+        # Lines before, of the code block that is open, and what they became.
+        self._code: list[str] = []
+        self._code_rows: list[Row] = []
 
     def render(self, block: Block, width: int, *, is_final: bool) -> list[Row]:
         """Returns the rows of a block.
@@ -89,7 +92,7 @@ class MarkdownRenderer:
             is_final: The block is finished: what follows comes after it.
         """
         if block.kind == "fence":
-            self._language, self._code = _language_of(block.source), []
+            self._language, self._code, self._code_rows = _language_of(block.source), [], []
             return [self._frame(self._language, width)]
         if block.kind == "end":
             return [self._frame("", width)]
@@ -110,10 +113,13 @@ class MarkdownRenderer:
         return [(text + "─" * (room - text_width(text)), self._theme.frame)]
 
     def _render_code_line(self, line: str, width: int, *, is_final: bool) -> list[Row]:
-        before = self._code[-CONTEXT_LINES:]
-        row = highlight([*before, line], self._language, self._theme)[-1]
+        few, rows_of_few = self._code[-FEW_LINES:], self._code_rows[-FEW_LINES:]
+        *before, row = highlight([*few, line], self._language, self._theme)
+        if before != rows_of_few:  # in a long string or comment, say
+            row = highlight([*self._code, line], self._language, self._theme)[-1]
         if is_final:
-            self._code = [*before, line]
+            self._code = [*self._code, line][-CONTEXT_LINES:]
+            self._code_rows = [*self._code_rows, row][-CONTEXT_LINES:]
             return [_expand(row)]
         return fold(row, width)
 
@@ -165,9 +171,12 @@ def highlight(lines: list[str], language: str, theme: Theme) -> list[Row]:
     if lexer is None or max(map(len, lines)) > MAX_CODE_CHARS:
         return plain
     rows: list[Row] = [[]]
+    styles: dict[object, str] = {}
     for token, text in lexer.get_tokens("\n".join(lines)):
         first, *rest = text.split("\n")
-        style = _code_style(str(token), theme)
+        style = styles.get(token)
+        if style is None:
+            style = styles[token] = _code_style(str(token), theme)
         rows[-1].append((first, style))
         rows += [[(part, style)] for part in rest]
     # Some lexers change the text; what the model wrote goes before its colours.

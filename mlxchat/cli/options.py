@@ -111,6 +111,8 @@ _OPTIONS = (
     _number("--top-p", "top_p", "Sample from the likeliest tokens that hold this probability."),
     _number("--top-k", "top_k", "Sample from the N likeliest tokens; 0 is off."),
     _number("--min-p", "min_p", "Drop tokens less likely than X times the likeliest; 0 is off."),
+    _number("--xtc-probability", "xtc_probability", "How often XTC drops top choices; 0 is off."),
+    _number("--xtc-threshold", "xtc_threshold", "What XTC takes for a top choice; 0.1 at first."),
     _number("--repetition-penalty", "repetition_penalty", "Above 1 makes repetition less likely."),
     _number("--seed", "seed", "The same seed gives the same text."),
     click.option(

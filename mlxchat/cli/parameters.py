@@ -74,6 +74,8 @@ PARAMETERS = {
     "top-p": Parameter("top_p", SAMPLING_BOUNDS["top_p"]),
     "top-k": Parameter("top_k", SAMPLING_BOUNDS["top_k"]),
     "min-p": Parameter("min_p", SAMPLING_BOUNDS["min_p"]),
+    "xtc-probability": Parameter("xtc_probability", SAMPLING_BOUNDS["xtc_probability"]),
+    "xtc-threshold": Parameter("xtc_threshold", SAMPLING_BOUNDS["xtc_threshold"]),
     "repetition-penalty": Parameter("repetition_penalty", SAMPLING_BOUNDS["repetition_penalty"]),
     "presence-penalty": Parameter("presence_penalty", PENALTY),
     "frequency-penalty": Parameter("frequency_penalty", PENALTY),

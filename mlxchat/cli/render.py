@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from mlxchat.chat.conversation import Branch
-    from mlxchat.chat.read_ahead import DraftCost
+    from mlxchat.chat.draft import DraftCost
     from mlxchat.chat.results import (
         BatchProgress,
         LoadProgress,

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from mlxchat.cli.markdown import MarkdownRenderer, Painter
 
 # Drawing may take this share of the time, and an open block waits no longer than this for it.
-DRAW_SHARE, MAX_DRAW_PAUSE_S = 0.2, 0.25
+DRAW_SHARE, MAX_DRAW_PAUSE_S = 0.1, 0.25
 # One line without any of these, which does not begin like a rule or code, is plain text: it needs
 # no Markdown parser, and so no Rich.
 _SPECIAL = frozenset("\\`*_[]<>#|~&\t\n")

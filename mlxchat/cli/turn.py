@@ -17,6 +17,7 @@ from mlxchat.chat.results import (
     SummaryProgress,
     TextDelta,
     TurnResult,
+    merge_text,
 )
 from mlxchat.chat.session import Session
 from mlxchat.cli.choose import format_preview
@@ -42,6 +43,9 @@ Start = Callable[[], Job[Any]]  # of a TurnResult or of Alternatives
 
 # A job stops within one prefill chunk (150 ms); after this long Ctrl-C leaves the program instead.
 PATIENCE_S = 2.0
+# Text that comes within this time is shown together: more often no eye sees it, and every piece
+# takes processor time from the decoding.
+FRAME_S = 0.03
 # Shorter phases end before their line could be read; drawing more often than this is flicker.
 PROGRESS_DELAY_S, PROGRESS_INTERVAL_S = 0.2, 0.1
 
@@ -208,9 +212,10 @@ def follow(
     with StopOnCtrlC() as ctrl_c:
         job = ctrl_c.watch(start())
         try:
-            for event in job:
-                if view is not None:
-                    view.show(event)
+            for batch in job.batches(lambda: FRAME_S):
+                for event in merge_text(batch):
+                    if view is not None:
+                        view.show(event)
         except BaseException:
             job.cancel()
             raise

@@ -23,6 +23,7 @@ from mlxchat.model.taps import Taps
 Check = Callable[[], None]
 Logits = mx.array  # (1, V): what the floors above pass around without looking inside
 OnProgress = Callable[[int, int], None]
+OnToken = Callable[[int], None]
 
 
 def _nothing(*_: object) -> None:
@@ -170,7 +171,13 @@ class Engine:
         return logits
 
     def decode(
-        self, logits: Logits, sampler: Sampler, *, max_tokens: int, check: Check = _nothing
+        self,
+        logits: Logits,
+        sampler: Sampler,
+        *,
+        max_tokens: int,
+        check: Check = _nothing,
+        on_first: OnToken = _nothing,
     ) -> Generator[int, None, None]:
         """Samples tokens and feeds each before it is yielded, one step ahead.
 
@@ -183,10 +190,14 @@ class Engine:
             max_tokens: At most this many are yielded.
             check: Called between tokens. What it raises ends the decoding; a cache that cannot go
                 back first gives the token that is drawn already, unfed as the last one.
+            on_first: Called with the first token as soon as it is drawn: a whole step before it
+                is yielded.
 
         Yields:
             Token ids.
         """
+        if max_tokens < 1:
+            return
         if self.speculator is not None:
             yield from self.speculator.decode(
                 Passes(self.forward, self._forward_all),
@@ -195,6 +206,7 @@ class Engine:
                 sampler,
                 max_tokens=max_tokens,
                 check=check,
+                on_first=on_first,
             )
             return
         prefix = self.prefix
@@ -207,6 +219,8 @@ class Engine:
                 if num and not prefix.is_trimmable:  # so that the answer can go on from here
                     yield cast(int, token.item())
                 raise
+            if num == 0:
+                on_first(cast(int, token.item()))
             if num == max_tokens - 1:
                 yield cast(int, token.item())
                 return

@@ -282,6 +282,10 @@ class PrefixCache:
         self._take_mark()
         self._thin()
 
+    def drop_mark(self, position: int) -> None:
+        """Lets go of a mark that will not be wanted again, if it is still there."""
+        self.marks.pop(position, None)
+
     def _take_mark(self) -> None:
         position = len(self.token_ids)
         if position and not self.is_trimmable and position not in self.marks:

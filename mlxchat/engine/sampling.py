@@ -1,10 +1,10 @@
 """From logits to the next token: penalties, temperature, truncation, a draw with an explicit key.
 
 The order is that of Hugging Face's generation: the mask of a grammar, penalties, logit bias,
-temperature, top-k, top-p, min-p. All of it is lazy array work on the worker thread; nothing here
-grows with the text, since penalties keep one count per vocabulary entry. Sources: top-k (Fan et al.
-2018), top-p (Holtzman et al. 2020), min-p (Nguyen et al. 2024), repetition penalty (Keskar et al.
-2019).
+temperature, top-k, top-p, min-p; then XTC (`xtc.py`). All of it is lazy array work on the worker
+thread; nothing here grows with the text, since penalties keep one count per vocabulary entry.
+Sources: top-k (Fan et al. 2018), top-p (Holtzman et al. 2020), min-p (Nguyen et al. 2024),
+repetition penalty (Keskar et al. 2019).
 """
 
 from collections import deque
@@ -17,6 +17,8 @@ import mlx.core as mx
 
 from mlxchat.engine.constraint import Constraint, apply_mask
 from mlxchat.engine.options import SamplingSettings
+from mlxchat.engine.xtc import exclude_top_choices
+from mlxchat.model.exponential import softmax_parts
 from mlxchat.settings import SAMPLING_BOUNDS
 
 _KEYS_AT_ONCE = 64  # one split serves this many tokens
@@ -27,6 +29,8 @@ _NEAR_TIE_SHARE = {mx.float32: 1e-5, mx.float16: 1e-2, mx.bfloat16: 1e-2}
 # More probabilities than this are not sorted on a CPU, where it takes ten times as long as the rest
 # of a draw from 150k. On GPUs sorting is fast, and parting is sorting.
 _MOST_SORTED = 4096
+# Of the likeliest token's weight: what is smaller is never drawn. Dropped tokens may weigh 1e-30.
+_NOTHING = 1e-20
 # Below this the likeliest token's lead is all there is, and float32 logits would overflow.
 _GREEDY_BELOW = 1e-5
 
@@ -44,6 +48,9 @@ class Sampling:
     frequency_penalty: float = 0.0
     logit_bias: tuple[tuple[int, float], ...] = ()
     seed: int = 0
+    xtc_probability: float = 0.0
+    xtc_threshold: float = 0.1
+    xtc_spared: tuple[int, ...] = ()
 
     @property
     def has_penalties(self) -> bool:
@@ -56,7 +63,10 @@ class Sampling:
 
 
 def resolve_sampling(
-    settings: SamplingSettings, generation_config: Mapping[str, Any], seed: int
+    settings: SamplingSettings,
+    generation_config: Mapping[str, Any],
+    seed: int,
+    spared: tuple[int, ...] = (),
 ) -> Sampling:
     """Fills in what the person left open: generation_config.json first, then our defaults.
 
@@ -64,6 +74,7 @@ def resolve_sampling(
         settings: What the person asked for.
         generation_config: The checkpoint's own defaults; values that are not allowed are ignored.
         seed: Of this answer; each retry of a question has its own.
+        spared: Ids that XTC never drops.
     """
     chosen: dict[str, Any] = {}
     is_greedy = generation_config.get("do_sample") is False
@@ -80,7 +91,7 @@ def resolve_sampling(
         chosen["temperature"] = 0.0
     named = {f.name: getattr(settings, f.name) for f in fields(settings)}
     chosen |= {name: value for name, value in named.items() if value is not None}
-    return replace(Sampling(), **{**chosen, "seed": seed})
+    return replace(Sampling(), **{**chosen, "seed": seed, "xtc_spared": spared})
 
 
 class Sampler:
@@ -251,7 +262,7 @@ def _find_best(scores: mx.array, near: mx.array) -> tuple[mx.array, mx.array]:
 
 
 def sample_rows(samplers: Sequence[Sampler], logits: mx.array) -> mx.array:
-    """Draws a token for each row of a batch; all that rows have in common is done at once.
+    """Draws a token for each row of a batch; rows of equal settings are drawn at once.
 
     Each row draws what its sampler alone would draw.
 
@@ -262,10 +273,19 @@ def sample_rows(samplers: Sequence[Sampler], logits: mx.array) -> mx.array:
     Returns:
         Token ids (B,), lazily.
     """
+    alike: dict[Sampling, list[int]] = {}
+    for row, sampler in enumerate(samplers):
+        alike.setdefault(sampler.settings, []).append(row)
+    if len(alike) == 1:
+        return _sample_alike(samplers, logits)
+    drawn = [_sample_alike([samplers[i] for i in r], logits[mx.array(r)]) for r in alike.values()]
+    places = [row for rows in alike.values() for row in rows]
+    return mx.concatenate(drawn)[mx.array([places.index(row) for row in range(len(samplers))])]
+
+
+def _sample_alike(samplers: Sequence[Sampler], logits: mx.array) -> mx.array:
+    """Draws as `sample_rows` does, for rows that have all but their seeds in common."""
     first = samplers[0].sampling
-    if any(sampler.settings != samplers[0].settings for sampler in samplers):
-        pairs = enumerate(samplers)
-        return mx.concatenate([s.sample(logits[row : row + 1]) for row, s in pairs])
     is_held = any(sampler.constraint is not None for sampler in samplers)
     if first.has_penalties or first.logit_bias or is_held:
         pairs = enumerate(samplers)
@@ -282,10 +302,13 @@ def sample_rows(samplers: Sequence[Sampler], logits: mx.array) -> mx.array:
 def _draw_rows(logits: mx.array, keys: Sequence[mx.array], sampling: Sampling) -> mx.array:
     """Draws a token for each row, above temperature 0; rows have all but their keys in common.
 
+    The draws are those of `mx.random.categorical`, which takes one key at a time: a number between
+    0 and the sum of all weights, and the token in whose share of the sum it lies.
+
     Args:
         logits: (B, V).
-        keys: The random key of each row's token.
-        sampling: Temperature and truncation.
+        keys: The random key of each row's token, or one for all.
+        sampling: Temperature, truncation and XTC.
 
     Returns:
         Token ids (B,).
@@ -297,12 +320,32 @@ def _draw_rows(logits: mx.array, keys: Sequence[mx.array], sampling: Sampling) -
         top_p=sampling.top_p,
         min_p=sampling.min_p,
     )
-    rows = [logprobs] if len(keys) == 1 else mx.split(logprobs, len(keys))
-    drawn = [
-        mx.random.categorical(row, axis=-1, key=key) for row, key in zip(rows, keys, strict=True)
-    ]
-    tokens = drawn[0] if len(keys) == 1 else mx.concatenate(drawn)
+    if sampling.xtc_probability > 0.0:
+        coins, keys = zip(*(mx.random.split(key) for key in keys), strict=True)
+        logprobs = exclude_top_choices(
+            logprobs,
+            ids,
+            _draw_numbers(coins, logits.shape[0]),
+            probability=sampling.xtc_probability,
+            threshold=sampling.xtc_threshold,
+            spared=sampling.xtc_spared,
+        )
+    sums = mx.cumsum(softmax_parts(logprobs)[0], axis=-1)
+    drawn = _draw_numbers(keys, logits.shape[0])
+    point = mx.maximum(drawn * sums[:, -1:], _NOTHING)
+    tokens = mx.argmax(sums > point, axis=-1)
     return tokens if ids is None else mx.take_along_axis(ids, tokens[:, None], axis=-1)[:, 0]
+
+
+def _draw_numbers(keys: Sequence[mx.array], num_rows: int) -> mx.array:
+    """Draws a number from [0, 1) for each row, (B, 1), with its own key or one for all."""
+    if len(keys) == 1:
+        return mx.random.uniform(shape=(num_rows, 1), key=keys[0])
+    numbers: mx.array = _draw_uniforms(mx.stack(list(keys)))
+    return numbers
+
+
+_draw_uniforms = mx.vmap(lambda key: mx.random.uniform(shape=(1,), key=key))
 
 
 def truncated_logprobs(

@@ -215,6 +215,7 @@ class Speculator:
         *,
         max_tokens: int,
         check: Callable[[], None],
+        on_first: Callable[[int], None],
     ) -> Iterator[int]:
         """Samples tokens as `Engine.decode` does; close it when a token ends the answer.
 
@@ -224,7 +225,8 @@ class Speculator:
         self.stats = SpeculationStats(drafter.kind)
         text = _Text(passes, prefix, sampler, check)
         token = sampler.sample(logits)
-        mx.async_eval(token)  # type: ignore[no-untyped-call]
+        check()
+        on_first(cast(int, token.item()))
         drafter.begin(prefix.token_ids, check)
         controller.begin()
         known: int | None = None  # the token's id, once the drafter has it

@@ -70,7 +70,6 @@ class Transformer:
         self.config = config
         self.weights = weights
         self.plan = plan
-        self._column = plan.matvec == "column"
         self._kinds = list(dict.fromkeys(config.layers))
         self._kind_of = [self._kinds.index(kind) for kind in config.layers]
         self._periods = [
@@ -294,9 +293,7 @@ class Transformer:
         return y if weight is None else y * weight
 
     def _project(self, specs: Sequence[LinearSpec], parts: list[Arrays], x: mx.array) -> mx.array:
-        outs = [
-            apply_linear(s, p, x, column=self._column) for s, p in zip(specs, parts, strict=True)
-        ]
+        outs = [apply_linear(s, p, x, self.plan) for s, p in zip(specs, parts, strict=True)]
         return outs[0] if len(outs) == 1 else mx.concatenate(outs, axis=-1)
 
     def _rotation_tables(
@@ -373,7 +370,7 @@ class Transformer:
             if num_new > 1:
                 attended = attended.transpose(0, 2, 1, 3)
             attended = attended.reshape(batch, num_new, c.n_heads * c.head_dim)
-            y = apply_linear(o_spec, params["o"], attended, column=self._column)
+            y = apply_linear(o_spec, params["o"], attended, self.plan)
             if "post_attn_norm" in params:
                 y = self._norm(y, params["post_attn_norm"])
             x = visit("resid_mid", self._add(x, visit("attn_out", self._scale(y))))
@@ -381,7 +378,7 @@ class Transformer:
             y = visit("mlp_in", y)
             y = self._project(gate_up_specs, params["gate_up"], y)  # (B, T, 2 * d_mlp)
             y = visit("mlp_act", activation(y[..., : c.d_mlp]) * y[..., c.d_mlp :])
-            y = apply_linear(down_spec, params["down"], y, column=self._column)
+            y = apply_linear(down_spec, params["down"], y, self.plan)
             if "post_mlp_norm" in params:
                 y = self._norm(y, params["post_mlp_norm"])
             return self._add(x, visit("mlp_out", self._scale(y)))
@@ -405,7 +402,7 @@ class Transformer:
         c, spec = self.config, self.weights.head[0]
 
         def unembed(norm: mx.array, head: Arrays, x: mx.array) -> mx.array:
-            logits = apply_linear(spec, head, self._norm(x, norm), column=self._column)
+            logits = apply_linear(spec, head, self._norm(x, norm), self.plan)
             if c.logit_divisor != 1.0:
                 logits = logits / c.logit_divisor
             if c.final_softcap is not None:
