@@ -217,7 +217,7 @@ def list_parameters(context: "Context") -> list[tuple[str, str, str]]:
     stop = ", ".join(map(repr, session.options.stop)) or "none"
     return [
         *rows,
-        (STOP, stop, origins.get(STOP, BY_CONVERSATION if session.options.stop else BY_DEFAULT)),
+        (STOP, stop, origins.get(STOP, BY_CONVERSATION) if session.options.stop else BY_DEFAULT),
         (FILE_LIMIT, kib, origins.get(FILE_LIMIT, BY_DEFAULT)),
         (KV_BITS, "off" if bits is None else str(bits), origins.get("kv_bits", BY_DEFAULT)),
         (DRAFT, session.options.draft_model or "none", origins.get("draft_model", BY_DEFAULT)),
