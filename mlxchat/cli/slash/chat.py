@@ -65,6 +65,12 @@ EXAMPLES = {
     "search": ('/search cache "read twice": messages with the word and the phrase',),
     "export": ("/export talk.md", "/export ~/talk.json: /resume takes it up again"),
     "model": ("/model mlx-community/Qwen3-4B-4bit", "/model ~/models/mine"),
+    "schema": (
+        "/schema person.json: JSON of this schema",
+        "/schema any: any JSON object",
+        "/schema regex (yes|no)[.]",
+        "/schema grammar moves.lark",
+    ),
     "think": ("/think budget 200: the answer begins after 200 tokens of thinking",),
     "set": ("/set temp 0.2", "/set temp: what is in force", "/set temp default"),
     "theme": ("/theme dark cb",),
