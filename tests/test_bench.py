@@ -183,6 +183,14 @@ def test_speculation_where_it_cannot_be():
     assert notes[0].startswith("tg4, lookup left out: ")
 
 
+def test_layers_that_cannot_be_quantised_are_named():
+    """Figures with quantised keys and values say where nothing was quantised, and why."""
+    engine = OurEngine(make_loaded(build("zoo:mamba2")))
+    notes, samples = measured(engine, [Case("tg", 4), Case("tg", 4, kv_bits=8)])
+    assert len(samples) == 4
+    assert notes == ["KV in 8 bits: no layer (recurrent layers have no rows to quantise)"]
+
+
 def test_against_mlx_lm(folder):
     """The peer runs on the same weights in turns with ours, and ratios are printed."""
     text = run("-m", folder, "-p", 24, "-n", 4, "-d", 0, "-r", 2, "--against", "mlx-lm")

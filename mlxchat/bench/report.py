@@ -237,7 +237,7 @@ def format_verdicts(verdicts: "Sequence[Verdict]", changes: Sequence[str]) -> st
         )
         for verdict in verdicts
     ]
-    header = ("figure (medians; less is better)", "then", "now", "change", "interval", "verdict")
+    header = ("figure (less is better)", "then", "now", "change", "interval", "verdict")
     lines = [make_table(header, rows)]
     if changes:
         lines.append("changed since: " + "; ".join(changes) + "\n")

@@ -215,6 +215,11 @@ class Tokenizer:
         byte = byte_token_value(token) if self._plan.has_byte_tokens else None
         return token if byte is None else bytes([byte]).decode("utf-8", "replace")
 
+    @property
+    def has_token_bytes(self) -> bool:
+        """Whether `token_bytes`, joined, are a text; else its tokens change beside each other."""
+        return self._plan.kind != "window"
+
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes that a token stands for in a text."""
         token = self.spelling(token_id) or ""

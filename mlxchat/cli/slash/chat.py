@@ -67,6 +67,12 @@ EXAMPLES = {
     "model": ("/model mlx-community/Qwen3-4B-4bit", "/model ~/models/mine"),
     "show": ("/show template: how messages become a prompt",),
     "adapter": ("/adapter ~/adapters/tone", "/adapter show: rank, size, what it was trained on"),
+    "schema": (
+        "/schema person.json: JSON of this schema",
+        "/schema any: any JSON object",
+        "/schema regex (yes|no)[.]",
+        "/schema grammar moves.lark",
+    ),
     "think": ("/think budget 200: the answer begins after 200 tokens of thinking",),
     "set": ("/set temp 0.2", "/set temp: what is in force", "/set temp default"),
     "theme": ("/theme dark cb",),
