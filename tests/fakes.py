@@ -137,6 +137,10 @@ class FakeSession:
         FakeSession.made.append(self)
 
     @property
+    def model_name(self) -> str:
+        return self.model or "builtin"
+
+    @property
     def num_turns(self) -> int:
         return len(self.sent)
 

@@ -7,6 +7,7 @@ import time
 
 import pytest
 from chats import CTRL_C, CTRL_J, ENTER, chats, paste
+from fake_hub import put_in_cache
 from fakes import ctrl_c
 from hypothesis import given
 from hypothesis import strategies as st
@@ -438,11 +439,13 @@ def test_completion_of_paths(chat):
 
 def test_completion_of_models(tmp_path, monkeypatch):
     """Models are what the Hub cache holds, the built-in one and folders."""
-    (tmp_path / "hub" / "models--owner--name").mkdir(parents=True)
+    put_in_cache(tmp_path / "hub", "owner/name", {"config.json": b"{}"})
     (tmp_path / "folder").mkdir()
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
-    found = dict(find_models(None, f"{tmp_path}/f"))
-    assert found == {"builtin": "included", "owner/name": "cached", f"{tmp_path}/folder/": "folder"}
+    assert dict(find_models(None, f"{tmp_path}/f")) == {f"{tmp_path}/folder/": "folder"}
+    found = dict(find_models(None, ""))
+    assert list(found) == ["builtin", "owner/name"]
+    assert "no model.safetensors" in found["owner/name"]
 
 
 def test_tab_completes_in_the_prompt(chat):

@@ -139,7 +139,7 @@ def _first_tokens(report: Report) -> str:
             rows.append(
                 (
                     where[row.test.source] + (f", kv {bits} bit" if bits else ""),
-                    f"{row.test.depth:,}".replace(",", " "),
+                    f"{row.test.depth:,}",
                     str(row.test.num_tokens),
                     f"{row.mean_s * 1e3:,.1f} ± {row.sd_s * 1e3:,.1f}",
                     "-" if share is None else f"{share:.3f}",

@@ -7,6 +7,7 @@ import re
 from typing import TYPE_CHECKING
 
 from mlxchat.counts import format_count as format_count
+from mlxchat.counts import format_ttft
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -249,7 +250,7 @@ def format_turn_line(result: "TurnResult") -> str:
     usage, timing = result.usage, result.timing
     parts = [
         f"{format_tokens(usage.completion_tokens)}{_STOP_NOTES.get(result.stop_reason, '')}",
-        f"ttft {timing.ttft_s:.2f} s",
+        f"ttft {format_ttft(timing.ttft_s)}",
     ]
     if timing.decode_tok_per_s is not None:
         depth = format_count(usage.prompt_tokens)

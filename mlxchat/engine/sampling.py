@@ -1,20 +1,21 @@
 """From logits to the next token: penalties, temperature, truncation, a draw with an explicit key.
 
-The order is that of Hugging Face's generation: penalties, logit bias, temperature, top-k, top-p,
-min-p; then XTC (`xtc.py`). All of it is lazy array work on the worker thread; nothing here grows
-with the text, since penalties keep one count per vocabulary entry. Sources: top-k (Fan et al.
-2018), top-p (Holtzman et al. 2020), min-p (Nguyen et al. 2024), repetition penalty (Keskar et al.
-2019).
+The order is that of Hugging Face's generation: the mask of a grammar, penalties, logit bias,
+temperature, top-k, top-p, min-p; then XTC (`xtc.py`). All of it is lazy array work on the worker
+thread; nothing here grows with the text, since penalties keep one count per vocabulary entry.
+Sources: top-k (Fan et al. 2018), top-p (Holtzman et al. 2020), min-p (Nguyen et al. 2024),
+repetition penalty (Keskar et al. 2019).
 """
 
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import islice
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 
+from mlxchat.engine.constraint import Constraint, apply_mask
 from mlxchat.engine.options import SamplingSettings
 from mlxchat.engine.xtc import exclude_top_choices
 from mlxchat.model.exponential import softmax_parts
@@ -100,11 +101,19 @@ class Sampler:
         sampling: The settings.
         vocab_size: V.
         context_ids: Ids before the answer, which penalties count too.
+        constraint: What the answer is held to. It must know each token before the next is drawn,
+            so a draw waits for the token before it, while the device computes the logits.
     """
 
     def __init__(
-        self, sampling: Sampling, vocab_size: int, context_ids: Iterable[int] = ()
+        self,
+        sampling: Sampling,
+        vocab_size: int,
+        context_ids: Iterable[int] = (),
+        constraint: Constraint | None = None,
     ) -> None:
+        self.constraint = constraint
+        self._untold: mx.array | None = None  # the last draw, which the constraint must be told
         self.sampling = sampling
         self.settings = replace(sampling, seed=0)  # what a row may have in common with others
         self._key = mx.random.key(sampling.seed % 2**64)  # a retry counts up from any seed
@@ -128,6 +137,8 @@ class Sampler:
 
     def count_drawn(self, token: mx.array) -> None:
         """Counts a token, shape (1,), that may not be evaluated yet."""
+        if self.constraint is not None:
+            self._untold = token
         if self._counts is not None:
             self._counts = self._counts.at[token].add(1)
 
@@ -145,10 +156,14 @@ class Sampler:
             (T,); both lazily.
         """
         before, rows = self._counts, []
+        masks: Sequence[mx.array | None] = [None] * logits.shape[0]
+        if self.constraint is not None:
+            self._tell(logits)
+            masks = self.constraint.masks_ahead(drafts)
         for i, row in enumerate(mx.split(logits, logits.shape[0])):
             if i and self._counts is not None:
                 self._counts = self._counts.at[mx.array(drafts[i - 1])].add(1)
-            rows.append(self.process(row))
+            rows.append(self._weigh(apply_mask(row, masks[i])))
         self._counts = before
         if self.is_greedy:
             near = _NEAR_TIE_SHARE.get(logits.dtype, 1e-2) * mx.abs(logits).max(axis=-1)
@@ -162,7 +177,15 @@ class Sampler:
             self._peek_keys(len(token_ids))
             for _ in token_ids:
                 self._keys.popleft()
+        if self.constraint is not None:
+            for token_id in token_ids:
+                self.constraint.take(token_id)
         self.count(token_ids)
+
+    @property
+    def can_foresee(self) -> bool:
+        """Whether `sample_ahead` knows what each of the next tokens may be."""
+        return self.constraint is None or self.constraint.is_text
 
     @property
     def is_greedy(self) -> bool:
@@ -174,7 +197,31 @@ class Sampler:
         if self._counts is not None and token_ids:
             self._counts = self._counts.at[mx.array(list(token_ids), mx.int32)].add(times)
 
+    def follow(self, token_ids: Sequence[int]) -> None:
+        """Tells what the answer is so far, where not all of that was drawn here or some was lost.
+
+        Raises:
+            MlxchatError: The answer is held to a grammar, and does not match it.
+        """
+        self._untold = None
+        if self.constraint is not None:
+            self.constraint.follow(token_ids)
+
     def process(self, logits: mx.array) -> mx.array:
+        """Applies the mask of the next token, penalties and bias to logits (1, V)."""
+        if self.constraint is not None:
+            self._tell(logits)
+            logits = apply_mask(logits, self.constraint.mask())
+        return self._weigh(logits)
+
+    def _tell(self, logits: mx.array) -> None:
+        """Tells the constraint what was drawn last; the device computes these logits meanwhile."""
+        if self._untold is not None and self.constraint is not None:
+            mx.async_eval(logits)  # type: ignore[no-untyped-call]
+            self.constraint.take(cast(int, self._untold.item()))
+            self._untold = None
+
+    def _weigh(self, logits: mx.array) -> mx.array:
         """Applies penalties and bias to logits (1, V)."""
         s = self.sampling
         if self._counts is not None:
@@ -239,7 +286,8 @@ def sample_rows(samplers: Sequence[Sampler], logits: mx.array) -> mx.array:
 def _sample_alike(samplers: Sequence[Sampler], logits: mx.array) -> mx.array:
     """Draws as `sample_rows` does, for rows that have all but their seeds in common."""
     first = samplers[0].sampling
-    if first.has_penalties or first.logit_bias:
+    is_held = any(sampler.constraint is not None for sampler in samplers)
+    if first.has_penalties or first.logit_bias or is_held:
         pairs = enumerate(samplers)
         logits = mx.concatenate([s.process(logits[row : row + 1]) for row, s in pairs])
     if samplers[0].is_greedy:
