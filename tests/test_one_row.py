@@ -54,28 +54,48 @@ def test_it_reads_quantised_rows(bits: int, tmp_path: Path) -> None:
     assert_equal_steps(model, lambda: plan.apply(model.make_cache()), KV_TOLERANCE_SHARE[bits])
 
 
+class Watch:
+    """Notes where it is asked, and doubles what the first block hands on."""
+
+    def __init__(self, *points: Any) -> None:
+        self.points = frozenset(points)
+        self.seen: list[Any] = []
+
+    def visit(self, point: Any, layer: int, value: Any) -> Any:
+        self.seen.append((point, layer, value.shape))
+        return value * 2 if (point, layer) == ("resid_post", 0) else value
+
+
+def test_the_stream_can_be_watched_and_changed(tmp_path: Path) -> None:
+    """It looks as on the other way, and what is put in its place has the same effect."""
+    model = make(tmp_path, "qwen3")
+    logits, seen = [], []
+    for run in (model.forward, model.forward_all):
+        cache, watch = model.make_cache(), Watch("resid_pre", "resid_post")
+        model.prefill(IDS[:, :9], cache)
+        logits.append(run(IDS[:, 9:10], cache, watch).reshape(-1))
+        seen.append(watch.seen)
+    assert seen[0] == seen[1]
+    assert len(seen[0]) == 6
+    assert mx.abs(logits[0] - logits[1]).max().item() <= 1e-5
+    cache = model.make_cache()
+    model.prefill(IDS[:, :9], cache)
+    assert mx.abs(model.forward(IDS[:, 9:10], cache)[0] - logits[0]).max().item() > 1e-2
+
+
 def test_who_looks_inside_is_shown_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Taps and padded batches go the way of many rows."""
+    """Taps inside a block and padded batches go the way of many rows."""
     model = make(tmp_path, "qwen3")
     cache = model.make_cache()
     model.prefill(IDS[:, :9], cache)
-
-    class Seen:
-        points = frozenset(["resid_post"])
-        layers: list[int]
-
-        def visit(self, point: Any, layer: int, value: Any) -> Any:
-            self.layers.append(layer)
-            return value
 
     def refuse(*_: Any) -> None:
         raise AssertionError("nobody can look inside")
 
     monkeypatch.setattr(one_row.OneRow, "forward", refuse)
-    seen = Seen()
-    seen.layers = []
-    model.forward(IDS[:, 9:10], cache, seen)
-    assert seen.layers == [0, 1, 2]
+    watch = Watch("z")
+    model.forward(IDS[:, 9:10], cache, watch)
+    assert [layer for _, layer, _ in watch.seen] == [0, 1, 2]
     cache.padding = mx.array([2])
     model.forward(IDS[:, 10:11], cache)
     cache.padding = None

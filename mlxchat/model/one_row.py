@@ -2,14 +2,11 @@
 
 Every operation costs its dispatch there, views too: about 3 us, and a block as `transformer.py` has
 it takes 59 of them. Here it takes 37, with the same weights, and the same numbers up to rounding:
-vectors keep the shape in which a product wants and leaves them, heads are normed, scaled and turned
-by one multiplication and one sum, and the end of a block is compiled together with the beginning
-of the next one. Nobody can look inside (`taps.py`).
+vectors keep the shape in which a product wants and leaves them, and heads are normed, scaled and
+turned by one multiplication and one sum. Of taps only those of the residual stream fit in.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import mlx.core as mx
@@ -20,6 +17,7 @@ from mlxchat.model.device import DevicePlan
 from mlxchat.model.families import ModelConfig
 from mlxchat.model.kv_cache import RowCache
 from mlxchat.model.rope import Rope
+from mlxchat.model.taps import Point, Taps
 from mlxchat.model.weights import (
     Arrays,
     LayerWeights,
@@ -31,17 +29,6 @@ from mlxchat.model.weights import (
 
 Compile = Callable[[Callable[..., Any]], Callable[..., Any]]
 Projected = tuple[mx.array, mx.array, mx.array]  # q (1, K, H / K, Dh), scaled; k, v (1, K, 1, Dh)
-
-
-@dataclass(frozen=True, slots=True)
-class _Shape:
-    """What the functions of a block depend on beside the shapes of its arrays."""
-
-    qkv: tuple[LinearSpec, ...]
-    o: LinearSpec
-    gate_up: tuple[LinearSpec, ...]
-    down: LinearSpec
-    rope_dims: int  # 0 if nothing is turned
 
 
 class OneRow:
@@ -72,15 +59,15 @@ class OneRow:
         self._after = [self._view_after(layer) for layer in weights.layers]
         self._end = [self._vector(weights.final_norm), *self._view(weights.head[1])]
         mx.eval(self._before, self._after, self._end)
-        shapes = [
-            _Shape(w.qkv, w.o, w.gate_up, w.down, 0 if rope is None else rope.dims)
-            for w, rope in pairs
-        ]
-        neighbours = list(pairwise(shapes))
-        compiled = {pair: compile_(self._make_between(*pair)) for pair in set(neighbours)}
-        self._between = [compiled[pair] for pair in neighbours]
-        self._first = compile_(self._make_first(shapes[0]))
-        self._last = compile_(self._make_last(shapes[-1], weights.head[0]))
+        self._functions: list[tuple[Callable[..., Projected], Callable[..., mx.array]]] = []
+        shared: dict[Any, tuple[Callable[..., Projected], Callable[..., mx.array]]] = {}
+        for layer, rope in pairs:
+            key = layer.static, 0 if rope is None else rope.dims
+            if key not in shared:
+                makers = self._make_before(layer, key[1]), self._make_after(layer)
+                shared[key] = compile_(makers[0]), compile_(makers[1])
+            self._functions.append(shared[key])
+        self._unembed: Callable[..., mx.array] = compile_(self._make_unembed(weights.head[0]))
 
     @staticmethod
     def can_run(config: ModelConfig, weights: ModelWeights, plan: DevicePlan) -> bool:
@@ -92,16 +79,21 @@ class OneRow:
         is_cpu = plan.float32 and not plan.fast_kernels and plan.matvec != "row"
         return is_cpu and is_plain and config.attn_softcap is None
 
-    def forward(self, x: mx.array, layers: list[RowCache]) -> mx.array:
-        """Feeds one embedded token (1, 1, D) and returns its logits (1, V), lazily."""
+    def forward(self, x: mx.array, layers: list[RowCache], taps: Taps | None = None) -> mx.array:
+        """Feeds one embedded token (1, 1, D) and returns its logits (1, V), lazily.
+
+        Args:
+            x: The token.
+            layers: The caches of all layers.
+            taps: Of the residual stream alone (`STREAM_POINTS`).
+        """
         tables = self._tables(mx.array(layers[0].offset), self._periods)
         turns: list[Any] = [[] if i is None else tables[i] for i in self._table_of]
-        x, (q, k, v) = self._first(self._before[0], turns[0], x)
-        attended = x
+        x = self._vector(x)
         for i, held in enumerate(layers):
-            if i:
-                params = self._after[i - 1], self._before[i]
-                x, (q, k, v) = self._between[i - 1](*params, turns[i], x, attended)
+            before, after = self._functions[i]
+            x = self._visit(taps, "resid_pre", i, x)
+            q, k, v = before(self._before[i], turns[i], x)
             held.append(k, v)
             if held.format is None:
                 rows = held.visible()
@@ -109,8 +101,14 @@ class OneRow:
             else:
                 heads = q.reshape(1, self.config.n_heads, 1, self.config.head_dim)
                 attended = held.format.attend_one(heads, held.visible(), None)
-        logits: mx.array = self._last(self._after[-1], self._end, x, attended)
-        return logits
+            x = self._visit(taps, "resid_post", i, after(self._after[i], x, attended))
+        return self._unembed(self._end, x)
+
+    def _visit(self, taps: Taps | None, point: Point, layer: int, x: mx.array) -> mx.array:
+        """Shows the residual stream as the other way has it."""
+        if taps is None or point not in taps.points:
+            return x
+        return self._vector(taps.visit(point, layer, x.reshape(1, 1, -1)))
 
     # -- arrays as they are needed here: views, but for small ones --------------------------------
 
@@ -198,8 +196,10 @@ class OneRow:
         joined = parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=-1)
         return joined.reshape(1, -1, 1, c.head_dim)
 
-    def _make_before(self, shape: _Shape) -> Callable[[Params, Any, mx.array], Projected]:
-        c, specs = self.config, shape.qkv
+    def _make_before(
+        self, layer: LayerWeights, dims: int
+    ) -> Callable[[Params, Any, mx.array], Projected]:
+        c, specs = self.config, layer.qkv
         q_width, k_width = c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
 
         def before(params: Params, table: Any, x: mx.array) -> Projected:
@@ -211,14 +211,14 @@ class OneRow:
                 q = self._norm(self._cut(qk, 0, q_width), params["q_norm"])
                 k = self._norm(self._cut(qk, q_width, qk.size), params["k_norm"])
                 qk = mx.concatenate([q, k], axis=0 if self._is_column else 1)
-            heads = self._turn(shape.rope_dims, params, table, qk)
+            heads = self._turn(dims, params, table, qk)
             q, k = heads[:, : c.n_heads], heads[:, c.n_heads :]
             return q.reshape(1, c.n_kv_heads, -1, c.head_dim), k, v.reshape(k.shape)
 
         return before
 
-    def _make_after(self, shape: _Shape) -> Callable[[Params, mx.array, mx.array], mx.array]:
-        c, o_spec, gate_up_specs, down_spec = self.config, shape.o, shape.gate_up, shape.down
+    def _make_after(self, layer: LayerWeights) -> Callable[[Params, mx.array, mx.array], mx.array]:
+        c, o_spec, gate_up_specs, down_spec = self.config, layer.o, layer.gate_up, layer.down
         activation = exponential.silu if c.activation == "silu" else exponential.gelu
 
         def after(params: Params, x: mx.array, attended: mx.array) -> mx.array:
@@ -236,36 +236,15 @@ class OneRow:
 
         return after
 
-    def _make_first(self, shape: _Shape) -> Callable[..., tuple[mx.array, Projected]]:
-        before = self._make_before(shape)
+    def _make_unembed(self, spec: LinearSpec) -> Callable[[list[mx.array], mx.array], mx.array]:
+        c = self.config
 
-        def first(params: Params, table: Any, x: mx.array) -> tuple[mx.array, Projected]:
-            x = self._vector(x)
-            return x, before(params, table, x)
-
-        return first
-
-    def _make_between(self, one: _Shape, next_: _Shape) -> Callable[..., Any]:
-        after, before = self._make_after(one), self._make_before(next_)
-
-        def between(
-            after_params: Params, before_params: Params, table: Any, x: mx.array, attended: mx.array
-        ) -> tuple[mx.array, Projected]:
-            x = after(after_params, x, attended)
-            return x, before(before_params, table, x)
-
-        return between
-
-    def _make_last(self, shape: _Shape, head: LinearSpec) -> Callable[..., mx.array]:
-        c, after = self.config, self._make_after(shape)
-
-        def last(params: Params, end: list[mx.array], x: mx.array, attended: mx.array) -> mx.array:
-            x = self._norm(after(params, x, attended), end[0])
-            logits = self._multiply(head, end[1:], x).reshape(1, -1)
+        def unembed(end: list[mx.array], x: mx.array) -> mx.array:
+            logits = self._multiply(spec, end[1:], self._norm(x, end[0])).reshape(1, -1)
             if c.logit_divisor != 1.0:
                 logits = logits / c.logit_divisor
             if c.final_softcap is not None:
                 logits = mx.tanh(logits / c.final_softcap) * c.final_softcap
             return logits
 
-        return last
+        return unembed

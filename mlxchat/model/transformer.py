@@ -13,7 +13,7 @@ Knows token ids and arrays; names, files and text belong to the modules around i
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeGuard
 
 import mlx.core as mx
 
@@ -135,9 +135,9 @@ class Transformer:
         self, token_ids: mx.array, cache: SequenceCache, taps: Taps | None = None
     ) -> mx.array:
         """Feeds ids (B, T) and returns the logits of the last position, (B, V), lazily."""
-        is_plain = taps is None and cache.padding is None
+        is_plain = cache.padding is None and not _looks_inside(taps)
         if self._one_row is not None and is_plain and token_ids.size == 1:
-            return self._one_row.forward(self.embed(token_ids), cache.raw)
+            return self._one_row.forward(self.embed(token_ids), cache.raw, taps)
         return self.unembed(self.hidden(token_ids, cache, taps)[:, -1:])[:, 0]
 
     def forward_all(
@@ -215,7 +215,7 @@ class Transformer:
         weights = self.weights.layers[layer]
         x = visit(taps, "resid_pre", layer, x)
         inside, look = False, {}
-        if taps is not None and taps.points - STREAM_POINTS:
+        if _looks_inside(taps):
             inside, look = True, {"visit": partial(_visit, taps, layer)}
         before, after = self._before[layer][not inside], self._after[layer][not inside]
         q, k, v = before(weights.before, step.positions[kind], x, **look)
@@ -420,6 +420,10 @@ class Transformer:
 
 def _silu(x: mx.array) -> mx.array:
     return x * mx.sigmoid(x)
+
+
+def _looks_inside(taps: Taps | None) -> TypeGuard[Taps]:
+    return taps is not None and bool(taps.points - STREAM_POINTS)
 
 
 def _visit(taps: Taps, layer: int, point: Point, value: mx.array) -> mx.array:
