@@ -137,3 +137,18 @@ def test_module_map():
             assert f"`mlxchat/{path.name}/`" in section
     for path in (package / "cli").glob("[!_]*.py"):
         assert f"`{path.name}`" in section
+
+
+def test_module_map():
+    """Every module is named in the map, alone or with its family."""
+    section = README.split("\n## Module map\n")[1].split("\n## ")[0]
+    families = re.compile(r"history_|import_|render_|slash/|inspect/")
+    missing = [
+        str(path)
+        for path in sorted((REPOSITORY / "mlxchat").rglob("*.py"))
+        if not path.name.startswith("__")
+        and f"{path.name}`" not in section
+        and not families.search(f"{path.parent.name}/{path.name}")
+        and "builtin" not in path.parts
+    ]
+    assert missing == []

@@ -256,7 +256,7 @@ def test_set_shows_what_is_in_force(talk):
     assert "stop                'END OF IT'" in talk.said[1]
     assert talk.said[2] == "/set NAME VALUE sets one, to `default` gives it back."
     assert talk.said[3].startswith("think          as the template does  default\nthink-budget")
-    assert talk.said[4:] == ["stop: default.", "stop  none  /set"]
+    assert talk.said[4:] == ["stop: default.", "stop  none  default"]
 
 
 def test_cache(talk):

@@ -139,7 +139,7 @@ def _first_tokens(report: Report) -> str:
             rows.append(
                 (
                     where[row.test.source] + (f", kv {bits} bit" if bits else ""),
-                    f"{row.test.depth:,}".replace(",", " "),
+                    f"{row.test.depth:,}",
                     str(row.test.num_tokens),
                     f"{row.mean_s * 1e3:,.1f} ± {row.sd_s * 1e3:,.1f}",
                     "-" if share is None else f"{share:.3f}",
@@ -238,7 +238,7 @@ def format_verdicts(verdicts: "Sequence[Verdict]", changes: Sequence[str]) -> st
         )
         for verdict in verdicts
     ]
-    header = ("figure (medians; less is better)", "then", "now", "change", "interval", "verdict")
+    header = ("figure (less is better)", "then", "now", "change", "interval", "verdict")
     lines = [make_table(header, rows)]
     if changes:
         lines.append("changed since: " + "; ".join(changes) + "\n")

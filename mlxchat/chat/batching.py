@@ -152,8 +152,8 @@ class LineAnswerer:
             others = [(len(o.reading.token_ids), o.max_tokens) for o in self._open.values()]
             rows = [*others, (len(reading.token_ids), max_tokens)]
             runner.memory.check_batch(runner.engine, rows)
-        sampler = runner.make_sampler(conversation, reading.token_ids)
-        decoder = runner.make_decoder(reading, context)
+        sampler = runner.make_sampler(conversation, reading.token_ids, prompt=reading.prompt)
+        decoder = runner.make_decoder(reading, context, sampler)
         row = batch.add(copy_live(runner.engine), reading.logits, sampler, max_tokens)
         self._open[row] = _Open(line, conversation, reading, decoder, verify, max_tokens, limit)
 

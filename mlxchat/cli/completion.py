@@ -97,13 +97,11 @@ def find_paths(session: "Session | None", text: str) -> Candidates:
 
 
 def find_models(session: "Session | None", text: str) -> Candidates:
-    """Yields the models that the Hub cache holds, then folders."""
+    """Yields the models on this disk, then folders."""
     from mlxchat.cli.files import complete_path
-    from mlxchat.model.hub import BUILTIN_NAME, list_cached_repos
+    from mlxchat.cli.models import name_models
 
-    yield BUILTIN_NAME, "included"
-    for repo in list_cached_repos():
-        yield repo, "cached"
+    yield from name_models(text)
     for path in complete_path(text, only_folders=True) if text else ():
         yield path, "folder"
 

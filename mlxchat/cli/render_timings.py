@@ -134,7 +134,16 @@ def turn_cells(turn: TurnFigures) -> tuple[str, ...]:
 
 
 def _turn_table(turns: Sequence[TurnFigures]) -> str:
-    return format_columns(_TURN_HEADER, [turn_cells(turn) for turn in turns])
+    table = format_columns(_TURN_HEADER, [turn_cells(turn) for turn in turns])
+    reasons = [f"turn {t.number}: {explain_reading(t)}" for t in turns if explain_reading(t)]
+    return "\n".join([table, *([""] if reasons else []), *reasons])
+
+
+def explain_reading(turn: TurnFigures) -> str:
+    """Returns why a turn read more than its message; empty where it did not."""
+    _, found, why = turn.reason.partition(f", read {turn.num_read}")
+    text = why.removeprefix(" (").removesuffix(")") if found else turn.reason
+    return format_counts_in(one_line(text))
 
 
 _CONVERSATION_HEADER = ("id", "turns", "reused", "read", "ttft", "tok/s", "model", "title")
@@ -297,7 +306,7 @@ def _page_cells(turn: TurnFigures) -> tuple[str | float | int, ...]:
         turn.num_answer,
         "-" if rate is None else round(rate),
         turn.total_s,
-        format_counts_in(one_line(turn.reason)),
+        explain_reading(turn),
     )
 
 

@@ -22,7 +22,7 @@ from prompt_toolkit.utils import is_dumb_terminal
 from mlxchat import __version__, paths
 from mlxchat.cli.failures import LeaveChat, Stopped, explain
 from mlxchat.cli.options import Request, make_attachments
-from mlxchat.cli.paste import ChipProcessor, Pastes
+from mlxchat.cli.paste import ChipProcessor, Pastes, speed_up_pastes
 from mlxchat.cli.recall import RecentSuggest, open_history
 from mlxchat.cli.render import format_banner, format_progress, format_toolbar
 from mlxchat.cli.screen import Screen
@@ -91,6 +91,7 @@ class Repl:
             bottom_toolbar=None if plain else self._toolbar,
             enable_suspend=True,
         )
+        speed_up_pastes(self._prompt.app.input)
         self._terminal = TerminalModes(self._come_back)
 
     def run(self, greeting: str = "") -> int:

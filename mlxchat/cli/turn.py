@@ -106,6 +106,9 @@ class TurnView:
         self._screen = screen
         self._shows_text = shows_text
         self._thinks_since: float | None = None
+        # When the last event came that is no text: thinking begins there, and what there is of it
+        # may come together with the answer.
+        self._read_at = time.monotonic()
         self._num_reasoning_tokens = 0
         self._skips_newlines = False
         self._num_summarised, self._summary_started = 0, 0.0
@@ -113,6 +116,8 @@ class TurnView:
 
     def show(self, event: object) -> None:
         """Shows one event."""
+        if not isinstance(event, TextDelta):
+            self._read_at = time.monotonic()
         match event:
             case TextDelta():
                 self._num_reasoning_tokens = event.num_reasoning_tokens
@@ -137,7 +142,7 @@ class TurnView:
         self._skips_newlines = True
         if self._shows_text and self._screen.shows_reasoning:
             if self._thinks_since is None:
-                self._thinks_since = time.monotonic()
+                self._thinks_since = self._read_at
                 text = text.lstrip("\n")
             self._screen.reasoning(text)
 
