@@ -139,7 +139,7 @@ def test_module_map():
         assert f"`{path.name}`" in section
 
 
-def test_module_map():
+def test_every_module_is_in_the_map():
     """Every module is named in the map, alone or with its family."""
     section = README.split("\n## Module map\n")[1].split("\n## ")[0]
     families = re.compile(r"history_|import_|render_|slash/|inspect/")
