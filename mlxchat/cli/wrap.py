@@ -50,8 +50,8 @@ def split_at_width(text: str, width: int) -> tuple[str, str]:
 class _Rows:
     """Rows while they are filled, word by word."""
 
-    def __init__(self, width: int) -> None:
-        self.width = max(width, 1)
+    def __init__(self, width: int, *, keeps_links: bool = False) -> None:
+        self.width, self._keeps_links = max(width, 1), keeps_links
         self.rows: list[Row] = []
         self._row: Row = []
         self._used = 0
@@ -93,8 +93,14 @@ class _Rows:
             self._new_row()
         elif self._space:
             self._put(self._space)
-        for run in self._word:
-            self._put(run)
+        if self._keeps_links and width > self.width and is_link(self._word):
+            if self._used:
+                self._new_row()
+            self._row += self._word
+            self._new_row()
+        else:
+            for run in self._word:
+                self._put(run)
         self._word, self._space = [], None
 
     def _put(self, run: Run) -> None:
@@ -115,17 +121,24 @@ class _Rows:
         self._used += text_width(text)
 
 
-def wrap(runs: Iterable[Run], width: int) -> list[Row]:
+def is_link(row: Row) -> bool:
+    """Returns whether a web address stands in a row."""
+    return "://" in "".join(text for text, _ in row)
+
+
+def wrap(runs: Iterable[Run], width: int, *, keeps_links: bool = False) -> list[Row]:
     """Breaks runs into rows between words, and words that are wider than a row anywhere.
 
     Args:
         runs: Line feeds in them end a row.
         width: Columns of a row.
+        keeps_links: A web address that is wider has a row that is wider, so that the terminal
+            breaks it, and can open it and copy it whole.
 
     Returns:
         At least one row; runs in it that are neighbours differ in style.
     """
-    rows = _Rows(width)
+    rows = _Rows(width, keeps_links=keeps_links)
     for part, style, breaks_before in _parts(runs):
         rows.add(part, style, breaks_before=breaks_before)
     return [merge(row) for row in rows.finish()]
