@@ -57,6 +57,7 @@ class _Rows:
         self._used = 0
         self._word: Row = []  # pieces with no break between them
         self._space: Run | None = None
+        self._is_after_link = False  # the blank after a link ends its row
 
     def add(self, part: str, style: str, *, breaks_before: bool) -> None:
         if part == "\n":
@@ -73,7 +74,9 @@ class _Rows:
     def end_row(self) -> None:
         self._end_word()
         self._space = None
-        self._new_row()
+        if not self._is_after_link:  # its row has ended already
+            self._new_row()
+        self._is_after_link = False
 
     def finish(self) -> list[Row]:
         if self._row or self._word or not self.rows:
@@ -91,13 +94,15 @@ class _Rows:
         space = text_width(self._space[0]) if self._space else 0
         if self._row and self._used + space + width > self.width:
             self._new_row()
-        elif self._space:
+        elif self._space and not self._is_after_link:
             self._put(self._space)
+        self._is_after_link = False
         if self._keeps_links and width > self.width and is_link(self._word):
             if self._used:
                 self._new_row()
             self._row += self._word
             self._new_row()
+            self._is_after_link = True
         else:
             for run in self._word:
                 self._put(run)
