@@ -54,7 +54,10 @@ EXAMPLES = {
     "continue": ("After Ctrl-C, a token limit or a full context.",),
     "compact": ("/compact 4: the newest four turns stay as they are",),
     "undo": ("/undo 2: the last two turns; /tree and /goto bring them back",),
-    "edit": ("/edit 2 What is a cat?: another second message; the old branch stays in /tree",),
+    "edit": (
+        "/edit 2 What is a cat?: another second message; the old branch stays in /tree",
+        "/edit 2: the second message comes into the prompt, to be changed",
+    ),
     "goto": ("/tree shows the numbers",),
     "save": ("/save trip to Oslo",),
     "resume": (

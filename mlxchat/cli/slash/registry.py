@@ -43,6 +43,8 @@ class Context:
         screen: What shows answers; None where nothing can be set on it.
         settings: What `config.toml` said at the start.
         answers: Shows what comes of a turn; None where nothing can be set on it.
+        redraft: Begins the next prompt with three texts, of which the second may be a chip; None
+            where there is no prompt.
     """
 
     session: "Session"
@@ -55,6 +57,7 @@ class Context:
     screen: "Screen | None" = None
     settings: Settings = field(default_factory=Settings)
     answers: "Answers | None" = None
+    redraft: Callable[[str, str, str], None] | None = None
 
     @property
     def width(self) -> int:
