@@ -44,6 +44,11 @@ KEYS = (
     ),
     ("Ctrl-D", "Leaves."),
 )
+LAST_LINES = (
+    'In a message: @path puts a file in, """ begins and ends a block of lines.',
+    "A line !cmd runs a command and attaches its output.",
+    "/help keys lists the keys. //word sends /word as text; /a/path is text anyway.",
+)
 # What `/help NAME` shows of a command besides its summary.
 EXAMPLES = {
     "system": (
@@ -110,8 +115,8 @@ def help_(context: Context, argument: str) -> None:
         context.say(explain(find(name), columns))
     else:
         entries = format_entries([(e.usage, e.summary) for e in COMMANDS.values()], columns)
-        last = "/help keys lists the keys. //word sends /word as text; /a/path is text anyway."
-        context.say("\n".join([entries, *textwrap.wrap(last, columns)]))
+        lines = [row for line in LAST_LINES for row in textwrap.wrap(line, columns)]
+        context.say("\n".join([entries, *lines]))
 
 
 def format_entries(entries: Iterable[tuple[str, str]], columns: int) -> str:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from mlxchat.cli.screen import Screen
     from mlxchat.cli.turn import Answers, Start
 
-_SHELL = re.compile(r"!(?=\s*[^\s!])\s*(.+)", re.DOTALL)
+_SHELL = re.compile(r"/?!(?=\s*[^\s!])\s*(.+)", re.DOTALL)
 _COMMAND = re.compile(r"(/?)/([A-Za-z][\w-]*|\?)(?:\s+(.*))?", re.DOTALL | re.ASCII)
 
 
