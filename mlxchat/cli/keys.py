@@ -8,6 +8,7 @@ from prompt_toolkit.application import get_app, run_in_terminal
 from prompt_toolkit.completion import Completion
 from prompt_toolkit.enums import DEFAULT_BUFFER
 from prompt_toolkit.filters import Condition, emacs_mode, has_focus
+from prompt_toolkit.input.ansi_escape_sequences import ANSI_SEQUENCES
 from prompt_toolkit.key_binding import (
     ConditionalKeyBindings,
     KeyBindings,
@@ -22,6 +23,8 @@ from mlxchat.cli.lines import continue_line
 from mlxchat.cli.paste import Pastes
 from mlxchat.errors import MlxchatError
 
+# Shift-Enter, where the terminal tells it apart (xterm's way, and the way that kitty began).
+ANSI_SEQUENCES |= dict.fromkeys(("\x1b[27;2;13~", "\x1b[13;2u"), Keys.ControlJ)
 # Two presses further apart than this are two wishes to clear the line.
 LEAVE_WITHIN_S = 2.0
 # A signal that comes this soon after the editor's end was meant for the editor.
