@@ -17,6 +17,7 @@ from prompt_toolkit.key_binding import (
 )
 from prompt_toolkit.keys import Keys
 from prompt_toolkit.search import stop_search
+from prompt_toolkit.utils import is_dumb_terminal
 
 from mlxchat.cli.completion import complete_line
 from mlxchat.cli.lines import continue_line
@@ -92,7 +93,10 @@ class PromptKeys:
         @self._own.add("escape", "enter", filter=emacs_mode)
         @self._own.add("c-j")
         def _new_line(event: KeyPressEvent) -> None:
-            event.current_buffer.insert_text("\n")
+            if is_dumb_terminal():  # the shell of Emacs ends its lines so
+                _send(event)
+            else:
+                event.current_buffer.insert_text("\n")
 
     def _take_signal(self, event: KeyPressEvent) -> None:
         """Takes a Ctrl-C that came as a signal: while the terminal was not the prompt's."""
