@@ -126,6 +126,13 @@ def test_scripts():
         path = REPOSITORY / name.strip("`")
         assert path.is_file()
         assert path.stat().st_mode & 0o111
+    named = {name.strip("`") for name in table("## Development")}
+    folder = REPOSITORY / "scripts"
+    assert {f"scripts/{p.name}" for p in folder.iterdir() if _is_script(p)} <= named
+
+
+def _is_script(path):
+    return path.is_file() and path.suffix == "" and path.stat().st_mode & 0o111 != 0
 
 
 def test_module_map():

@@ -147,8 +147,10 @@ def find_models(session: "Session | None", text: str) -> Candidates:
 
 def find_messages(session: "Session | None", text: str) -> Candidates:
     """Yields the numbers of the tree, each with the beginning of its message."""
+    from mlxchat.cli.attachments import format_own_words
+
     for branch in session.tree() if session is not None else ():
-        yield str(branch.node.id), one_line(branch.node.message.content)[:40]
+        yield str(branch.node.id), cut(format_own_words(branch.node.message.content), 40)
 
 
 def find_turns(session: "Session | None", text: str) -> Candidates:

@@ -187,11 +187,15 @@ class Repl:
             screen=self._screen,
             settings=self._request.settings,
             answers=answers,
+            redraft=self._redraft,
         )
         block = read_block(text)
         if block is None:
             return slash.interpret(context, text)
         return slash.send(context, block, is_literal=True)
+
+    def _redraft(self, start: str, paste: str, end: str) -> None:
+        self._draft = f"{start}{self._pastes.take(paste)}{end}"
 
     def _come_back(self) -> None:
         """The shell had the terminal (Ctrl-Z, `fg`), so nothing on it is where it was."""
