@@ -20,8 +20,10 @@ from pathlib import Path
 CORES = ("Haswell", "Zen")
 _SOURCE = Path(__file__).with_suffix(".cpp")
 # Sums in any order, as every BLAS does; nothing that changes how numbers are treated elsewhere.
-_FLAGS = ("-shared", "-fPIC", "-O3", "-mavx2", "-mfma", "-fassociative-math")
-_FLAGS += ("-fno-signed-zeros", "-fno-trapping-math", "-fno-math-errno")
+_FLAGS = (
+    *("-shared", "-fPIC", "-O3", "-mavx2", "-mfma"),
+    *("-fassociative-math", "-fno-signed-zeros", "-fno-trapping-math", "-fno-math-errno"),
+)
 
 
 def put_before(openblas: ctypes.CDLL) -> bool:

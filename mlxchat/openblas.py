@@ -65,7 +65,7 @@ def explain_absence() -> str:
 
 
 def describe_openblas() -> str:
-    """Returns what serves MLX's products: the library, for which processor, and what it does not."""
+    """Returns what serves MLX's products: a library, and for which processor."""
     if _hook.library is None:
         return explain_absence()
     own = "; one row by our own product" if _hook.has_own_row else ""
