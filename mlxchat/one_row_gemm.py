@@ -12,12 +12,9 @@ import hashlib
 import os
 import shutil
 import stat
-import subprocess
 import tempfile
 from pathlib import Path
 
-# Processors by OpenBLAS's names. For those with AVX-512 its own are fast enough.
-CORES = ("Haswell", "Zen")
 _SOURCE = Path(__file__).with_suffix(".cpp")
 # Sums in any order, as every BLAS does; nothing that changes how numbers are treated elsewhere.
 _FLAGS = (
@@ -39,7 +36,7 @@ def put_before(openblas: ctypes.CDLL) -> bool:
         if file is None:
             return False
         library = ctypes.CDLL(str(file), mode=ctypes.RTLD_GLOBAL)
-    except (OSError, subprocess.SubprocessError):
+    except OSError:
         return False
     functions = (openblas.cblas_sgemm, openblas.cblas_sgemv)
     library.mlxchat_hand_on(*(ctypes.cast(f, ctypes.c_void_p) for f in functions))
@@ -57,10 +54,20 @@ def _make() -> Path | None:
     source = _SOURCE.read_bytes()
     digest = hashlib.sha256(source + " ".join(_FLAGS).encode()).hexdigest()[:16]
     file = folder / f"one_row_gemm-{digest}.so"
+    return file if file.exists() or _compile(file) else None
+
+
+def _compile(file: Path) -> bool:
     compiler = shutil.which("g++")
-    if not file.exists() and compiler is not None:
-        unfinished = file.with_suffix(f".{os.getpid()}")
-        command = [compiler, *_FLAGS, str(_SOURCE), "-o", str(unfinished)]
+    if compiler is None:
+        return False
+    import subprocess
+
+    unfinished = file.with_suffix(f".{os.getpid()}")
+    command = [compiler, *_FLAGS, str(_SOURCE), "-o", str(unfinished)]
+    try:
         subprocess.run(command, check=True, capture_output=True, timeout=60)
-        unfinished.rename(file)
-    return file if file.exists() else None
+    except subprocess.SubprocessError:
+        return False
+    unfinished.rename(file)
+    return True

@@ -13,6 +13,8 @@ from typing import Any
 # first for others; and how many multiplications small are.
 _CORES_WITH_SMALL_KERNELS = ("SkylakeX", "Cooperlake", "SapphireRapids")
 _SMALL_PRODUCT = 1_000_000
+# Processors (of AVX2) for which our own product of one row is faster.
+_CORES_THAT_COPY = ("Haswell", "Zen")
 # Beyond so many threads they copy faster together than one multiplies.
 _FEW_THREADS = 4
 _NAMES = ("libopenblas.so.0", "libopenblas.so", "libopenblasp.so.0")
@@ -92,15 +94,15 @@ def _load() -> tuple[str, Any] | None:
         return None
     import ctypes
 
-    from mlxchat import one_row_gemm
-
     for name in _NAMES:
         try:
             library = ctypes.CDLL(name)
         except OSError:
             continue
         library.openblas_get_corename.restype = ctypes.c_char_p
-        if library.openblas_get_corename().decode() in one_row_gemm.CORES:
+        if library.openblas_get_corename().decode() in _CORES_THAT_COPY:
+            from mlxchat import one_row_gemm
+
             _hook.has_own_row = one_row_gemm.put_before(library)
         ctypes.CDLL(name, mode=ctypes.RTLD_GLOBAL)  # what is found first comes first
         return name, library
