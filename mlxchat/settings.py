@@ -35,12 +35,15 @@ class Bounds(NamedTuple):
         return f"{kind} in {'[' if self.low_is_allowed else '('}{self.low:g}, {high}]"
 
 
-# Temperature 0 is greedy; top_k 0 and min_p 0 switch the filter off.
+# Temperature 0 is greedy; top_k 0, min_p 0 and xtc_probability 0 switch the filter off. Above a
+# threshold of 0.5 there is never more than one token.
 SAMPLING_BOUNDS = {
     "temperature": Bounds(0),
     "top_p": Bounds(0, 1, low_is_allowed=False),
     "top_k": Bounds(0, is_integer=True),
     "min_p": Bounds(0, 1),
+    "xtc_probability": Bounds(0, 1),
+    "xtc_threshold": Bounds(0, 0.5),
     "repetition_penalty": Bounds(0, low_is_allowed=False),
     "seed": Bounds(0, 2**64 - 1, is_integer=True),
 }

@@ -137,6 +137,10 @@ class FakeSession:
         FakeSession.made.append(self)
 
     @property
+    def model_name(self) -> str:
+        return self.model or "builtin"
+
+    @property
     def num_turns(self) -> int:
         return len(self.sent)
 
@@ -277,6 +281,7 @@ class FakeSession:
         if self.info is None:
             return None
         values: dict[str, float] = {"temperature": 0.6, "top_p": 0.95, "top_k": 0, "min_p": 0.0}
+        values |= {"xtc_probability": 0.0, "xtc_threshold": 0.1}
         values |= {"repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
         return values | {"seed": 7}, frozenset({"temperature"})
 
@@ -296,6 +301,9 @@ class FakeSession:
 
     def last_answer(self) -> str | None:
         return self.last.text if self.last is not None and self.sent else None
+
+    def question_text(self, turn: int | None = None) -> str:
+        return self.sent[-1 if turn is None else turn - 1]
 
     def count_rereads(self) -> tuple[int, int] | None:
         return (700, 1000) if self.sent else None

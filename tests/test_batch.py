@@ -63,6 +63,9 @@ SETTINGS = {
     "greedy": Sampling(temperature=0.0),
     "sampled": Sampling(temperature=1.0, top_p=0.9),
     "top-k": Sampling(temperature=0.8, top_k=20, top_p=1.0, min_p=0.01),
+    "xtc": Sampling(
+        temperature=1.0, top_p=0.95, xtc_probability=0.5, xtc_threshold=0.05, xtc_spared=(9, 10)
+    ),
     "penalties": Sampling(
         temperature=1.0, repetition_penalty=1.3, presence_penalty=0.2, frequency_penalty=0.3
     ),

@@ -406,8 +406,8 @@ def test_a_row_that_fails_leaves_the_others(start, method, monkeypatch):
     expected, _ = answer(start(verify=False), lines, 3)
     session, made, make = start(verify=False), [], TurnRunner.make_decoder
 
-    def spoil(runner, reading, context):
-        decoder = make(runner, reading, context)
+    def spoil(runner, reading, *rest):
+        decoder = make(runner, reading, *rest)
         made.append(decoder)
         if reading.messages[-1].content == PROMPTS[2] and len(made) < 4:
             monkeypatch.setattr(decoder, method, fail)
@@ -483,9 +483,9 @@ def test_lines_that_come_again_come_once_and_in_order(start, together, monkeypat
         monkeypatch.setattr("mlxchat.chat.line_reading.can_read_together", lambda engine: False)
     session, begun, make = start(verify=False, max_tokens=20), [], TurnRunner.make_decoder
 
-    def note(runner, reading, context):
+    def note(runner, reading, *rest):
         begun.append(reading.messages[-1].content)
-        return make(runner, reading, context)
+        return make(runner, reading, *rest)
 
     def watch(batch, check):
         def look():

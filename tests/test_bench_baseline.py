@@ -109,6 +109,44 @@ def test_memory_has_no_noise():
     assert worse == ["pp512, peak MiB", "tg128, peak MiB", "ttft live @ d512, peak MiB"]
 
 
+def with_chunk(samples, chunk):
+    return [replace(sample, longest_chunk=chunk) for sample in samples]
+
+
+def test_memory_is_compared_at_equal_chunks():
+    """A busy machine shortens the chunks, and with them the peak: that is not the code's."""
+    busy = with_chunk(samples(1, memory=800), 128)
+    quiet = with_chunk(samples(2), 256)
+    assert outcomes(busy, quiet) == {"same", "unclear"}
+    assert outcomes(quiet, busy) == {"same"}
+    mixed = [*with_chunk(samples(3, memory=800), 128)[:6], *with_chunk(samples(3), 256)]
+    assert outcomes(mixed, quiet) == {"same"}
+    worse = with_chunk(samples(2, memory=1100), 256)
+    assert "slower" in outcomes(mixed, worse)
+
+
+def test_one_odd_repetition_is_no_memory_regression():
+    """A single low peak in the baseline accuses nobody."""
+    old = samples(1)
+    old[0] = replace(old[0], peak_memory_bytes=500)
+    assert outcomes(old, samples(2)) == {"same"}
+
+
+def test_what_interrupts_some_repetitions_is_not_judged():
+    """Where other programs hold up every fifth repetition, the others still find what is slower."""
+
+    def disturbed(seed, **how):
+        return [
+            replace(s, seconds=s.seconds * 4, host_s=s.host_s * 2) if number % 5 == 0 else s
+            for number, s in enumerate(samples(seed, **how))
+        ]
+
+    for seed in range(5):
+        old = disturbed(seed)
+        assert "slower" not in outcomes(old, disturbed(1000 + seed)), seed
+        assert "slower" in outcomes(old, disturbed(2000 + seed, slower=1.4)), seed
+
+
 def test_without_reference_work_the_times_decide():
     """Samples without it are judged as they are."""
     old = [replace(sample, reference_s=0.0) for sample in samples(1)]
@@ -165,7 +203,7 @@ def test_a_baseline_survives_the_disk(tmp_path):
         ("no json", "cannot be read as a baseline"),
         ("[]", "is no baseline of this version"),
         ('{"format": 99}', "is no baseline of this version"),
-        ('{"format": 1}', "is a broken baseline"),
+        ('{"format": 2}', "is a broken baseline"),
     ],
 )
 def test_what_is_no_baseline_is_refused(tmp_path, content, line):

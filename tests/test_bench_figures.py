@@ -126,15 +126,25 @@ def test_interval_shows_the_noise_between_processes():
 
 def test_ratios_above_one_are_better():
     """Rates and times alike: a ratio above 1 says that ours is better."""
-    ours = [Sample(0, 1.0, 100), Sample(1, 1.0, 10, host_s=0.1), Sample(2, 1.0, 32)]
-    peer = [Sample(0, 2.0, 100), Sample(1, 4.0, 10, host_s=0.3), Sample(2, 5.0, 32)]
+    ours = [Sample(0, 1.0, 100, peak_memory_bytes=3 << 20)]
+    ours += [Sample(1, 1.0, 10, host_s=0.1), Sample(2, 1.0, 32)]
+    peer = [Sample(0, 2.0, 100, peak_memory_bytes=6 << 20)]
+    peer += [Sample(1, 4.0, 10, host_s=0.3), Sample(2, 5.0, 32)]
     found = compare_systems((PP, TG, COLD), ours, peer)
     assert [(r.name, round(r.ratio, 6)) for r in found] == [
         ("pp100, t/s", 2),
+        ("pp100, peak MiB", 2),
         ("tg10 @ d50, t/s", 4),
         ("tg10 @ d50, host ms/token", 3),
         ("ttft cold @ d500, ms", 5),
     ]
+
+
+def test_a_prefill_that_was_cut_has_no_peak_to_compare():
+    """A prefill of fewer tokens takes less memory: only whole ones are compared."""
+    ours = [Sample(0, 1.0, 100, peak_memory_bytes=3 << 20)]
+    peer = [Sample(0, 2.0, 9, peak_memory_bytes=1 << 20)]
+    assert [ratio.name for ratio in compare_systems((PP,), ours, peer)] == ["pp100, t/s"]
 
 
 def test_what_the_peer_did_not_do_has_no_ratio():

@@ -141,6 +141,8 @@ def test_wrong_usage(run, arguments, part):
         ("--top-k", "-1", "a whole number >= 0"),
         ("--top-k", "2.5", "a whole number >= 0"),
         ("--min-p", "1.1", "a number in [0, 1]"),
+        ("--xtc-probability", "1.1", "a number in [0, 1]"),
+        ("--xtc-threshold", "0.6", "a number in [0, 0.5]"),
         ("--repetition-penalty", "0", "a number > 0"),
         ("--seed", "-1", "a whole number in [0, 18446744073709551615]"),
         ("--max-tokens", "0", "a whole number >= 1"),
@@ -165,7 +167,7 @@ def test_options_reach_the_session(run, sessions):
         *("generate", "hi", "-m", "a/b", "-s", "Be kind.", "--max-tokens", "7", "--temp", "0"),
         *("--top-p", "0.5", "--top-k", "3", "--min-p", "0.1", "--repetition-penalty", "1.1"),
         *("--seed", "5", "--stop", "x", "--stop", "y", "--max-context", "99", "--no-think"),
-        *("--keep-thinking", "--verify"),
+        *("--keep-thinking", "--verify", "--xtc-probability", "0.5", "--xtc-threshold", "0.2"),
     )
     (session,) = sessions
     options, sampling = session.options, session.options.sampling
@@ -174,6 +176,7 @@ def test_options_reach_the_session(run, sessions):
     assert (options.max_context, options.think) == (99, False)
     assert (options.keep_thinking, options.verify) == (True, True)
     assert (sampling.temperature, sampling.top_p, sampling.top_k) == (0, 0.5, 3)
+    assert (sampling.xtc_probability, sampling.xtc_threshold) == (0.5, 0.2)
     assert (sampling.min_p, sampling.repetition_penalty, sampling.seed) == (0.1, 1.1, 5)
 
 

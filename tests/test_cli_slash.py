@@ -188,7 +188,10 @@ def test_stats(talk):
 
 
 def test_names_from_elsewhere(talk):
-    """/clear and /regen do what /reset and /retry do."""
+    """/clear and /regen do what /reset and /retry do, `/!cmd` what `!cmd` does."""
+    talk.do("/! echo hello")
+    assert talk.context.attached.drop()[0].text == "hello\n"
+    talk.said.clear()
     talk.do("hello")
     assert talk.do("/regen") == "you said: hello again"
     talk.do("/clear")
@@ -256,7 +259,7 @@ def test_set_shows_what_is_in_force(talk):
     assert "stop                'END OF IT'" in talk.said[1]
     assert talk.said[2] == "/set NAME VALUE sets one, to `default` gives it back."
     assert talk.said[3].startswith("think          as the template does  default\nthink-budget")
-    assert talk.said[4:] == ["stop: default.", "stop  none  /set"]
+    assert talk.said[4:] == ["stop: default.", "stop  none  default"]
 
 
 def test_cache(talk):

@@ -1,6 +1,8 @@
 """One answer on its way to the terminal: what goes where, and what never does."""
 
 import io
+import re
+from types import SimpleNamespace
 
 import pytest
 from fakes import FakeSession
@@ -51,6 +53,20 @@ def test_a_notice_gets_its_own_line_in_a_terminal():
     assert screen.getvalue() == "one \nby the way\ntwo\n"
 
 
+def test_thinking_that_comes_with_the_answer(monkeypatch):
+    """Thinking counts from the end of the reading, also where it is shown with the answer."""
+    seconds = iter([0.0, 0.0, 1.0, 1.0, 3.5, 3.5, 3.5])
+    clock = SimpleNamespace(monotonic=lambda: next(seconds))
+    monkeypatch.setattr("mlxchat.cli.turn.time", clock)
+    monkeypatch.setattr("mlxchat.cli.progress.time", SimpleNamespace(monotonic=lambda: 0.0))
+    notes = Tty()
+    view = TurnView(Screen(notes, notes, plain=True), shows_text=True)
+    view.show(PrefillProgress(7, 7))
+    view.show(TextDelta("hm", "reasoning", 1))
+    view.show(TextDelta("yes", "answer", 1))
+    assert notes.getvalue() == "hm\nthought for 2.5 s, 1 token\nyes"
+
+
 def test_reasoning_goes_to_a_terminal_only():
     """Reasoning is for someone who looks at stderr; the answer begins without its blank lines."""
     events = [
@@ -62,7 +78,7 @@ def test_reasoning_goes_to_a_terminal_only():
     out, notes = io.StringIO(), Tty()
     show(events, out, notes, plain=True)
     assert out.getvalue() == "yes\n"
-    assert notes.getvalue() == "hm\nthought for 0.000 s\n"
+    assert re.fullmatch(r"hm\nthought for 0\.\d+ s\n", notes.getvalue())
     out, notes = io.StringIO(), io.StringIO()
     show(events, out, notes)
     assert (out.getvalue(), notes.getvalue()) == ("yes\n", "")

@@ -15,8 +15,8 @@ from scripted import FINGERPRINT, ScriptedSession
 
 from mlxchat.chat import history_file, history_search, recorder
 from mlxchat.chat.history import History
-from mlxchat.chat.recorder import Recorder, merge_text
-from mlxchat.chat.results import Notice, PrefillProgress, TextDelta
+from mlxchat.chat.recorder import Recorder
+from mlxchat.chat.results import Notice, PrefillProgress, TextDelta, merge_text
 from mlxchat.chat.session import ChatOptions
 from mlxchat.engine.options import SamplingSettings
 from mlxchat.errors import HistoryError, MlxchatError

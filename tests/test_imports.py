@@ -41,8 +41,9 @@ ALLOWED = {
     ),
     "transformers": ("model/zoo.py", "model/loader.py", "model/tokenizer.py"),
     "torch": (),
+    "llguidance": ("engine/grammar.py", "engine/constraint.py"),
 }
-NEVER_AT_IMPORT = {"mlx_lm", "transformers"}
+NEVER_AT_IMPORT = {"mlx_lm", "transformers", "llguidance"}
 HEAVY = (
     "mlx",
     "mlx_lm",
@@ -55,6 +56,7 @@ HEAVY = (
     "numpy",
     "asyncio",
     "sqlite3",
+    "llguidance",
 )
 
 
@@ -124,7 +126,7 @@ def test_libraries_live_where_they_belong(module):
 
 @pytest.mark.parametrize("module", MODULES, ids=relative)
 def test_mlx_lm_is_never_imported_with_a_module(module):
-    """mlx-lm and transformers take a second to import; they are met inside functions only."""
+    """mlx-lm and transformers take a second to import; these are met inside functions only."""
     assert not NEVER_AT_IMPORT & {name.split(".")[0] for name in import_time_imports(module)}
 
 
@@ -203,7 +205,7 @@ def test_the_prompt_needs_no_floor_below():
     """
     code = """
 BELOW = tuple(f'mlxchat.{name}.' for name in ('chat', 'engine', 'model', 'bench', 'lens'))
-NAMES = 'generate embed history inspect cache bench timings config doctor'.split()
+NAMES = 'generate embed models history inspect cache bench timings config doctor'.split()
 NAMES += 'slash completion keys answer_keys lines live wrap turn drafts attachments'.split()
 OTHERS = {f'mlxchat.cli.{name}' for name in NAMES}
 heavy = lambda: [m for m in sys.modules if m.startswith(BELOW) or m in OTHERS]

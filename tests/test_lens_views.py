@@ -156,7 +156,7 @@ def test_maps_are_distributions_and_rebuild_the_block(model: Any) -> None:
         c, weights = model.config, model.weights.layers[layer]
         values = np.repeat(array(seen["v", layer]), c.n_heads // c.n_kv_heads, axis=0)
         mixed = (maps @ values).transpose(1, 0, 2).reshape(1, len(IDS), -1)
-        out = apply_linear(weights.o, weights.after["o"], mx.array(mixed, mx.float32), column=False)
+        out = apply_linear(weights.o, weights.after["o"], mx.array(mixed, mx.float32))
         if "post_attn_norm" in weights.after:
             out = model._norm(out, weights.after["post_attn_norm"])
         out = out * c.residual_scale

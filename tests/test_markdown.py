@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from virtual_terminal import OWN, VirtualTerminal, cut, drawable, show
 
 from mlxchat.cli import markdown
-from mlxchat.cli.blocks import BlockSplitter
+from mlxchat.cli.blocks import Block, BlockSplitter
 from mlxchat.cli.markdown import MarkdownRenderer, Painter, mend
 from mlxchat.cli.render import sanitize
 from mlxchat.cli.streams import is_plain
@@ -327,6 +327,22 @@ def test_narrower_where_the_terminal_reflows(monkeypatch):
     assert terminal.writes[-1].startswith("\x1b[6A\r\x1b[J")
 
 
+@pytest.mark.parametrize(
+    "text", ["see {} now, please", "see [it]({}) **now**", "- a {} and more", "see {}\nnow"]
+)
+def test_a_long_link_stays_whole(text):
+    """The terminal breaks a web address that is wider than a row, so it can be opened and copied.
+
+    While its block is open it is broken like any word, since open rows must fit.
+    """
+    link = "https://example.com/" + "abcdefghij" * 8
+    terminal = show(text.format(link), range(0, 120, 9), columns=40, rows=30)
+    written = OWN.sub("", terminal.writes[-2] + terminal.writes[-1])
+    assert link in written
+    assert terminal.rows[-1] in ("now, please", "now", "  and more")
+    assert "".join(terminal.rows).replace(" ", "").count(link) == 1
+
+
 # -- colours ---------------------------------------------------------------------------------------
 
 
@@ -355,6 +371,24 @@ def test_streamed_code_has_the_colours_of_the_whole():
     row = terminal.screen.buffer[2]
     assert "".join(row[c].data for c in range(3)) == "two"
     assert row[0].fg == "green"
+
+
+def test_a_long_string_keeps_its_colour():
+    """Lines deep in a string are its own, also where the last few alone would look like code."""
+    lines = [
+        "def f():",
+        '    """A long one.',
+        *["    return if for"] * 30,
+        '    """',
+        "    return 1",
+    ]
+    code = "\n".join(lines)
+    whole = markdown.highlight(lines, "python", find_theme("terminal"))
+    renderer = markdown.MarkdownRenderer(find_theme("terminal"))
+    renderer.render(Block("fence", "python"), 60, is_final=True)
+    streamed = [renderer.render(Block("code", line), 60, is_final=True)[0] for line in lines]
+    assert streamed == whole
+    assert show(f"```python\n{code}\n```", range(0, len(code), 7), rows=40).rows[1:-1] == lines
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import ctypes
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -30,17 +31,22 @@ print(make_device_plan().backend, dict(describe()).get("OpenBLAS"))
 """
 
 
-def told_by(code, **environ):
-    """Returns the backend and what `doctor` says of OpenBLAS, in a process of its own."""
+def run(code, environ):
+    """Returns what Python code prints, in a process of its own."""
     done = subprocess.run(
-        [sys.executable, "-c", code + TELL],
+        [sys.executable, "-c", code],
         env={**os.environ, "MLXCHAT_NO_OPENBLAS": "", **environ},
         capture_output=True,
         text=True,
         timeout=60,
         check=True,
     )
-    backend, told = done.stdout.strip().split(" ", 1)
+    return done.stdout.strip()
+
+
+def told_by(code, **environ):
+    """Returns the backend and what `doctor` says of OpenBLAS."""
+    backend, told = run(code + TELL, environ).split(" ", 1)
     if backend != "cpu":
         pytest.skip("MLX multiplies on a GPU here")
     return told
@@ -56,7 +62,9 @@ def told_by(code, **environ):
 )
 def test_it_goes_before_mlx(code):
     """It is loaded through `load_mlx`, and where a module of the engine comes first."""
-    assert told_by(code) in _NAMES
+    name, core = told_by(code, OPENBLAS_CORETYPE="Haswell").split(", ")
+    assert name in _NAMES
+    assert core == "for Haswell"
 
 
 def test_too_late_is_told():
@@ -67,3 +75,19 @@ def test_too_late_is_told():
 def test_it_can_be_left_out():
     """MLXCHAT_NO_OPENBLAS leaves MLX the BLAS that it brings along."""
     assert told_by("", MLXCHAT_NO_OPENBLAS="1") == "not used: MLXCHAT_NO_OPENBLAS is set"
+
+
+@pytest.mark.parametrize(
+    ("environ", "most_weights"),
+    [
+        ({"OPENBLAS_CORETYPE": "Haswell"}, 0),
+        ({"OPENBLAS_CORETYPE": "SkylakeX", "OPENBLAS_NUM_THREADS": "1"}, 1_000_000),
+        ({"OPENBLAS_CORETYPE": "SkylakeX", "MLXCHAT_NO_OPENBLAS": "1"}, 0),
+    ],
+)
+def test_large_products_are_parted_where_small_ones_are_fast(environ, most_weights):
+    """The processor that OpenBLAS works for decides, and that it works at all."""
+    if most_weights and "avx512f" not in Path("/proc/cpuinfo").read_text():
+        pytest.skip("this processor has no AVX-512")
+    code = "from mlxchat.model.device import *; load_mlx(); print(make_device_plan().most_weights)"
+    assert run(code, environ) == str(most_weights)

@@ -250,14 +250,15 @@ def test_mixed_quantisation_is_not_fused(tmp_path: Path) -> None:
     check(load(tmp_path), reload_oracle(tmp_path))
 
 
-@pytest.mark.parametrize("matvec", ["row", "column", "transposed"])
+@pytest.mark.parametrize("matvec", ["row", "column", "column in parts", "transposed"])
 @pytest.mark.parametrize("fast", [False, True], ids=["written out", "mx.fast"])
 @pytest.mark.parametrize("name", ["qwen3", "phi3-longrope", "olmo2", "gemma2"])
 def test_every_device_plan(name: str, fast: bool, matvec: Any, tmp_path: Path) -> None:
     """Kernels and layouts of other devices give the same logits here."""
     config = {**SMALL, **FAMILIES[name]}
     save(make_oracle(config), config, tmp_path)
-    plan = DevicePlan("cpu", "bundled", True, fast, matvec, 2**33)
+    most = 1500 if "parts" in matvec else 0  # leaves a rest in some matrices
+    plan = DevicePlan("cpu", "bundled", True, fast, matvec.split()[0], 2**33, most)
     check(load(tmp_path, plan), reload_oracle(tmp_path), length=20)
 
 

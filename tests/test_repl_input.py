@@ -7,13 +7,18 @@ import time
 
 import pytest
 from chats import CTRL_C, CTRL_J, ENTER, chats, paste
+from fake_hub import put_in_cache
 from fakes import ctrl_c
+from hypothesis import given
+from hypothesis import strategies as st
 from prompt_toolkit.completion import CompleteEvent
 from prompt_toolkit.document import Document
+from prompt_toolkit.input.vt100_parser import Vt100Parser
+from virtual_terminal import cut
 
 from mlxchat import paths
 from mlxchat.cli.completion import ChatCompleter, find_models
-from mlxchat.cli.paste import MAX_CHARS
+from mlxchat.cli.paste import MAX_CHARS, PasteParser
 from mlxchat.errors import MlxchatError
 
 UP, RIGHT, LEFT, TAB, ESC, BACKSPACE = "\x1b[A", "\x1b[C", "\x1b[D", "\t", "\x1b", "\x7f"
@@ -79,6 +84,22 @@ def test_a_large_paste_is_sent_whole(chat):
     """A chip stands for all that was pasted, with its place in the line."""
     chat.run(f"before {paste(LARGE)} after{ENTER}")
     assert chat.session.sent == [f"before {LARGE} after"]
+
+
+@given(
+    st.lists(
+        st.sampled_from(["\x1b[200~", "\x1b[201~", "\x1b", "[20", "1~", "ab", "\r"]), max_size=9
+    ),
+    st.lists(st.integers(0, 60), max_size=6),
+)
+def test_pastes_in_pieces(parts, places):
+    """However what is typed is cut, the keys and pastes are those that prompt-toolkit finds."""
+    ours, theirs = [], []
+    parser, reference = PasteParser(ours.append), Vt100Parser(theirs.append)
+    for piece in cut("".join(parts), places):
+        parser.feed(piece)
+        reference.feed(piece)
+    assert ours == theirs
 
 
 def test_a_long_line_becomes_a_chip(chat):
@@ -325,6 +346,17 @@ def test_edit_takes_files_too(chat):
     assert chat.session.sent == ["a.txt:\n```txt\nA\n```\n\nsee a.txt"]
 
 
+def test_edit_without_a_text(chat):
+    """The old message comes into the prompt; what was attached to it stands as a chip."""
+    with open("a.txt", "w") as file:
+        file.write("line\n" * 20)
+    chat.run(
+        f"see @a.txt now{ENTER}second{ENTER}/edit{ENTER} one{ENTER}/edit 1{ENTER}, please{ENTER}"
+    )
+    block = "a.txt:\n```txt\n" + "line\n" * 20 + "```\n\n"
+    assert chat.session.sent == [f"{block}see a.txt now, please"]
+
+
 def test_shell_command(chat):
     """`!cmd` shows its output and attaches it with the exit status to the next message."""
     out = chat.run(f"!echo out; echo err >&2; exit 3{ENTER}what?{ENTER}!!no{ENTER}! {ENTER}")
@@ -418,11 +450,13 @@ def test_completion_of_paths(chat):
 
 def test_completion_of_models(tmp_path, monkeypatch):
     """Models are what the Hub cache holds, the built-in one and folders."""
-    (tmp_path / "hub" / "models--owner--name").mkdir(parents=True)
+    put_in_cache(tmp_path / "hub", "owner/name", {"config.json": b"{}"})
     (tmp_path / "folder").mkdir()
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
-    found = dict(find_models(None, f"{tmp_path}/f"))
-    assert found == {"builtin": "included", "owner/name": "cached", f"{tmp_path}/folder/": "folder"}
+    assert dict(find_models(None, f"{tmp_path}/f")) == {f"{tmp_path}/folder/": "folder"}
+    found = dict(find_models(None, ""))
+    assert list(found) == ["builtin", "owner/name"]
+    assert "no model.safetensors" in found["owner/name"]
 
 
 def test_tab_completes_in_the_prompt(chat):

@@ -526,6 +526,24 @@ def test_a_refused_question_is_not_kept(open_session: Open, kind: str) -> None:
     session.say("go on")
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_branch_that_was_left_outlives_a_refused_turn(open_session: Open, kind: str) -> None:
+    """After /goto a message that is refused does not cost the branch: it is set aside later."""
+    session = open_session(kind, REFUSES, idle_work=False)
+    first = session.say("one, with enough text to be worth keeping")
+    second = session.conversation.head
+    session.say("two, a second turn of some length, " * 4)
+    here = session.fork()
+    assert second is not None
+    session.goto(second)
+    with pytest.raises(TemplateError, match="no such words"):
+        session.send("forbidden").result(20)
+    other = session.say("another way")
+    assert other.usage.prompt_tokens < first.usage.prompt_tokens + 60
+    session.goto(here)
+    assert session.say("go on").usage.prefill_tokens < 45
+
+
 def test_an_answer_that_the_template_refuses(open_session: Open) -> None:
     """It is shown, a notice says that the turn is not kept, and the next one starts without it."""
     session = open_session(template=REFUSES_ANSWERS)

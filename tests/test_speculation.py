@@ -45,6 +45,9 @@ WAYS = {
         logit_bias=((20, 3.0), (30, -2.0)),
         seed=11,
     ),
+    "sampled, xtc": Sampling(
+        temperature=1.0, top_p=1.0, xtc_probability=0.5, xtc_threshold=0.05, seed=4
+    ),
 }
 
 

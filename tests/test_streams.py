@@ -215,7 +215,7 @@ def test_raw_command(tty, context):
 
 
 def test_prose_breaks_between_words(tty):
-    """A long error or notice breaks between words; lines among others stay as they are."""
+    """A long error or notice breaks between words, a row of a table within its last column."""
     screen = Screen(tty, tty, plain=True)
     screen.error("word " * 30 + "x" * 90)
     rows = tty.terminal.rows
@@ -223,10 +223,17 @@ def test_prose_breaks_between_words(tty):
     assert max(map(len, rows)) <= 80
     screen.note("one · " + "two " * 30)
     assert tty.terminal.rows[len(rows) :] == ["one", "two " * 19 + "two", "two " * 9 + "two"]
+    before = len(tty.terminal.rows)
+    screen.note("name     value\nlong     " + "word " * 15 + "end")
+    assert tty.terminal.rows[before:] == [
+        "name     value",
+        "long     " + "word " * 13 + "word",
+        "         word end",
+    ]
+    command = "word " * 30
     before = len(tty.terminal.written)
-    table = "word " * 30 + "\nname     value"
-    screen.note(table)
-    assert tty.terminal.written[before:] == table + "\n"
+    screen.verbatim(command, dim=True)
+    assert tty.terminal.written[before:] == command + "\n"
 
 
 def test_contrast_theme_dims_nothing(tty):

@@ -13,8 +13,14 @@ from tiny import make_tiny_folder
 
 from mlxchat.chat.timings import PHASES, TurnFigures, add_up, by_turn, places_of
 from mlxchat.cli.charts import draw_points, draw_stacked
-from mlxchat.cli.plots import format_bars, format_points, format_stacked, format_value, nice_limit
-from mlxchat.cli.render_timings import Told, format_summary, format_timings, make_timings_page
+from mlxchat.cli.plots import format_bars, format_points, format_stacked, format_value, nice_ticks
+from mlxchat.cli.render_timings import (
+    Told,
+    explain_reading,
+    format_summary,
+    format_timings,
+    make_timings_page,
+)
 
 HOSTILE = "<script>alert(1)</script> & \x1b[31mred\x1b[0m"
 
@@ -236,11 +242,30 @@ def test_nothing_to_show(draw):
 
 
 @pytest.mark.parametrize(
-    ("value", "limit"), [(0, 1), (0.03, 0.05), (1, 1), (1.1, 2), (23, 25), (26, 50), (999, 1000)]
+    ("value", "ticks"),
+    [
+        (0, [0, 1]),
+        (0.03, [0, 0.01, 0.02, 0.03]),
+        (0.038, [0, 0.01, 0.02, 0.03, 0.04]),
+        (1, [0, 0.2, 0.4, 0.6, 0.8, 1]),
+        (143, [0, 50, 100, 150]),
+        (999, [0, 200, 400, 600, 800, 1000]),
+        (1001, [0, 500, 1000, 1500]),
+    ],
 )
-def test_axes_end_at_round_numbers(value, limit):
-    """An axis ends at 1, 2, 2.5 or 5 times a power of ten."""
-    assert nice_limit(value) == pytest.approx(limit)
+def test_axes_have_round_steps(value, ticks):
+    """Steps are 1, 2 or 5 times a power of ten, five at most, and end at the value or above."""
+    assert nice_ticks(value) == pytest.approx(ticks)
+
+
+@pytest.mark.parametrize("power", range(-6, 8))
+def test_axes_have_round_steps_everywhere(power):
+    """Any value has two steps or more, and less than one of them is empty."""
+    for digit in range(10, 100):
+        value = digit * 10.0**power
+        ticks = nice_ticks(value)
+        assert 3 <= len(ticks) <= 6
+        assert ticks[-2] < value <= ticks[-1] * (1 + 1e-9)
 
 
 @pytest.mark.parametrize(
@@ -292,6 +317,24 @@ def test_page_states_conditions_and_units():
         assert text in page
 
 
+def test_only_what_needs_a_reason_gets_one():
+    """Why more was read than the message stands apart from the counts, which have columns."""
+    odd = figures(3, reason="reused 90 from disk, read 10 (/system: 1204 ids (all) are gone)")
+    reasons = [explain_reading(turn) for turn in (figures(1), odd, figures(2, reason="other"))]
+    assert reasons == ["", "/system: 1 204 ids (all) are gone", "other"]
+    text = format_timings([Told(1, "t", (figures(1), odd))])
+    assert "\n\nturn 3: /system: 1 204 ids (all) are gone\n\n" in text
+    assert "turn 1:" not in text
+
+
+def test_a_phone_can_read_the_page():
+    """Pictures stay large enough and scroll; short cells stay on one line, long ones get room."""
+    page = make_page([figures(1), figures(2, reason="reused 0, read 10 (" + "word " * 20 + ")")])
+    assert page.count('style="min-width:608px"') == 4
+    assert page.count('<td class="long">word word') == 1
+    assert "white-space: nowrap" in page
+
+
 def test_bars_of_a_page_are_in_proportion():
     """Heights of bars are to each other as their values."""
     drawing = draw_stacked([("1", [1.0]), ("2", [2.0])], ("x",), "turn", "s")
@@ -315,6 +358,8 @@ def test_many_turns_make_a_page():
     checked(make_page(turns))
     text = format_timings([Told(1, "t", tuple(turns))])
     assert "Time to first token by turn (medians)" in text
+    assert "Tokens of the prompt by turn (means)" in text
+    assert text.count(" 100 tokens") == 24  # what a turn has, not what a span adds up to
 
 
 def test_browser_shows_the_page(tmp_path):

@@ -258,3 +258,22 @@ def test_the_process_ends_well_after_close() -> None:
     for _ in range(3):
         done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
         assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_batches(worker: Worker) -> None:
+    """The first event comes at once, then those of an interval together; the end never waits."""
+    goes_on = threading.Event()
+
+    def emit(context: JobContext) -> None:
+        for number in range(100):
+            context.emit(number)
+            if number == 0:
+                goes_on.wait(20)
+
+    job = worker.submit(emit)
+    batches = job.batches(lambda: 3600.0)
+    assert next(batches) == [0]
+    goes_on.set()
+    rest = [event for batch in batches for event in batch]
+    assert rest == list(range(1, 100))
+    assert list(job.batches(lambda: 0.0)) == []

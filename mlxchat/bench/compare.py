@@ -6,7 +6,7 @@ rounds are drawn first, then repetitions within each, and the interval shows bot
 
 import random
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from mlxchat.bench.figures import percentile
@@ -47,7 +47,7 @@ def by_round(samples: Sequence[Sample], values: Sequence[float]) -> list[list[fl
 
 
 def bootstrap_ratio(
-    ours: Rounds, peer: Rounds, *, level: float = 0.95, seed: int = 0
+    ours: Rounds, peer: Rounds, *, level: float = 0.95, percent: float = 50, seed: int = 0
 ) -> tuple[float, float, float]:
     """Returns the ratio of two medians, ours over the peer's, with its interval.
 
@@ -55,32 +55,30 @@ def bootstrap_ratio(
         ours: Positive values by round.
         peer: The other's.
         level: Of the interval.
+        percent: Compares this percentile instead of the median.
         seed: The same values give the same interval.
     """
     rng = random.Random(seed)
-    draws = [_draw(ours, rng) / _draw(peer, rng) for _ in range(NUM_DRAWS)]
+
+    def place(rounds: Rounds) -> float:
+        return percentile([value for round_ in rounds for value in round_], percent)
+
+    draws = [place(_draw(ours, rng)) / place(_draw(peer, rng)) for _ in range(NUM_DRAWS)]
     tail = 100 * (1 - level) / 2
-    ratio = _median(ours) / _median(peer)
+    ratio = place(ours) / place(peer)
     return ratio, percentile(draws, tail), percentile(draws, 100 - tail)
 
 
-def _median(rounds: Rounds) -> float:
-    return statistics.median(value for round_ in rounds for value in round_)
-
-
-def _draw(rounds: Rounds, rng: random.Random) -> float:
-    """Returns the median of one draw with replacement: of rounds, then of values in each."""
-    return statistics.median(
-        value
-        for round_ in rng.choices(rounds, k=len(rounds))
-        for value in rng.choices(round_, k=len(round_))
-    )
+def _draw(rounds: Rounds, rng: random.Random) -> Rounds:
+    """Returns one draw with replacement: of rounds, then of values in each."""
+    drawn = rng.choices(rounds, k=len(rounds))
+    return [rng.choices(round_, k=len(round_)) for round_ in drawn]
 
 
 def compare_systems(
     tests: Sequence[Case], ours: Sequence[Sample], peer: Sequence[Sample]
 ) -> list[Ratio]:
-    """Returns for each test that both did how many times faster ours is, and the host's part.
+    """Returns for each test that both did how many times faster ours is, the host's part, peaks.
 
     Args:
         tests: By number.
@@ -94,20 +92,26 @@ def compare_systems(
         if not mine or not theirs:
             continue
         if test.kind == "ttft":
-            # Less is better: the peer's time over ours.
-            low, high = [s.seconds * 1e3 for s in mine], [s.seconds * 1e3 for s in theirs]
-            found = bootstrap_ratio(by_round(theirs, high), by_round(mine, low))
-            ratios.append(_ratio(f"{test.name}, ms", low, high, found))
+            ratios.append(_less(f"{test.name}, ms", mine, theirs, lambda s: 1e3 * s.seconds))
             continue
         rates, others = [s.tok_per_s for s in mine], [s.tok_per_s for s in theirs]
         found = bootstrap_ratio(by_round(mine, rates), by_round(theirs, others))
         ratios.append(_ratio(f"{test.name}, t/s", rates, others, found))
         if test.kind == "tg":
-            host = [1e3 * s.host_s / s.num_done for s in mine]
-            other = [1e3 * s.host_s / s.num_done for s in theirs]
-            found = bootstrap_ratio(by_round(theirs, other), by_round(mine, host))
-            ratios.append(_ratio(f"{test.name}, host ms/token", host, other, found))
+            name = f"{test.name}, host ms/token"
+            ratios.append(_less(name, mine, theirs, lambda s: 1e3 * s.host_s / s.num_done))
+        elif all(s.peak_memory_bytes and s.num_done == test.num_tokens for s in (*mine, *theirs)):
+            name = f"{test.name}, peak MiB"
+            ratios.append(_less(name, mine, theirs, lambda s: s.peak_memory_bytes / (1 << 20)))
     return ratios
+
+
+def _less(
+    name: str, mine: Sequence[Sample], theirs: Sequence[Sample], cost: Callable[[Sample], float]
+) -> Ratio:
+    """Returns how many times less ours takes."""
+    low, high = [cost(s) for s in mine], [cost(s) for s in theirs]
+    return _ratio(name, low, high, bootstrap_ratio(by_round(theirs, high), by_round(mine, low)))
 
 
 def _ratio(

@@ -84,6 +84,9 @@ class Measurable(Protocol):
     def drafts(self) -> tuple[int, int]:
         """Returns how many tokens the last run foresaw, and how many of them stood."""
 
+    def notice(self) -> str:
+        """Returns what the last `prepare` could not do as asked; empty where it could."""
+
     def reference_s(self) -> float:
         """Times a fixed piece of work."""
 
@@ -92,7 +95,7 @@ class Clock:
     """Wall and processor time of a measured part, and of each token in it."""
 
     def __init__(self) -> None:
-        self.num_done = 0
+        self.num_done = self.longest_chunk = self._num_read = 0
         self.seconds = self.host_s = 0.0
         self.times: list[float] = []
         self._host = time.thread_time()
@@ -107,6 +110,11 @@ class Clock:
     def token(self) -> None:
         """Notes that a token is in hand."""
         self.times.append(time.perf_counter())
+
+    def chunk(self, num_read: int, total: int) -> None:
+        """Notes that so many tokens of a prefill are read."""
+        self.longest_chunk = max(self.longest_chunk, num_read - self._num_read)
+        self._num_read = num_read
 
     def stop(self, num_done: int) -> "Clock":
         """Ends the measured part, in which so many tokens were read or made."""
@@ -158,6 +166,7 @@ def measure(system: Measurable, request: Request, emit: Emit) -> None:
                 f"depths from {test.depth} on left out: reading so many tokens takes more than"
                 f" {FILL_BUDGETS * request.budget_s:g} s; --budget 0 takes the time",
             )
+    emit("facts", system.facts())  # rates once more: what else the machine did may have ended
 
 
 def _measure_test(
@@ -167,6 +176,8 @@ def _measure_test(
     fill = Limit(FILL_BUDGETS * budget_s)
     emit("at", {"test": number, "repetition": 0})
     system.prepare(test, fill)
+    if notice := system.notice():
+        emit("note", notice)
     warm_up = min(WARM_UP_TOKENS, test.num_tokens) if test.kind == "tg" else test.num_tokens
     system.run(test, Limit(budget_s), warm_up)
     spent_s, num_samples, is_cut = 0.0, 0, False
@@ -191,6 +202,7 @@ def _measure_test(
             (before_s + after_s) / 2,
             num_drafted=drafted,
             num_accepted=accepted,
+            longest_chunk=clock.longest_chunk,
         )
         emit("sample", sample)
         num_samples += 1
@@ -244,8 +256,11 @@ class OurEngine:
         return self.model.info.max_context
 
     def facts(self) -> dict[str, Any]:
-        """Returns what was loaded and on what, with the rates that bound it."""
+        """Returns what was loaded and on what, with the rates that bound it, measured now."""
         from mlxchat.model import device
+
+        device.measure_bandwidth.cache_clear()
+        device.measure_matmul_rate.cache_clear()
 
         info = self.model.info
         return {
@@ -298,6 +313,10 @@ class OurEngine:
         stats = self.engine.speculator.stats
         return stats.drafted, stats.accepted
 
+    def notice(self) -> str:
+        """Returns which layers are not quantised, and why."""
+        return self.engine.kv_notice
+
     def _first_ids(self, num_ids: int) -> list[int]:
         """Returns the first ids of the one text that all tests read."""
         if len(self._ids) < num_ids:
@@ -327,7 +346,7 @@ class OurEngine:
         plan = prefix.plan(ids, leave=0)
         prefix.apply(plan)
         try:
-            self.engine.prefill(ids, plan, check=_after(limit, 1))
+            self.engine.prefill(ids, plan, on_progress=clock.chunk, check=_after(limit, 1))
         except OverBudgetError:
             return clock.stop(len(prefix.token_ids) - test.depth)
         return clock.stop(num_tokens)
@@ -364,7 +383,7 @@ class OurEngine:
                 raise NotMeasuredError("nothing could be loaded from disk")
         plan = prefix.plan(ids)
         prefix.apply(plan)
-        logits = self.engine.prefill(ids, plan)
+        logits = self.engine.prefill(ids, plan, on_progress=clock.chunk)
         assert logits is not None
         next(self.engine.decode(logits, self._sampler, max_tokens=1))
         return clock.stop(test.num_tokens)

@@ -52,6 +52,10 @@ class Peer:
         """mlx-lm knows no limit; the tests have been fitted already."""
         return UNLIMITED
 
+    def notice(self) -> str:
+        """Returns nothing: the peer does as asked, or says that it cannot."""
+        return ""
+
     def facts(self) -> dict[str, Any]:
         """Returns the version."""
         return {"mlx_lm": self._version}

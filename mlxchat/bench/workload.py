@@ -74,6 +74,8 @@ class Sample:
         round: The process, counted from 0.
         num_drafted: Tokens that speculation foresaw.
         num_accepted: Those that stood.
+        longest_chunk: Tokens of the longest prefill chunk, which decides over the peak; 0 is
+            not known.
     """
 
     test: int
@@ -87,6 +89,7 @@ class Sample:
     round: int = 0
     num_drafted: int = 0
     num_accepted: int = 0
+    longest_chunk: int = 0
 
     @property
     def tok_per_s(self) -> float:

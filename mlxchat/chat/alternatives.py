@@ -57,7 +57,8 @@ def answer_many(
     begun = _readings(reading, count)
     # One by one each would come a message later than the one before, after the question too.
     later = range(count) if question is None else (0, *range(2, count + 1))
-    samplers = [runner.make_sampler(conversation, reading.token_ids, num) for num in later]
+    ids, prompt = reading.token_ids, reading.prompt
+    samplers = [runner.make_sampler(conversation, ids, num, prompt) for num in later]
     # Where the thinking must be closed, a row is fed what the others are not.
     can = can_batch(runner.engine, [len(reading.token_ids)]) and not runner.options.think_budget
     decode = _decode_together if can else _decode_in_turn
@@ -105,7 +106,8 @@ def _decode_together(
     for sampler in samplers:
         batch.add(strand, reading.last_logits, sampler, max_tokens)
     muted = _mute(context)
-    decoders = [runner.make_decoder(read, muted) for read in readings]
+    pairs = zip(readings, samplers, strict=True)
+    decoders = [runner.make_decoder(read, muted, sampler) for read, sampler in pairs]
     fed = [list(ids) for _ in range(count)]
     num_tokens = [0] * count
     answers: dict[int, Answer] = {}
@@ -146,7 +148,7 @@ def _decode_in_turn(
             plan = engine.prefix.plan(ids)
             engine.prefix.apply(plan, keep_branch=True)
             logits = prefill(engine, ids, plan, muted)
-        decoder = runner.make_decoder(read, muted)
+        decoder = runner.make_decoder(read, muted, sampler)
         answers.append(decoder.run(logits, sampler, max_tokens=max_tokens, limit=limit))
         context.check()
         tokens = sum(len(answer.tokens) for answer in answers)

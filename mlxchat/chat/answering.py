@@ -13,6 +13,7 @@ from mlxchat.chat.continuation import Begun
 from mlxchat.chat.reasoning import Delta, Kind, ReasoningSplitter, Split
 from mlxchat.chat.results import Notice, StopReason, TextDelta
 from mlxchat.chat.stop_strings import StopStrings
+from mlxchat.engine.constraint import Constraint
 from mlxchat.engine.engine import Engine, Logits
 from mlxchat.engine.sampling import Sampler
 from mlxchat.engine.timing import Stopwatch
@@ -53,6 +54,7 @@ class AnswerDecoder:
         think_budget: Tokens after which the thinking is closed; None lets it end by itself.
         ends_thinking: Set when the thinking shall end now.
         check: Called between tokens; without it the job's, which ends the answer on Ctrl-C.
+        constraint: What the answer is held to; the sampler's.
     """
 
     def __init__(
@@ -67,14 +69,16 @@ class AnswerDecoder:
         think_budget: int | None = None,
         ends_thinking: Event | None = None,
         check: Callable[[], None] | None = None,
+        constraint: Constraint | None = None,
     ) -> None:
         self._engine, self._tokenizer, self._splitter = engine, tokenizer, splitter
         self._stop, self._stops = stop, StopStrings(stop)
         self._watch, self._context = watch, context
-        self._check = check or context.check
+        self._check, self._constraint = check or context.check, constraint
         self._think_budget, self._ends_thinking = think_budget, ends_thinking
         self._was_closed = False  # by us
         self._num_thought = 0  # ids since the thinking began, held back ones included
+        self._begun: tuple[int, ...] = ()  # ids of the answer that were there before
         self._tokens: list[int] = []
         self._texts: list[str] = []
         self._seen: dict[Kind, str] = {"reasoning": "", "answer": ""}  # and will come again
@@ -82,6 +86,7 @@ class AnswerDecoder:
     def replay(self, begun: Begun) -> None:
         """Takes the beginning of an answer that goes on; what was shown is not shown again."""
         self._stops = StopStrings(())
+        self._begun = begun.token_ids
         self._seen = {"reasoning": begun.reasoning, "answer": begun.answer}
         for token_id in begun.token_ids:
             self._take(token_id)
@@ -104,6 +109,8 @@ class AnswerDecoder:
             limit: Why it ends there.
         """
         reason: StopReason | None = None
+        if self._begun:
+            sampler.follow(self._begun)
         try:
             while reason is None:
                 left = max_tokens - len(self._tokens)
@@ -128,7 +135,17 @@ class AnswerDecoder:
         deltas, split = self._splitter.finish()
         self._give(deltas)
         self._show(self._stops.finish(), "answer")
+        self._tell_if_cut(reason)
         return Answer(split, "".join(self._texts), self._tokens, reason, was_thinking)
+
+    def _tell_if_cut(self, reason: StopReason) -> None:
+        """Says that an answer which was held to a grammar ended before it was whole."""
+        if self._constraint is None or reason == "eos_token":
+            return
+        self._constraint.follow([*self._begun, *self._tokens])
+        if reason == "stop_string" or not self._constraint.is_complete:
+            name = self._constraint.name
+            self._context.emit(Notice(f"the answer was cut off, so it does not match the {name}"))
 
     def _decode(
         self, logits: Logits, sampler: Sampler, max_tokens: int, limit: StopReason
@@ -187,6 +204,7 @@ class AnswerDecoder:
         for token_id in token_ids:
             self._tokens.append(token_id)
             self._take(token_id)
+        sampler.follow([*self._begun, *self._tokens])
         return logits
 
     def _give(self, deltas: list[Delta]) -> None:

@@ -13,12 +13,14 @@ from mlxchat.chat.conversation import Conversation
 from mlxchat.chat.options import ChatOptions, pick_seed
 from mlxchat.chat.results import TurnResult
 from mlxchat.chat.template import Message
+from mlxchat.engine.grammar import ANY_OBJECT, Grammar, Kind, check_grammar
 from mlxchat.errors import MlxchatError, UsageError
 from mlxchat.settings import LENGTH_BOUNDS, SAMPLING_BOUNDS
 
 EXAMPLE = '{"prompt": "..."} or {"messages": [{"role": "user", "content": "..."}]}'
 _NUMBERS = {"max_tokens": LENGTH_BOUNDS["max_tokens"], **SAMPLING_BOUNDS}
-_FIELDS = ("id", "prompt", "messages", "system", "stop", *_NUMBERS)
+_GRAMMARS: tuple[Kind, ...] = ("json_schema", "regex", "grammar")
+_FIELDS = ("id", "prompt", "messages", "system", "stop", *_NUMBERS, *_GRAMMARS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,7 @@ class BatchLine:
         max_tokens: Longest answer; None as the options say.
         stop: What ends the answer; None as the options say.
         sampling: Settings that the line itself makes.
+        grammar: What the answer must match; None as the options say.
         error: What is wrong with it.
     """
 
@@ -45,6 +48,7 @@ class BatchLine:
     max_tokens: int | None = None
     stop: tuple[str, ...] | None = None
     sampling: Mapping[str, Any] = field(default_factory=dict)
+    grammar: Grammar | None = None
     error: MlxchatError | None = None
 
     @property
@@ -76,6 +80,7 @@ class BatchLine:
             sampling=sampling,
             max_tokens=self.max_tokens or options.max_tokens,
             stop=options.stop if self.stop is None else self.stop,
+            grammar=self.grammar or options.grammar,
         )
 
 
@@ -139,6 +144,7 @@ def _make_line(found: dict[str, Any], index: int, number: int) -> BatchLine:
         None if max_tokens is None else int(max_tokens),
         _read_stop(given),
         numbers,
+        _read_grammar(given),
     )
 
 
@@ -198,6 +204,23 @@ def _read_number(given: Mapping[str, Any], name: str) -> float:
     if not is_number or isinstance(value, bool) or not bounds.allow(value):
         raise UsageError(f"{name!r} is {json.dumps(value)[:40]}; give {bounds}")
     return value if bounds.is_integer else float(value)
+
+
+def _read_grammar(given: Mapping[str, Any]) -> Grammar | None:
+    names = [name for name in _GRAMMARS if name in given]
+    if not names:
+        return None
+    if len(names) > 1:
+        raise UsageError(f"{names[0]!r} and {names[1]!r} do not go together; give one of them")
+    kind, value = names[0], given[names[0]]
+    if kind == "json_schema":
+        if value != "any" and not isinstance(value, dict):
+            raise UsageError("'json_schema' is no JSON schema; give an object, or \"any\"")
+        grammar = Grammar(kind, ANY_OBJECT if value == "any" else json.dumps(value))
+    else:
+        grammar = Grammar(kind, _read_text(given, kind))
+    check_grammar(grammar)
+    return grammar
 
 
 def _read_stop(given: Mapping[str, Any]) -> tuple[str, ...] | None:

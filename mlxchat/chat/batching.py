@@ -136,8 +136,8 @@ class LineAnswerer:
         runner.set_sampling(read.options)
         reading.watch.exclude(time.perf_counter() - read.since)  # it waited for its place
         max_tokens, limit = runner.limit_of(len(reading.token_ids))
-        sampler = runner.make_sampler(read.conversation, reading.token_ids)
-        decoder = runner.make_decoder(reading, redirect(self._context, read.line))
+        sampler = runner.make_sampler(read.conversation, reading.token_ids, prompt=reading.prompt)
+        decoder = runner.make_decoder(reading, redirect(self._context, read.line), sampler)
         row = batch.add(read.strand, read.first, sampler, max_tokens)
         self._open[row] = _Open(read, decoder, read.verify, max_tokens, limit)
 

@@ -31,5 +31,6 @@ class Changes:
         return taken
 
     def give_back(self, taken: "Changes") -> None:
-        """Puts the causes back in front: the turn that took them was not kept."""
+        """Puts back in front what a turn took that was not kept."""
         self.causes = (*taken.causes, *self.causes)
+        self.left_branch = self.left_branch or taken.left_branch

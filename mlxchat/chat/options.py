@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal
 
+from mlxchat.engine.grammar import Grammar
 from mlxchat.engine.options import SamplingSettings
 
 
@@ -38,6 +39,7 @@ class ChatOptions:
         adapter: A folder that changes the model's weights; decided with the load.
         now: The date that the template shows for the whole conversation; None is now.
         steering: What is added to the residual stream.
+        grammar: What answers must match.
     """
 
     system: str | None = None
@@ -60,6 +62,7 @@ class ChatOptions:
     cache_max_gib: float | None = None
     now: datetime | None = None
     steering: tuple[Steer, ...] = ()
+    grammar: Grammar | None = None
 
     @property
     def stores_conversation(self) -> bool:

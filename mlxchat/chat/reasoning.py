@@ -210,11 +210,27 @@ class ReasoningSplitter:
         """Whether the next text belongs to the thinking, as far as is known."""
         return self._state in (_State.THOUGHT_HEAD, _State.THOUGHT)
 
+    @property
+    def has_begun_answer(self) -> bool:
+        """Whether all that follows is the answer."""
+        return self._state is _State.ANSWER
+
+    @property
+    def held_text(self) -> str:
+        """What has come but is not final: it may still become a marker or belong to one."""
+        return "".join(piece.raw for piece in self._held)
+
+    def open_closers(self) -> tuple[str, ...]:
+        """What is missing of the closers that the end of the thinking may be the beginning of."""
+        held, closers = self.held_text, self._markers.closers
+        parts = ((closer, _num_partial(held, closer)) for closer in closers)
+        return tuple(closer[num:] for closer, num in parts if num)
+
     def closing_text(self) -> str:
         """What would end the thinking here: the first closer, with the white space around it."""
         markers = self._markers
         texts = self._parts["reasoning"].texts
-        said = (texts[-1] if texts else "") + "".join(piece.raw for piece in self._held)
+        said = (texts[-1] if texts else "") + self.held_text
         space = markers.before_closer
         there = next((n for n in range(len(space), 0, -1) if said.endswith(space[:n])), 0)
         return space[there:] + markers.closers[0] + markers.after_closer
@@ -267,7 +283,7 @@ class ReasoningSplitter:
         }
         deltas: list[Delta] = []
         while self._state in steps:
-            new = steps[self._state]("".join(piece.raw for piece in self._held), is_last)
+            new = steps[self._state](self.held_text, is_last)
             if new is None:
                 break
             deltas += new

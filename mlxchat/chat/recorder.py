@@ -10,14 +10,13 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlxchat.chat import history_file, history_writer
 from mlxchat.chat.conversation import Conversation
 from mlxchat.chat.history_writer import LiveTurn, Place
-from mlxchat.chat.results import Alternatives, Notice, TextDelta, TurnResult
+from mlxchat.chat.results import Alternatives, Notice, TextDelta, TurnResult, merge_text
 from mlxchat.engine.worker import Job, JobCancelledError
 from mlxchat.errors import HistoryError, MlxchatError
 
@@ -328,15 +327,19 @@ class RecordedJob(Job[TurnResult]):
 
     def __iter__(self) -> Iterator[Any]:
         """Yields the job's events, some together; when it ends, the turn is committed."""
-        yield from self._recorder.take_notices()
-        for batch in self._job.batches(self._recorder.pace_s):
+        for batch in self.batches(lambda: 0.0):
+            yield from batch
+
+    def batches(self, interval_s: Callable[[], float]) -> Iterator[list[Any]]:
+        """Yields the job's events in lists, no more often than the history can be written."""
+        yield self._recorder.take_notices()
+        for batch in self._job.batches(lambda: max(interval_s(), self._recorder.pace_s())):
             events = merge_text(batch)
             texts = [event for event in events if isinstance(event, TextDelta)]
             self._recorder.keep(self._turn, texts)
-            yield from self._recorder.take_notices()
-            yield from events
+            yield [*self._recorder.take_notices(), *events]
         self._recorder.end(self._turn, self._job)
-        yield from self._recorder.take_notices()
+        yield self._recorder.take_notices()
 
     def result(self, timeout_s: float | None = None) -> TurnResult:
         """Waits for the job and returns its value, committed, or raises what it raised."""
@@ -344,15 +347,3 @@ class RecordedJob(Job[TurnResult]):
             return self._job.result(timeout_s)
         finally:
             self._recorder.end(self._turn, self._job)
-
-
-def merge_text(events: list[Any]) -> list[Any]:
-    """Returns the events with neighbouring pieces of text made one."""
-    merged: list[Any] = []
-    for event in events:
-        last = merged[-1] if merged else None
-        if isinstance(event, TextDelta) and isinstance(last, TextDelta) and last.kind == event.kind:
-            merged[-1] = replace(event, text=last.text + event.text)
-        else:
-            merged.append(event)
-    return merged

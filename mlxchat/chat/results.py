@@ -1,6 +1,6 @@
 """What a session tells: events while it works, and the result of a turn (JSON contract)."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -48,6 +48,18 @@ class TextDelta:
     text: str
     kind: Literal["reasoning", "answer"]
     num_reasoning_tokens: int = 0
+
+
+def merge_text(events: list[Any]) -> list[Any]:
+    """Returns the events with neighbouring pieces of text made one."""
+    merged: list[Any] = []
+    for event in events:
+        last = merged[-1] if merged else None
+        if isinstance(event, TextDelta) and isinstance(last, TextDelta) and last.kind == event.kind:
+            merged[-1] = replace(event, text=last.text + event.text)
+        else:
+            merged.append(event)
+    return merged
 
 
 @dataclass(frozen=True, slots=True)

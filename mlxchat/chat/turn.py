@@ -17,7 +17,8 @@ from mlxchat.chat.memory import MemoryGuard
 from mlxchat.chat.metering import Meter
 from mlxchat.chat.options import ChatOptions, pick_seed
 from mlxchat.chat.overflow import choose_messages
-from mlxchat.chat.prompt import PromptRenderer
+from mlxchat.chat.preamble import AnswerGrammars
+from mlxchat.chat.prompt import PromptRenderer, RenderedPrompt
 from mlxchat.chat.prompt_keeping import PromptKeeping, open_keeping
 from mlxchat.chat.read_ahead import ReadAhead
 from mlxchat.chat.reading import Reading, read_prompt
@@ -79,6 +80,9 @@ class TurnRunner:
         self.idle = IdleWork(self)
         self.meter = Meter()
         self.memory = MemoryGuard(loaded.model.info.weight_bytes)
+        self.grammars = AnswerGrammars(loaded.tokenizer, loaded.model.info.vocab_size)
+        if options.grammar is not None:
+            self.grammars.prepare()
         self.ends_thinking = Event()  # set while an answer comes: its thinking shall end
         self._pin = 0  # where the last turn began
         self.reasons = RereadReasons()
@@ -108,13 +112,32 @@ class TurnRunner:
         return PromptRenderer(template, self.tokenizer, keep_thinking=keep)
 
     def make_sampler(
-        self, conversation: Conversation, token_ids: tuple[int, ...], later: int = 0
+        self,
+        conversation: Conversation,
+        token_ids: tuple[int, ...],
+        later: int = 0,
+        prompt: RenderedPrompt | None = None,
     ) -> Sampler:
-        """Makes the sampler of the answer that follows these ids, `later` messages from now."""
+        """Makes the sampler of the answer that follows these ids, `later` messages from now.
+
+        Args:
+            conversation: The question's.
+            token_ids: All ids before the answer.
+            later: Messages until then.
+            prompt: What is answered, where the answer is held to the grammar of the options.
+
+        Raises:
+            MlxchatError: The grammar cannot be used with this model.
+        """
         # Each answer has its own seed, so that a retry differs; the same moves give the same seeds.
         seed = self._seed + len(conversation.nodes) + later
-        sampling = resolve_sampling(self.options.sampling, self.loaded.generation_config, seed)
-        return Sampler(sampling, self.loaded.model.info.vocab_size, token_ids)
+        spared = (*self.tokenizer.encode("\n"), *sorted(self.tokenizer.eos_ids))
+        config = self.loaded.generation_config
+        sampling = resolve_sampling(self.options.sampling, config, seed, spared)
+        constraint, grammar = None, self.options.grammar
+        if grammar is not None and prompt is not None:
+            constraint = self.grammars.constrain(grammar, self.renderer, prompt)
+        return Sampler(sampling, self.loaded.model.info.vocab_size, token_ids, constraint)
 
     def set_options(self, options: ChatOptions) -> list[str]:
         """Takes other options from the next turn on; returns what the template cannot do.
@@ -183,7 +206,7 @@ class TurnRunner:
     ) -> TurnResult:
         """Answers a question; arguments and errors are those of `read_prompt`."""
         reading = self.read(conversation, request, context)
-        sampler = self.make_sampler(conversation, reading.token_ids)
+        sampler = self.make_sampler(conversation, reading.token_ids, prompt=reading.prompt)
         self.engine.speculator = self.foresight.choose(self.options.speculate)
         answer = self._decode(reading, sampler, context)
         if answer.stop_reason in ("token_limit", "context_full", "user_cancelled"):
@@ -225,7 +248,9 @@ class TurnRunner:
         is_room = max_tokens == room and self.options.max_tokens != room
         return max_tokens, "context_full" if is_room else "token_limit"
 
-    def make_decoder(self, reading: Reading, context: JobContext) -> AnswerDecoder:
+    def make_decoder(
+        self, reading: Reading, context: JobContext, sampler: Sampler
+    ) -> AnswerDecoder:
         """Makes what turns the tokens of an answer into its text."""
         checks_memory = self.options.checks_memory
         return AnswerDecoder(
@@ -238,11 +263,12 @@ class TurnRunner:
             think_budget=self.options.think_budget,
             ends_thinking=self.ends_thinking,
             check=self.memory.watch(self.engine, context.check) if checks_memory else None,
+            constraint=sampler.constraint,
         )
 
     def _decode(self, reading: Reading, sampler: Sampler, context: JobContext) -> Answer:
         max_tokens, limit = self.limit_of(len(reading.token_ids))
-        decoder = self.make_decoder(reading, context)
+        decoder = self.make_decoder(reading, context, sampler)
         decoder.replay(reading.begun)
         return decoder.run(reading.last_logits, sampler, max_tokens=max_tokens, limit=limit)
 

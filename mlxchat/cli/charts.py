@@ -6,11 +6,10 @@ Colours and fonts come from the page, which knows light and dark (`page.py`).
 from collections.abc import Sequence
 
 from mlxchat.cli.page import GROUP_COLOURS, escape, make_svg
-from mlxchat.cli.plots import format_value, nice_limit
+from mlxchat.cli.plots import format_value, nice_ticks
 
 WIDTH, HEIGHT = 760, 280
 _LEFT, _RIGHT, _TOP, _BOTTOM = 62, 14, 30, 50
-_TICKS = 4
 
 
 def draw_stacked(
@@ -30,10 +29,11 @@ def draw_stacked(
         y_name: Of the vertical axis, with its unit.
         unit: Of the values, when one points at them.
     """
-    top = nice_limit(max((sum(values) for _, values in bars), default=0.0))
+    ticks = nice_ticks(max((sum(values) for _, values in bars), default=0.0))
+    top = ticks[-1]
     room = (WIDTH - _LEFT - _RIGHT) / max(len(bars), 1)
     thick = min(48.0, room * 0.8)
-    out = _frame(top, x_name, y_name)
+    out = _frame(ticks, x_name, y_name)
     every = max(1, round(46 / room))
     for number, (label, values) in enumerate(bars):
         x = _LEFT + number * room + (room - thick) / 2
@@ -65,15 +65,15 @@ def draw_points(
         y_name: Of the vertical axis, with its unit.
     """
     points = [point for _, group in groups for point in group]
-    right = nice_limit(max((x for x, _ in points), default=0.0))
-    top = nice_limit(max((y for _, y in points), default=0.0))
-    out = _frame(top, x_name, y_name)
+    x_ticks = nice_ticks(max((x for x, _ in points), default=0.0))
+    y_ticks = nice_ticks(max((y for _, y in points), default=0.0))
+    right, top = x_ticks[-1], y_ticks[-1]
+    out = _frame(y_ticks, x_name, y_name)
     wide, tall = WIDTH - _LEFT - _RIGHT, HEIGHT - _TOP - _BOTTOM
-    for tick in range(_TICKS + 1):
-        value = right * tick / _TICKS
-        x = _LEFT + wide * tick / _TICKS
-        anchor = "end" if tick == _TICKS else "middle"
-        out.append(_text(x, HEIGHT - _BOTTOM + 16, format_value(value), anchor))
+    for tick in x_ticks:
+        anchor = "end" if tick == right else "middle"
+        x = _LEFT + wide * tick / right
+        out.append(_text(x, HEIGHT - _BOTTOM + 16, format_value(tick), anchor))
     for index, (_, group) in enumerate(groups):
         for x, y in group:
             out.append(
@@ -87,16 +87,16 @@ def draw_points(
     return make_svg(WIDTH, HEIGHT, out, f"{y_name} by {x_name}")
 
 
-def _frame(top: float, x_name: str, y_name: str) -> list[str]:
+def _frame(ticks: Sequence[float], x_name: str, y_name: str) -> list[str]:
     """Returns lines across, ticks of the vertical axis, and the names of both axes."""
     out = []
     tall = HEIGHT - _TOP - _BOTTOM
-    for tick in range(_TICKS + 1):
-        y = HEIGHT - _BOTTOM - tall * tick / _TICKS
+    for tick in ticks:
+        y = HEIGHT - _BOTTOM - tall * tick / ticks[-1]
         out.append(
             f'<line class="line" x1="{_LEFT}" y1="{y:.1f}" x2="{WIDTH - _RIGHT}" y2="{y:.1f}"/>'
         )
-        out.append(_text(_LEFT - 8, y + 4, format_value(top * tick / _TICKS), "end"))
+        out.append(_text(_LEFT - 8, y + 4, format_value(tick), "end"))
     out.append(_text((WIDTH + _LEFT) / 2, HEIGHT - 12, x_name, "middle"))
     middle = _TOP + tall / 2
     out.append(

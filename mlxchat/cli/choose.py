@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from mlxchat.cli.render import format_count, sanitize
+from mlxchat.cli.render import format_tokens, sanitize
 from mlxchat.cli.wrap import wrap
 
 if TYPE_CHECKING:
@@ -25,8 +25,7 @@ def format_preview(number: int, result: "TurnResult", width: int) -> str:
     rows = preview_rows(result, width)
     left = len(rows) - PREVIEW_ROWS
     more = [f"... {left} more {'row' if left == 1 else 'rows'}"] if left > 0 else []
-    count = result.usage.completion_tokens
-    head = f"[{number}] {format_count(count)} {'token' if count == 1 else 'tokens'}"
+    head = f"[{number}] {format_tokens(result.usage.completion_tokens)}"
     return "\n".join([head, *rows[:PREVIEW_ROWS], *more])
 
 

@@ -18,7 +18,7 @@ from rich.style import Style
 from mlxchat.cli.blocks import Block
 from mlxchat.cli.render import sanitize
 from mlxchat.cli.theme import Theme
-from mlxchat.cli.wrap import Row, Run, fold, merge, text_width, wrap
+from mlxchat.cli.wrap import Row, Run, fold, is_link, merge, text_width, wrap
 
 if TYPE_CHECKING:
     from pygments.lexer import Lexer
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 # Above this a block is shown as it was written: parsing it at every token would take too long.
 MAX_BLOCK_CHARS = 32_000
 # Lines before a line of code that its colours depend on, and the longest line that gets colours.
-CONTEXT_LINES, MAX_CODE_CHARS = 60, 2_000
+# The last few are enough where their colours come out as they were with all of them.
+CONTEXT_LINES, FEW_LINES, MAX_CODE_CHARS = 60, 6, 2_000
 FRAME_WIDTH = 60
 _STAR_OPENS, _STAR_CLOSES = re.compile(r"(?<!\S)\*(?=\S)"), re.compile(r"(?<=\S)\*(?![\w*])")
 _MIN_WIDTH = 4  # of what stands inside lists and quotes, however deep
@@ -78,18 +79,20 @@ class MarkdownRenderer:
     def __init__(self, theme: Theme) -> None:
         self._theme = theme
         self._language = ""
-        self._code: list[str] = []  # lines before, of the code block that is open
+        # Lines before, of the code block that is open, and what they became.
+        self._code: list[str] = []
+        self._code_rows: list[Row] = []
 
     def render(self, block: Block, width: int, *, is_final: bool) -> list[Row]:
         """Returns the rows of a block.
 
         Args:
             block: Its `gap` is left to the caller.
-            width: Columns of a row; a final line of code may be longer.
+            width: Columns of a row; a final line of code, or with a web address, may be longer.
             is_final: The block is finished: what follows comes after it.
         """
         if block.kind == "fence":
-            self._language, self._code = _language_of(block.source), []
+            self._language, self._code, self._code_rows = _language_of(block.source), [], []
             return [self._frame(self._language, width)]
         if block.kind == "end":
             return [self._frame("", width)]
@@ -99,8 +102,12 @@ class MarkdownRenderer:
             return wrap([(block.source, "")], width)
         source = block.source if is_final else mend(block.source)
         nodes = SyntaxTreeNode(_parser().parse(source)).children
-        rows = _Layout(self._theme, block, width).blocks(nodes, width)
-        return [part for row in rows for part in (fold(row, width) if row else [row])]
+        rows = _Layout(self._theme, block, keeps_links=is_final).blocks(nodes, width)
+        return [
+            part
+            for row in rows
+            for part in ([row] if not row or (is_final and is_link(row)) else fold(row, width))
+        ]
 
     def _frame(self, label: str, width: int) -> Row:
         text = f"── {label} " if label else ""
@@ -110,10 +117,13 @@ class MarkdownRenderer:
         return [(text + "─" * (room - text_width(text)), self._theme.frame)]
 
     def _render_code_line(self, line: str, width: int, *, is_final: bool) -> list[Row]:
-        before = self._code[-CONTEXT_LINES:]
-        row = highlight([*before, line], self._language, self._theme)[-1]
+        few, rows_of_few = self._code[-FEW_LINES:], self._code_rows[-FEW_LINES:]
+        *before, row = highlight([*few, line], self._language, self._theme)
+        if before != rows_of_few:  # in a long string or comment, say
+            row = highlight([*self._code, line], self._language, self._theme)[-1]
         if is_final:
-            self._code = [*before, line]
+            self._code = [*self._code, line][-CONTEXT_LINES:]
+            self._code_rows = [*self._code_rows, row][-CONTEXT_LINES:]
             return [_expand(row)]
         return fold(row, width)
 
@@ -165,9 +175,12 @@ def highlight(lines: list[str], language: str, theme: Theme) -> list[Row]:
     if lexer is None or max(map(len, lines)) > MAX_CODE_CHARS:
         return plain
     rows: list[Row] = [[]]
+    styles: dict[object, str] = {}
     for token, text in lexer.get_tokens("\n".join(lines)):
         first, *rest = text.split("\n")
-        style = _code_style(str(token), theme)
+        style = styles.get(token)
+        if style is None:
+            style = styles[token] = _code_style(str(token), theme)
         rows[-1].append((first, style))
         rows += [[(part, style)] for part in rest]
     # Some lexers change the text; what the model wrote goes before its colours.
@@ -206,8 +219,8 @@ _CODE_STYLES: tuple[tuple[str, Callable[[Theme], str]], ...] = (
 class _Layout:
     """Lays out the nodes of one block's syntax tree."""
 
-    def __init__(self, theme: Theme, block: Block, width: int) -> None:
-        self._theme = theme
+    def __init__(self, theme: Theme, block: Block, *, keeps_links: bool) -> None:
+        self._theme, self._keeps_links = theme, keeps_links
         self._lines = block.source.split("\n")
         self._number = block.number
 
@@ -228,7 +241,7 @@ class _Layout:
     def _block(self, node: SyntaxTreeNode, width: int) -> list[Row]:
         match node.type:
             case "heading":
-                return wrap(self._inline(node, self._theme.heading), width)
+                return self._wrap(self._inline(node, self._theme.heading), width)
             case "bullet_list" | "ordered_list":
                 return self._list(node, width)
             case "blockquote":
@@ -241,7 +254,10 @@ class _Layout:
                 return self._table(node, width)
             case "hr":
                 return [[("─" * min(width, FRAME_WIDTH), self._theme.frame)]]
-        return wrap(self._inline(node, ""), width)
+        return self._wrap(self._inline(node, ""), width)
+
+    def _wrap(self, runs: list[Run], width: int) -> list[Row]:
+        return wrap(runs, width, keeps_links=self._keeps_links)
 
     def _list(self, node: SyntaxTreeNode, width: int) -> list[Row]:
         is_ordered = node.type == "ordered_list"

@@ -30,6 +30,8 @@ from mlxchat.settings import (
 )
 
 if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
     from mlxchat.chat.history import Restored
     from mlxchat.chat.options import Steer
     from mlxchat.chat.session import Session
@@ -77,12 +79,21 @@ def _read_steers(
     return steers
 
 
+def _complete_model(
+    context: click.Context, parameter: click.Parameter, incomplete: str
+) -> "list[CompletionItem]":
+    from mlxchat.cli.models import complete_model
+
+    return complete_model(context, parameter, incomplete)
+
+
 MODEL_OPTION = click.option(
     "-m",
     "--model",
     metavar="NAME",
     envvar="MLXCHAT_MODEL",
     show_envvar=True,
+    shell_complete=_complete_model,
     help="A folder, a Hugging Face repository, or 'builtin' (the tiny model that is included).",
 )
 ADAPTER_OPTION = click.option(
@@ -111,6 +122,8 @@ _OPTIONS = (
     _number("--top-p", "top_p", "Sample from the likeliest tokens that hold this probability."),
     _number("--top-k", "top_k", "Sample from the N likeliest tokens; 0 is off."),
     _number("--min-p", "min_p", "Drop tokens less likely than X times the likeliest; 0 is off."),
+    _number("--xtc-probability", "xtc_probability", "How often XTC drops top choices; 0 is off."),
+    _number("--xtc-threshold", "xtc_threshold", "What XTC takes for a top choice; 0.1 at first."),
     _number("--repetition-penalty", "repetition_penalty", "Above 1 makes repetition less likely."),
     _number("--seed", "seed", "The same seed gives the same text."),
     click.option(
@@ -120,6 +133,13 @@ _OPTIONS = (
         callback=_refuse_empty,
         help="End the answer before this text; may be given more than once.",
     ),
+    click.option(
+        "--json-schema",
+        metavar="FILE|JSON|any",
+        help="Have the answer match a JSON schema; `any` is any JSON object.",
+    ),
+    click.option("--regex", metavar="PATTERN", help="Have the answer match a regular expression."),
+    click.option("--grammar", metavar="FILE", help="Have the answer match a grammar in Lark."),
     _number("--max-context", "max_context", "Hold at most N tokens of conversation."),
     click.option(
         "--overflow",
@@ -286,6 +306,10 @@ def read_request(params: dict[str, Any], kind: str = "chat") -> Request:
         system = find_system(given.pop("system"), settings) or None
     else:
         system = choose_system(settings, model)
+    if given.keys() & {"json_schema", "regex", "grammar"}:
+        from mlxchat.cli.grammars import take_grammar
+
+        given["grammar"], origins["grammar"] = take_grammar(given), "command line"
     if settings.overflow is not None and "overflow" not in given:
         given["overflow"], origins["overflow"] = settings.overflow, "config.toml"
     if not settings.memory_check:

@@ -23,8 +23,9 @@ body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(
 h1 { font-size: 1.35rem; margin: 0 0 .2rem; } h2 { font-size: 1.05rem; margin: 1.6rem 0 .5rem; }
 p.summary { color: var(--soft); margin: 0 0 1rem; } .scroll { overflow-x: auto; }
 table { border-collapse: collapse; } th, td { padding: .2rem .6rem; text-align: left;
-  border-bottom: 1px solid var(--line); vertical-align: top; } th { color: var(--soft); }
-td.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+  border-bottom: 1px solid var(--line); vertical-align: top; white-space: nowrap; }
+th { color: var(--soft); } td.number { text-align: right; font-variant-numeric: tabular-nums; }
+td.long { white-space: normal; min-width: 18rem; overflow-wrap: anywhere; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; margin: .3rem 0 0; font-size: 13px; }
 svg { max-width: 100%; height: auto; } svg text { font: 12px system-ui, sans-serif;
   fill: var(--ink); } svg .soft { fill: var(--soft); } svg .line { stroke: var(--line); }
@@ -38,6 +39,9 @@ GROUP_COLOURS = (
 )
 _CELL = 46
 _CHAR = 7.0  # width of a character of 12 px, about
+_LONGEST_LINE = 32
+# On a phone a picture gets so small at most, and scrolls: its letters can still be read.
+_SMALLEST_SCALE = 0.8
 
 
 def check_folder(file: str | None) -> None:
@@ -101,7 +105,7 @@ def escape(text: str) -> str:
 
 
 def make_table(header: Sequence[str], rows: Sequence[Sequence[str | float | int]]) -> str:
-    """Returns a table; numbers stand on the right."""
+    """Returns a table; numbers stand on the right, long texts get lines, wide tables scroll."""
     head = "".join(f"<th>{escape(name)}</th>" for name in header)
     body = "\n".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
     return (
@@ -112,7 +116,8 @@ def make_table(header: Sequence[str], rows: Sequence[Sequence[str | float | int]
 
 def _cell(value: str | float | int) -> str:
     if isinstance(value, str):
-        return f"<td>{escape(value)}</td>"
+        kind = ' class="long"' if len(value) > _LONGEST_LINE else ""
+        return f"<td{kind}>{escape(value)}</td>"
     text = f"{value:.3f}" if isinstance(value, float) else str(value)
     return f'<td class="number">{text}</td>'
 
@@ -160,7 +165,8 @@ def draw_heat_map(
                 f' y="{y + 16}" text-anchor="middle" style="fill:{choose_ink(colour)}">'
                 f"{value:.{digits}f}</text></g>"
             )
-    width = left + len(columns) * _CELL + 80
+    ends = [(j + 0.5) * _CELL + 0.8 * _CHAR * len(name) for j, name in enumerate(columns)]
+    width = left + max([len(columns) * _CELL, *ends]) + 8
     return make_svg(width, top + len(rows) * height + 4, parts)
 
 
@@ -214,7 +220,8 @@ def make_svg(width: float, height: float, parts: Sequence[str], label: str = "")
     named = f' aria-label="{escape(label)}"' if label else ""
     return (
         f'<div class="scroll"><svg xmlns="http://www.w3.org/2000/svg" width="{width:.0f}"'
-        f' height="{height:.0f}" viewBox="0 0 {width:.0f} {height:.0f}" role="img"{named}>\n'
+        f' height="{height:.0f}" viewBox="0 0 {width:.0f} {height:.0f}" role="img"{named}'
+        f' style="min-width:{width * _SMALLEST_SCALE:.0f}px">\n'
         + "\n".join(parts)
         + "\n</svg></div>"
     )

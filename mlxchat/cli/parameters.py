@@ -74,6 +74,8 @@ PARAMETERS = {
     "top-p": Parameter("top_p", SAMPLING_BOUNDS["top_p"]),
     "top-k": Parameter("top_k", SAMPLING_BOUNDS["top_k"]),
     "min-p": Parameter("min_p", SAMPLING_BOUNDS["min_p"]),
+    "xtc-probability": Parameter("xtc_probability", SAMPLING_BOUNDS["xtc_probability"]),
+    "xtc-threshold": Parameter("xtc_threshold", SAMPLING_BOUNDS["xtc_threshold"]),
     "repetition-penalty": Parameter("repetition_penalty", SAMPLING_BOUNDS["repetition_penalty"]),
     "presence-penalty": Parameter("presence_penalty", PENALTY),
     "frequency-penalty": Parameter("frequency_penalty", PENALTY),
@@ -92,7 +94,8 @@ FILE_LIMIT = "max-file-kib"  # of what can be attached: the chat's business, not
 KV_BITS = "kv-bits"  # decided when the chat starts: what is cached cannot be read in another form
 DRAFT = "draft-model"  # loaded when the chat starts
 ADAPTER = "adapter"  # loaded with the model
-NAMES = (*PARAMETERS, STOP, FILE_LIMIT, KV_BITS, DRAFT, ADAPTER)
+SCHEMA = "schema"  # has a command of its own, since it is written in several ways
+NAMES = (*PARAMETERS, STOP, FILE_LIMIT, KV_BITS, DRAFT, ADAPTER, SCHEMA)
 # As the Hub, ollama and llama.cpp call them.
 ALIASES = {
     "temperature": "temp",
@@ -146,6 +149,8 @@ def set_parameter(context: "Context", name: str, text: str) -> list[str]:
         )
     if name == ADAPTER:
         raise UsageError("the adapter is loaded with the model; use /adapter PATH, or off")
+    if name == SCHEMA:
+        raise UsageError("what answers must match is set by /schema; see /help schema")
     parameter = PARAMETERS[name]
     value = parameter.parse(name, text)
     session = context.session
@@ -181,6 +186,8 @@ def _set_file_limit(context: "Context", text: str) -> str:
 
 def list_parameters(context: "Context") -> list[tuple[str, str, str]]:
     """Returns what is in force for the next turn: names, values, and who chose them."""
+    from mlxchat.cli.grammars import format_grammar
+
     session, origins = context.session, context.origins
     resolved = session.resolve_sampling()
     in_force, by_model = resolved if resolved is not None else ({}, frozenset())
@@ -210,11 +217,12 @@ def list_parameters(context: "Context") -> list[tuple[str, str, str]]:
     stop = ", ".join(map(repr, session.options.stop)) or "none"
     return [
         *rows,
-        (STOP, stop, origins.get(STOP, BY_CONVERSATION if session.options.stop else BY_DEFAULT)),
+        (STOP, stop, origins.get(STOP, BY_CONVERSATION) if session.options.stop else BY_DEFAULT),
         (FILE_LIMIT, kib, origins.get(FILE_LIMIT, BY_DEFAULT)),
         (KV_BITS, "off" if bits is None else str(bits), origins.get("kv_bits", BY_DEFAULT)),
         (DRAFT, session.options.draft_model or "none", origins.get("draft_model", BY_DEFAULT)),
         (ADAPTER, short_model(session.options.adapter or "none"), origins.get(ADAPTER, BY_DEFAULT)),
+        (SCHEMA, format_grammar(session.options.grammar), origins.get("grammar", BY_DEFAULT)),
     ]
 
 

@@ -6,6 +6,10 @@ In the line a chip is one private-use character, so every editing key treats it 
 from collections.abc import Callable
 
 from prompt_toolkit.formatted_text import StyleAndTextTuples
+from prompt_toolkit.input import Input
+from prompt_toolkit.input.vt100 import Vt100Input
+from prompt_toolkit.input.vt100_parser import Vt100Parser
+from prompt_toolkit.key_binding.key_processor import KeyPress
 from prompt_toolkit.layout.processors import Processor, Transformation, TransformationInput
 from prompt_toolkit.layout.utils import explode_text_fragments
 
@@ -69,6 +73,39 @@ class Pastes:
         if self._texts.keys().isdisjoint(text):
             return text
         return "".join(make(c) if c in self._texts else c for c in text)
+
+
+class PasteParser(Vt100Parser):
+    """Takes pastes as they come, in pieces of a kilobyte, and puts them together once.
+
+    prompt-toolkit looks through all that came for the end of the paste at every piece: a megabyte
+    took it two seconds, five a minute.
+    """
+
+    _END = "\x1b[201~"
+
+    def __init__(self, feed_key: Callable[[KeyPress], None]) -> None:
+        super().__init__(feed_key)
+        self._pieces: list[str] = []
+        self._last = ""  # of what came, where half an end may stand
+
+    def feed(self, data: str) -> None:
+        """Takes what was typed or pasted."""
+        if self._in_bracketed_paste:
+            self._pieces.append(data)
+            seen = self._last + data
+            if self._END not in seen:
+                self._last = seen[1 - len(self._END) :]
+                return
+            data, self._last = "".join(self._pieces), ""
+            self._pieces.clear()
+        super().feed(data)
+
+
+def speed_up_pastes(keyboard: Input) -> None:
+    """Has a terminal's keyboard take large pastes quickly; called before anything is read."""
+    if isinstance(keyboard, Vt100Input):
+        keyboard.vt100_parser = PasteParser(keyboard.vt100_parser.feed_key_callback)
 
 
 class ChipProcessor(Processor):

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 _EIGHTHS = " ▏▎▍▌▋▊▉"
 _FILLS = "█▒░▚·+"
 _COLOURS = (34, 33, 36, 35, 32, 37)
+_MOST_STEPS = 5
 
 
 def format_bars(title: str, bars: Sequence[tuple[str, float]], unit: str, width: int = 80) -> str:
@@ -117,8 +118,8 @@ def format_points(
     """
     if not points:
         return f"{title}\n  (nothing to show)"
-    right = nice_limit(max(x for x, _ in points))
-    top = nice_limit(max(y for _, y in points))
+    right = nice_ticks(max(x for x, _ in points))[-1]
+    top = nice_ticks(max(y for _, y in points))[-1]
     left = max(len(format_value(top)), 1) + 2
     columns = max(16, width - left - 4)
     counts = [[0] * columns for _ in range(height)]
@@ -138,15 +139,19 @@ def format_points(
     return "\n".join(lines)
 
 
-def nice_limit(value: float) -> float:
-    """Returns a round number that is not below a value: 1, 2, 2.5 or 5 times a power of ten."""
+def nice_ticks(value: float) -> list[float]:
+    """Returns round numbers from 0 to one that is not below a value, up to five steps.
+
+    A step is 1, 2 or 5 times a power of ten.
+    """
     if value <= 0:
-        return 1.0
-    power = 10.0 ** math.floor(math.log10(value))
-    for step in (1, 2, 2.5, 5, 10):
-        if value <= step * power * (1 + 1e-9):
-            return step * power
-    return 10 * power
+        return [0.0, 1.0]
+    power = 10.0 ** (math.floor(math.log10(value)) - 1)
+    for step in (2 * power, 5 * power, 10 * power, 20 * power):
+        count = math.ceil(value / step * (1 - 1e-9))
+        if count <= _MOST_STEPS:
+            break
+    return [number * step for number in range(count + 1)]
 
 
 def format_value(value: float) -> str:

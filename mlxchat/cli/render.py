@@ -7,6 +7,7 @@ import re
 from typing import TYPE_CHECKING
 
 from mlxchat.counts import format_count as format_count
+from mlxchat.counts import format_ttft
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -80,6 +81,11 @@ def short_model(name: str) -> str:
 def format_rereads(num_read: int, num_all: int) -> str:
     """Returns the line on what a change costs."""
     return f"The next turn reads {format_count(num_read)} of {format_count(num_all)} tokens again."
+
+
+def format_tokens(count: int) -> str:
+    """Returns a number of tokens: `1 token`, `2 310 tokens`."""
+    return f"{format_count(count)} token{'s' * (count != 1)}"
 
 
 def format_share(share: float, digits: int = 0) -> str:
@@ -242,10 +248,9 @@ _STOP_NOTES = {
 def format_turn_line(result: "TurnResult") -> str:
     """Returns the line after an answer: tokens, time to first token, rate with depth, reuse."""
     usage, timing = result.usage, result.timing
-    tokens = format_count(usage.completion_tokens)
     parts = [
-        f"{tokens} tokens{_STOP_NOTES.get(result.stop_reason, '')}",
-        f"ttft {timing.ttft_s:.2f} s",
+        f"{format_tokens(usage.completion_tokens)}{_STOP_NOTES.get(result.stop_reason, '')}",
+        f"ttft {format_ttft(timing.ttft_s)}",
     ]
     if timing.decode_tok_per_s is not None:
         depth = format_count(usage.prompt_tokens)
@@ -280,7 +285,7 @@ def format_context_notice(used: int, limit: int) -> str:
 
 def format_thought_line(seconds: float, num_tokens: int = 0) -> str:
     """Returns the line that closes a streamed piece of reasoning; 0 tokens were not counted."""
-    tokens = f", {format_count(num_tokens)} tokens" if num_tokens else ""
+    tokens = f", {format_tokens(num_tokens)}" if num_tokens else ""
     return f"thought for {format_seconds(seconds)}{tokens}"
 
 
@@ -375,10 +380,12 @@ def format_banner(version: str, model: str | None) -> str:
 def format_cost(cost: "DraftCost") -> str:
     """Returns what it would cost to send a draft: `+412 tokens ≈ 0.9 s, 23 % of context`."""
     seconds = "" if cost.seconds is None else f" ≈ {cost.seconds:.1f} s"
+    if cost.seconds is not None and cost.seconds < 0.05:
+        seconds = " < 0.1 s"
     share = f"{format_share(cost.context_share)} of context"
     if cost.context_share >= 1:
         share = "more than the context holds"
-    return f"+{format_count(cost.num_tokens)} tokens{seconds}, {share}"
+    return f"+{format_tokens(cost.num_tokens)}{seconds}, {share}"
 
 
 def format_toolbar(
@@ -453,13 +460,15 @@ def format_tree(branches: "list[Branch]", width: int = 80) -> str:
         branches: In the order in which they are drawn.
         width: Columns of a line; a message shows at least 10 of its own.
     """
+    from mlxchat.cli.attachments import format_own_words
+
     lines = []
     for branch in branches:
         message = branch.node.message
         sign = ">" if branch.is_head else "*" if branch.is_on_path else " "
         who = "you" if message.role == "user" else "model"
         head = f"{sign} {branch.node.id:>3}  {'  ' * branch.depth}{who}: "
-        lines.append(head + cut(one_line(message.content), max(width - len(head), 10)))
+        lines.append(head + cut(format_own_words(message.content), max(width - len(head), 10)))
     return "\n".join(lines)
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from mlxchat.cli.markdown import MarkdownRenderer, Painter
 
 # Drawing may take this share of the time, and an open block waits no longer than this for it.
-DRAW_SHARE, MAX_DRAW_PAUSE_S = 0.2, 0.25
+DRAW_SHARE, MAX_DRAW_PAUSE_S = 0.1, 0.25
 # One line without any of these, which does not begin like a rule or code, is plain text: it needs
 # no Markdown parser, and so no Rich.
 _SPECIAL = frozenset("\\`*_[]<>#|~&\t\n")
@@ -90,7 +90,7 @@ class AnswerStream:
     def _render(self, block: Block, *, is_final: bool) -> list[str]:
         width = self._region.width
         if is_plain(block):
-            rows = wrap([(block.source.strip(), "")], width)
+            rows = wrap([(block.source.strip(), "")], width, keeps_links=is_final)
             return ["".join(text for text, _ in row) for row in rows]
         if self._renderer is None or self._painter is None:
             from mlxchat.cli.markdown import MarkdownRenderer, Painter

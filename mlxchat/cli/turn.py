@@ -17,6 +17,7 @@ from mlxchat.chat.results import (
     SummaryProgress,
     TextDelta,
     TurnResult,
+    merge_text,
 )
 from mlxchat.chat.session import Session
 from mlxchat.cli.choose import format_preview
@@ -42,6 +43,9 @@ Start = Callable[[], Job[Any]]  # of a TurnResult or of Alternatives
 
 # A job stops within one prefill chunk (150 ms); after this long Ctrl-C leaves the program instead.
 PATIENCE_S = 2.0
+# Text that comes within this time is shown together: more often no eye sees it, and every piece
+# takes processor time from the decoding.
+FRAME_S = 0.03
 # Shorter phases end before their line could be read; drawing more often than this is flicker.
 PROGRESS_DELAY_S, PROGRESS_INTERVAL_S = 0.2, 0.1
 
@@ -102,6 +106,9 @@ class TurnView:
         self._screen = screen
         self._shows_text = shows_text
         self._thinks_since: float | None = None
+        # When the last event came that is no text: thinking begins there, and what there is of it
+        # may come together with the answer.
+        self._read_at = time.monotonic()
         self._num_reasoning_tokens = 0
         self._skips_newlines = False
         self._num_summarised, self._summary_started = 0, 0.0
@@ -109,6 +116,8 @@ class TurnView:
 
     def show(self, event: object) -> None:
         """Shows one event."""
+        if not isinstance(event, TextDelta):
+            self._read_at = time.monotonic()
         match event:
             case TextDelta():
                 self._num_reasoning_tokens = event.num_reasoning_tokens
@@ -133,7 +142,7 @@ class TurnView:
         self._skips_newlines = True
         if self._shows_text and self._screen.shows_reasoning:
             if self._thinks_since is None:
-                self._thinks_since = time.monotonic()
+                self._thinks_since = self._read_at
                 text = text.lstrip("\n")
             self._screen.reasoning(text)
 
@@ -208,9 +217,10 @@ def follow(
     with StopOnCtrlC() as ctrl_c:
         job = ctrl_c.watch(start())
         try:
-            for event in job:
-                if view is not None:
-                    view.show(event)
+            for batch in job.batches(lambda: FRAME_S):
+                for event in merge_text(batch):
+                    if view is not None:
+                        view.show(event)
         except BaseException:
             job.cancel()
             raise

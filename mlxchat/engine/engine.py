@@ -35,9 +35,10 @@ def _nothing(*_: object) -> None:
 # logits by 6e-3 to 1 of it.
 FLOAT32_TOLERANCE = 1e-3
 HALF_TOLERANCE_SHARE = 0.05
-# With quantised keys and values such rounding moves a value now and then to the next step: measured
-# 3e-5 of the range in 8 bits. A step of 4 bits is 17 times as wide.
-KV_TOLERANCE_SHARE = {8: 2e-3, 4: 2e-2}
+# With quantised keys and values such rounding moves a value now and then to the next step. Two
+# prefills of the same ids in other chunks, without any reuse, were up to 2.2e-3 of the range apart
+# in 8 bits and 1e-2 in 4 bits (random models with windows, chunks of 16 to 512, 2026-11-21).
+KV_TOLERANCE_SHARE = {8: 5e-3, 4: 2e-2}
 VERIFY_CHUNK = 512
 
 

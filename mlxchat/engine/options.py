@@ -16,3 +16,5 @@ class SamplingSettings:
     frequency_penalty: float | None = None
     logit_bias: tuple[tuple[int, float], ...] | None = None
     seed: int | None = None
+    xtc_probability: float | None = None
+    xtc_threshold: float | None = None

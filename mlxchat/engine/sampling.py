@@ -1,20 +1,23 @@
 """From logits to the next token: penalties, temperature, truncation, a draw with an explicit key.
 
-The order is that of Hugging Face's generation: penalties, logit bias, temperature, top-k, top-p,
-min-p. All of it is lazy array work on the worker thread; nothing here grows with the text, since
-penalties keep one count per vocabulary entry. Sources: top-k (Fan et al. 2018), top-p (Holtzman
-et al. 2020), min-p (Nguyen et al. 2024), repetition penalty (Keskar et al. 2019).
+The order is that of Hugging Face's generation: the mask of a grammar, penalties, logit bias,
+temperature, top-k, top-p, min-p; then XTC (`xtc.py`). All of it is lazy array work on the worker
+thread; nothing here grows with the text, since penalties keep one count per vocabulary entry.
+Sources: top-k (Fan et al. 2018), top-p (Holtzman et al. 2020), min-p (Nguyen et al. 2024),
+repetition penalty (Keskar et al. 2019).
 """
 
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import islice
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 
+from mlxchat.engine.constraint import Constraint, apply_mask
 from mlxchat.engine.options import SamplingSettings
+from mlxchat.engine.xtc import exclude_top_choices
 from mlxchat.model.exponential import softmax_parts
 from mlxchat.settings import SAMPLING_BOUNDS
 
@@ -45,6 +48,9 @@ class Sampling:
     frequency_penalty: float = 0.0
     logit_bias: tuple[tuple[int, float], ...] = ()
     seed: int = 0
+    xtc_probability: float = 0.0
+    xtc_threshold: float = 0.1
+    xtc_spared: tuple[int, ...] = ()
 
     @property
     def has_penalties(self) -> bool:
@@ -57,7 +63,10 @@ class Sampling:
 
 
 def resolve_sampling(
-    settings: SamplingSettings, generation_config: Mapping[str, Any], seed: int
+    settings: SamplingSettings,
+    generation_config: Mapping[str, Any],
+    seed: int,
+    spared: tuple[int, ...] = (),
 ) -> Sampling:
     """Fills in what the person left open: generation_config.json first, then our defaults.
 
@@ -65,6 +74,7 @@ def resolve_sampling(
         settings: What the person asked for.
         generation_config: The checkpoint's own defaults; values that are not allowed are ignored.
         seed: Of this answer; each retry of a question has its own.
+        spared: Ids that XTC never drops.
     """
     chosen: dict[str, Any] = {}
     is_greedy = generation_config.get("do_sample") is False
@@ -81,7 +91,7 @@ def resolve_sampling(
         chosen["temperature"] = 0.0
     named = {f.name: getattr(settings, f.name) for f in fields(settings)}
     chosen |= {name: value for name, value in named.items() if value is not None}
-    return replace(Sampling(), **{**chosen, "seed": seed})
+    return replace(Sampling(), **{**chosen, "seed": seed, "xtc_spared": spared})
 
 
 class Sampler:
@@ -91,11 +101,19 @@ class Sampler:
         sampling: The settings.
         vocab_size: V.
         context_ids: Ids before the answer, which penalties count too.
+        constraint: What the answer is held to. It must know each token before the next is drawn,
+            so a draw waits for the token before it, while the device computes the logits.
     """
 
     def __init__(
-        self, sampling: Sampling, vocab_size: int, context_ids: Iterable[int] = ()
+        self,
+        sampling: Sampling,
+        vocab_size: int,
+        context_ids: Iterable[int] = (),
+        constraint: Constraint | None = None,
     ) -> None:
+        self.constraint = constraint
+        self._untold: mx.array | None = None  # the last draw, which the constraint must be told
         self.sampling = sampling
         self.settings = replace(sampling, seed=0)  # what a row may have in common with others
         self._key = mx.random.key(sampling.seed % 2**64)  # a retry counts up from any seed
@@ -119,6 +137,8 @@ class Sampler:
 
     def count_drawn(self, token: mx.array) -> None:
         """Counts a token, shape (1,), that may not be evaluated yet."""
+        if self.constraint is not None:
+            self._untold = token
         if self._counts is not None:
             self._counts = self._counts.at[token].add(1)
 
@@ -136,10 +156,14 @@ class Sampler:
             (T,); both lazily.
         """
         before, rows = self._counts, []
+        masks: Sequence[mx.array | None] = [None] * logits.shape[0]
+        if self.constraint is not None:
+            self._tell(logits)
+            masks = self.constraint.masks_ahead(drafts)
         for i, row in enumerate(mx.split(logits, logits.shape[0])):
             if i and self._counts is not None:
                 self._counts = self._counts.at[mx.array(drafts[i - 1])].add(1)
-            rows.append(self.process(row))
+            rows.append(self._weigh(apply_mask(row, masks[i])))
         self._counts = before
         if self.is_greedy:
             near = _NEAR_TIE_SHARE.get(logits.dtype, 1e-2) * mx.abs(logits).max(axis=-1)
@@ -153,7 +177,15 @@ class Sampler:
             self._peek_keys(len(token_ids))
             for _ in token_ids:
                 self._keys.popleft()
+        if self.constraint is not None:
+            for token_id in token_ids:
+                self.constraint.take(token_id)
         self.count(token_ids)
+
+    @property
+    def can_foresee(self) -> bool:
+        """Whether `sample_ahead` knows what each of the next tokens may be."""
+        return self.constraint is None or self.constraint.is_text
 
     @property
     def is_greedy(self) -> bool:
@@ -165,7 +197,31 @@ class Sampler:
         if self._counts is not None and token_ids:
             self._counts = self._counts.at[mx.array(list(token_ids), mx.int32)].add(times)
 
+    def follow(self, token_ids: Sequence[int]) -> None:
+        """Tells what the answer is so far, where not all of that was drawn here or some was lost.
+
+        Raises:
+            MlxchatError: The answer is held to a grammar, and does not match it.
+        """
+        self._untold = None
+        if self.constraint is not None:
+            self.constraint.follow(token_ids)
+
     def process(self, logits: mx.array) -> mx.array:
+        """Applies the mask of the next token, penalties and bias to logits (1, V)."""
+        if self.constraint is not None:
+            self._tell(logits)
+            logits = apply_mask(logits, self.constraint.mask())
+        return self._weigh(logits)
+
+    def _tell(self, logits: mx.array) -> None:
+        """Tells the constraint what was drawn last; the device computes these logits meanwhile."""
+        if self._untold is not None and self.constraint is not None:
+            mx.async_eval(logits)  # type: ignore[no-untyped-call]
+            self.constraint.take(cast(int, self._untold.item()))
+            self._untold = None
+
+    def _weigh(self, logits: mx.array) -> mx.array:
         """Applies penalties and bias to logits (1, V)."""
         s = self.sampling
         if self._counts is not None:
@@ -230,7 +286,8 @@ def sample_rows(samplers: Sequence[Sampler], logits: mx.array) -> mx.array:
 def _sample_alike(samplers: Sequence[Sampler], logits: mx.array) -> mx.array:
     """Draws as `sample_rows` does, for rows that have all but their seeds in common."""
     first = samplers[0].sampling
-    if first.has_penalties or first.logit_bias:
+    is_held = any(sampler.constraint is not None for sampler in samplers)
+    if first.has_penalties or first.logit_bias or is_held:
         pairs = enumerate(samplers)
         logits = mx.concatenate([s.process(logits[row : row + 1]) for row, s in pairs])
     if samplers[0].is_greedy:
@@ -251,7 +308,7 @@ def _draw_rows(logits: mx.array, keys: Sequence[mx.array], sampling: Sampling) -
     Args:
         logits: (B, V).
         keys: The random key of each row's token, or one for all.
-        sampling: Temperature and truncation.
+        sampling: Temperature, truncation and XTC.
 
     Returns:
         Token ids (B,).
@@ -263,14 +320,29 @@ def _draw_rows(logits: mx.array, keys: Sequence[mx.array], sampling: Sampling) -
         top_p=sampling.top_p,
         min_p=sampling.min_p,
     )
+    if sampling.xtc_probability > 0.0:
+        coins, keys = zip(*(mx.random.split(key) for key in keys), strict=True)
+        logprobs = exclude_top_choices(
+            logprobs,
+            ids,
+            _draw_numbers(coins, logits.shape[0]),
+            probability=sampling.xtc_probability,
+            threshold=sampling.xtc_threshold,
+            spared=sampling.xtc_spared,
+        )
     sums = mx.cumsum(softmax_parts(logprobs)[0], axis=-1)
-    if len(keys) == 1:
-        drawn = mx.random.uniform(shape=(logits.shape[0], 1), key=keys[0])
-    else:
-        drawn = _draw_uniforms(mx.stack(list(keys)))
+    drawn = _draw_numbers(keys, logits.shape[0])
     point = mx.maximum(drawn * sums[:, -1:], _NOTHING)
     tokens = mx.argmax(sums > point, axis=-1)
     return tokens if ids is None else mx.take_along_axis(ids, tokens[:, None], axis=-1)[:, 0]
+
+
+def _draw_numbers(keys: Sequence[mx.array], num_rows: int) -> mx.array:
+    """Draws a number from [0, 1) for each row, (B, 1), with its own key or one for all."""
+    if len(keys) == 1:
+        return mx.random.uniform(shape=(num_rows, 1), key=keys[0])
+    numbers: mx.array = _draw_uniforms(mx.stack(list(keys)))
+    return numbers
 
 
 _draw_uniforms = mx.vmap(lambda key: mx.random.uniform(shape=(1,), key=key))

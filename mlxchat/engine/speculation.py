@@ -9,6 +9,10 @@ the text has the model's distribution, with one seed it is the text of plain dec
 answers are its very tokens: where the two best are nearer than passes of different lengths round,
 a pass of its own decides.
 
+Where the answer is held to a grammar, each of these draws has the mask that it would have had, so
+the distribution is that of plain decoding under the grammar. Thinking before such an answer is
+decoded plainly, since each of its tokens may decide which mask comes next.
+
 What was fed in vain is taken back, so the cache holds the text and nothing else. The controller
 measures and compares with plain decoding, and stops where nothing is gained.
 """
@@ -233,7 +237,8 @@ class Speculator:
             if left == 1:
                 yield cast(int, token.item())
                 return
-            num = 0 if is_near else controller.choose(drafter.strength, left - 2)
+            can = sampler.can_foresee and not is_near
+            num = controller.choose(drafter.strength, left - 2) if can else 0
             strength, drafts = drafter.strength, []
             if num:
                 known = self._learn(token) if known is None else known

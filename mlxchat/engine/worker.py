@@ -7,6 +7,7 @@ job is waiting.
 """
 
 import atexit
+import contextlib
 import queue
 import sys
 import threading
@@ -92,7 +93,8 @@ class Job(Generic[T]):
         """Yields the job's events in lists, at most one in each interval.
 
         The first event comes at once; the next ones wait until the interval since the last list is
-        over. So a consumer whose work costs the same for one event and for many keeps up.
+        over, or the job. So a consumer whose work costs the same for one event and for many keeps
+        up, and is woken no more often.
 
         Args:
             interval_s: Returns the seconds from one list to the next; asked for each.
@@ -100,12 +102,11 @@ class Job(Generic[T]):
         due = 0.0
         while True:
             batch = [self._context._events.get()]
-            while batch[-1] is not _END:
-                wait_s = due - time.monotonic()
-                try:
-                    batch.append(self._context._events.get(wait_s > 0, max(wait_s, 0.0)))
-                except queue.Empty:
-                    break
+            if batch[0] is not _END and (wait_s := due - time.monotonic()) > 0:
+                self._done.wait(wait_s)
+            with contextlib.suppress(queue.Empty):
+                while batch[-1] is not _END:
+                    batch.append(self._context._events.get_nowait())
             if batch[-1] is _END:
                 self._context._events.put(_END)
                 if batch[:-1]:

@@ -105,8 +105,7 @@ def unit_columns(model: Transformer, layer: int, units: mx.array) -> mx.array:
     ones = (mx.arange(model.config.d_mlp)[None] == units[:, None]).astype(dtype)  # (N, d_mlp)
     none = mx.zeros((1, model.config.d_mlp), dtype)
     columns, offset = (
-        apply_linear(weights.down, weights.after["down"], rows[None], column=False)[0]
-        for rows in (ones, none)
+        apply_linear(weights.down, weights.after["down"], rows[None])[0] for rows in (ones, none)
     )
     columns = (columns - offset) * model.config.residual_scale
     if "post_mlp_norm" in weights.after:

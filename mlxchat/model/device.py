@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mlxchat.errors import BackendError
-from mlxchat.openblas import explain_absence, openblas
+from mlxchat.openblas import explain_absence, openblas, openblas_core, small_product
 
 Backend = Literal["metal", "cuda", "cpu"]
 Blas = Literal["accelerate", "openblas", "bundled", "none"]
@@ -43,6 +43,8 @@ class DevicePlan:
         matvec: How one row is multiplied: "row" is x @ W.T; "column" is W @ x (OpenBLAS: up to 4.7x
             faster at 256 x 1536); "transposed" keeps W.T in memory (reference BLAS: 2.8x faster).
         memory_bytes: Memory that the backend can use.
+        most_weights: A larger matrix times one "column" is multiplied part by part, with so many
+            weights at once (see `openblas.small_product`); 0 if in one go.
     """
 
     backend: Backend
@@ -51,6 +53,7 @@ class DevicePlan:
     fast_kernels: bool
     matvec: Literal["row", "column", "transposed"]
     memory_bytes: int
+    most_weights: int = 0
 
     def can_dequantise(self, num_bytes: int) -> bool:
         """Whether float32 copies of this many bytes fit."""
@@ -139,6 +142,7 @@ def make_device_plan() -> DevicePlan:
         fast_kernels=False,
         matvec="transposed" if blas == "bundled" else "column",
         memory_bytes=total_memory_bytes(),
+        most_weights=small_product(),
     )
 
 
@@ -147,16 +151,17 @@ def measure_bandwidth() -> float:
     """Measures how fast this device reads memory, once per process, in bytes per second.
 
     Decoding reads all weights for each token, so this is what bounds it. The product of a vector
-    and a matrix larger than any cache, either way round; the best of five.
+    and a matrix larger than any cache, either way round, and part by part; the best of five.
     """
     mx = load_mlx()
     num_bytes = SMALLEST_STREAM if make_device_plan().backend == "cpu" else 4 * SMALLEST_STREAM
     matrix = mx.ones((num_bytes // 4096, 1024), mx.float32)
     row, column = mx.ones((1, matrix.shape[0])), mx.ones((1024, 1))
-    mx.eval(matrix, row, column)
+    parts = matrix.reshape(-1, 512, 1024)
+    mx.eval(matrix, row, column, parts)
     times = []
     for _ in range(5):
-        for left, right in ((matrix, column), (row, matrix)):
+        for left, right in ((matrix, column), (row, matrix), (parts, column[None])):
             start = time.perf_counter()
             mx.eval(left @ right)
             times.append(time.perf_counter() - start)
@@ -230,7 +235,8 @@ def describe() -> list[tuple[str, str]]:
         ("mlx device", str(mx.default_device())),
     ]
     if plan.backend == "cpu" and sys.platform == "linux":
-        rows.append(("OpenBLAS", openblas() or explain_absence()))
+        found = f"{openblas()}, for {openblas_core()}" if openblas() else explain_absence()
+        rows.append(("OpenBLAS", found))
         compiler = shutil.which("g++")
         rows.append(
             (

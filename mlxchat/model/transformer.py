@@ -10,11 +10,10 @@ uncompiled; taps on the residual stream alone leave the compiled ones in place.
 Knows token ids and arrays; names, files and text belong to the modules around it.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeGuard
 
 import mlx.core as mx
 
@@ -25,6 +24,7 @@ from mlxchat.model.families import ModelConfig
 from mlxchat.model.kv_cache import FullKV
 from mlxchat.model.kv_quantization import KVFormat, Rows
 from mlxchat.model.language_model import ModelInfo
+from mlxchat.model.one_row import OneRow
 from mlxchat.model.rope import Rope
 from mlxchat.model.sequence_cache import SequenceCache
 from mlxchat.model.taps import BLOCK_POINTS, STREAM_POINTS, Point, Taps, Visit, unchanged, visit
@@ -70,7 +70,6 @@ class Transformer:
         self.config = config
         self.weights = weights
         self.plan = plan
-        self._column = plan.matvec == "column"
         self._kinds = list(dict.fromkeys(config.layers))
         self._kind_of = [self._kinds.index(kind) for kind in config.layers]
         self._periods = [
@@ -85,6 +84,9 @@ class Transformer:
         self._after = [self._function(compile_, self._make_after, w, 0) for _, w in self._layers()]
         self._unembed: Callable[..., mx.array] = compile_(self._make_unembed())
         self._rotations = compile_(self._rotation_tables)
+        self._one_row: OneRow | None = None
+        if OneRow.can_run(config, weights, plan):
+            self._one_row = OneRow(config, weights, plan, compile_)
         self.info = ModelInfo(
             family=config.family,
             n_layers=config.n_layers,
@@ -137,6 +139,9 @@ class Transformer:
         self, token_ids: mx.array, cache: SequenceCache, taps: Taps | None = None
     ) -> mx.array:
         """Feeds ids (B, T) and returns the logits of the last position, (B, V), lazily."""
+        is_plain = cache.padding is None and not _looks_inside(taps)
+        if self._one_row is not None and is_plain and token_ids.size == 1:
+            return self._one_row.forward(self.embed(token_ids), cache.raw, taps)
         return self.unembed(self.hidden(token_ids, cache, taps)[:, -1:])[:, 0]
 
     def forward_at(
@@ -226,7 +231,7 @@ class Transformer:
         weights = self.weights.layers[layer]
         x = visit(taps, "resid_pre", layer, x)
         inside, look = False, {}
-        if taps is not None and taps.points - STREAM_POINTS:
+        if _looks_inside(taps):
             inside, look = True, {"visit": partial(_visit, taps, layer)}
         before, after = self._before[layer][not inside], self._after[layer][not inside]
         q, k, v = before(weights.before, step.positions[kind], x, **look)
@@ -310,9 +315,7 @@ class Transformer:
         return y if weight is None else y * weight
 
     def _project(self, specs: Sequence[LinearSpec], parts: list[Arrays], x: mx.array) -> mx.array:
-        outs = [
-            apply_linear(s, p, x, column=self._column) for s, p in zip(specs, parts, strict=True)
-        ]
+        outs = [apply_linear(s, p, x, self.plan) for s, p in zip(specs, parts, strict=True)]
         return outs[0] if len(outs) == 1 else mx.concatenate(outs, axis=-1)
 
     def _rotation_tables(
@@ -380,7 +383,7 @@ class Transformer:
         c = self.config
         o_spec, gate_up_specs, down_spec = weights.o, weights.gate_up, weights.down
         silu = _silu if self.plan.fast_kernels else exponential.silu
-        activation = silu if c.activation == "silu" else _gelu
+        activation = silu if c.activation == "silu" else exponential.gelu
 
         def after(
             params: Params, x: mx.array, attended: mx.array, visit: Visit = unchanged
@@ -389,7 +392,7 @@ class Transformer:
             if num_new > 1:
                 attended = attended.transpose(0, 2, 1, 3)
             attended = attended.reshape(batch, num_new, c.n_heads * c.head_dim)
-            y = apply_linear(o_spec, params["o"], attended, column=self._column)
+            y = apply_linear(o_spec, params["o"], attended, self.plan)
             if "post_attn_norm" in params:
                 y = self._norm(y, params["post_attn_norm"])
             x = visit("resid_mid", self._add(x, visit("attn_out", self._scale(y))))
@@ -397,7 +400,7 @@ class Transformer:
             y = visit("mlp_in", y)
             y = self._project(gate_up_specs, params["gate_up"], y)  # (B, T, 2 * d_mlp)
             y = visit("mlp_act", activation(y[..., : c.d_mlp]) * y[..., c.d_mlp :])
-            y = apply_linear(down_spec, params["down"], y, column=self._column)
+            y = apply_linear(down_spec, params["down"], y, self.plan)
             if "post_mlp_norm" in params:
                 y = self._norm(y, params["post_mlp_norm"])
             return self._add(x, visit("mlp_out", self._scale(y)))
@@ -421,7 +424,7 @@ class Transformer:
         c, spec = self.config, self.weights.head[0]
 
         def unembed(norm: mx.array, head: Arrays, x: mx.array) -> mx.array:
-            logits = apply_linear(spec, head, self._norm(x, norm), column=self._column)
+            logits = apply_linear(spec, head, self._norm(x, norm), self.plan)
             if c.logit_divisor != 1.0:
                 logits = logits / c.logit_divisor
             if c.final_softcap is not None:
@@ -435,9 +438,8 @@ def _silu(x: mx.array) -> mx.array:
     return x * mx.sigmoid(x)
 
 
-def _gelu(x: mx.array) -> mx.array:
-    """GELU in its tanh form (Hendrycks and Gimpel 2016)."""
-    return 0.5 * x * (1 + mx.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+def _looks_inside(taps: Taps | None) -> TypeGuard[Taps]:
+    return taps is not None and bool(taps.points - STREAM_POINTS)
 
 
 def _visit(taps: Taps, layer: int, point: Point, value: mx.array) -> mx.array:

@@ -47,14 +47,16 @@ Arrays = list[mx.array | None]
 Linear = tuple[LinearSpec, Arrays]
 
 
-def apply_linear(spec: LinearSpec, arrays: Arrays, x: mx.array, *, column: bool) -> mx.array:
+def apply_linear(
+    spec: LinearSpec, arrays: Arrays, x: mx.array, plan: DevicePlan | None = None
+) -> mx.array:
     """Multiplies (B, T, n_in) by one matrix and returns (B, T, n_out).
 
     Args:
         spec: How the matrix is stored.
         arrays: Weight, scales, biases, bias, and what stands beside them.
         x: Input of shape (B, T, n_in).
-        column: A single row is multiplied as W @ x (see `DevicePlan.matvec`).
+        plan: Says how a single row is multiplied; without one it is as many are.
     """
     weight, scales, biases, bias, *extra = arrays
     assert weight is not None
@@ -72,13 +74,26 @@ def apply_linear(spec: LinearSpec, arrays: Arrays, x: mx.array, *, column: bool)
         )
     elif spec.transposed:
         y = x @ weight
-    elif column and x.size == x.shape[-1]:
-        y = (weight @ x.reshape(-1, 1)).reshape(*x.shape[:-1], spec.n_out)
+    elif plan is not None and plan.matvec == "column" and x.size == x.shape[-1]:
+        y = multiply_column(weight, x.reshape(-1, 1), plan.most_weights)
+        y = y.reshape(*x.shape[:-1], spec.n_out)
     else:
         y = x @ weight.T
     if extra:
         y = add_low_rank(y, x, extra)
     return y if bias is None else y + bias
+
+
+def multiply_column(weight: mx.array, column: mx.array, most_weights: int) -> mx.array:
+    """Multiplies (n_out, n_in) by (n_in, 1), with at most so many weights at once (0: any)."""
+    n_out, n_in = weight.shape
+    if not most_weights or weight.size <= most_weights:
+        return weight @ column
+    num_parts = -(-weight.size // most_weights)
+    rows = n_out // num_parts
+    whole = rows * num_parts
+    y = (weight[:whole].reshape(num_parts, rows, n_in) @ column[None]).reshape(whole, 1)
+    return y if whole == n_out else mx.concatenate([y, weight[whole:] @ column])
 
 
 @dataclass(frozen=True, slots=True)

@@ -74,6 +74,45 @@ def set_(context: Context, argument: str) -> None:
         context.say(line)
 
 
+def _complete_schema(start: str) -> list[tuple[str, str]]:
+    meanings = {
+        "any": "any JSON object",
+        "regex ": "a regular expression",
+        "grammar ": "a file in Lark",
+        "off": "",
+    }
+    return [(word, meaning) for word, meaning in meanings.items() if word.startswith(start)]
+
+
+@command(
+    "schema",
+    "[WHAT]",
+    "Answers match a JSON schema: a file, JSON, `any` or `off`.",
+    _complete_schema,
+)
+def schema(context: Context, argument: str) -> None:
+    """Holds answers to a schema, `regex PATTERN` or `grammar FILE` from the next turn on."""
+    from dataclasses import replace
+
+    from mlxchat.cli.grammars import OPTIONS, format_grammar, read_grammar
+
+    session = context.session
+    if not argument:
+        held = format_grammar(session.options.grammar)
+        context.say(f"Schema: {held}. Write /schema FILE|JSON|any, regex PATTERN, grammar FILE.")
+        return
+    word, _, rest = argument.partition(" ")
+    kind = OPTIONS.get(word, "json_schema")
+    if kind != "json_schema" and not rest.strip():
+        raise UsageError(f"/schema {word} names nothing; give a pattern or a file after it")
+    text = argument if kind == "json_schema" else rest.strip()
+    grammar = None if argument == "off" else read_grammar(kind, text)
+    session.set_options(replace(session.options, grammar=grammar))
+    context.origins["grammar"] = "/schema"
+    how = f"{format_grammar(grammar)}, from the next turn on" if grammar else "off"
+    context.say(one_line(f"Schema: {how}."))
+
+
 def _vector_names(beginning: str) -> list[tuple[str, str]]:
     """Returns the vectors that begin so, each with the strength that was measured best."""
     from mlxchat.lens.steering_file import list_vectors

@@ -1,0 +1,176 @@
+"""Holds an answer to a grammar: which tokens may come next, as a mask over the logits.
+
+The mask goes first of all that changes logits: penalties and biases act on each token by itself and
+let minus infinity stay what it is, but truncation must count allowed tokens only. So what is drawn
+has the model's own probabilities among the allowed tokens, renormalised, and the greedy token is
+the best that is allowed.
+
+What stands before the text that is held to the grammar, such as thinking, is known to a preamble.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
+
+import mlx.core as mx
+
+from mlxchat.engine.grammar import Grammar, TokenTable
+from mlxchat.errors import MlxchatError
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher
+
+
+class Preamble(Protocol):
+    """Knows what may stand before the text that the grammar describes."""
+
+    @property
+    def is_over(self) -> bool:
+        """The text has begun, or begins with the next token."""
+
+    @property
+    def may_end(self) -> bool:
+        """The text may begin with the next token."""
+
+    @property
+    def next_ids(self) -> frozenset[int] | None:
+        """Ids that go on with what stands before the text; None where anything goes."""
+
+    @property
+    def banned_ids(self) -> frozenset[int]:
+        """Ids that may not come where anything goes."""
+
+    def restart(self) -> None:
+        """Begins again."""
+
+    def push(self, token_id: int) -> bool:
+        """Takes the next id; returns whether it stands before the text."""
+
+
+class Constraint:
+    """Holds one answer to a grammar.
+
+    Args:
+        table: The model's tokens.
+        grammar: What the answer must match.
+        preamble: What may stand before it; None is nothing.
+
+    Attributes:
+        name: What the grammar is called.
+    """
+
+    def __init__(
+        self, table: TokenTable, grammar: Grammar, preamble: Preamble | None = None
+    ) -> None:
+        self._table, self._grammar, self._preamble = table, grammar, preamble
+        self._matcher: LLMatcher = table.make_matcher(grammar)
+        self.name = grammar.name
+        self._has_ended = False
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the text so far matches the grammar as a whole."""
+        is_text = self._preamble is None or self._preamble.is_over or self._preamble.may_end
+        return self._has_ended or (is_text and self._matcher.is_accepting())
+
+    @property
+    def is_text(self) -> bool:
+        """Whether the next token is certain to be of the text that the grammar describes."""
+        return not self._has_ended and (self._preamble is None or self._preamble.is_over)
+
+    def follow(self, token_ids: Sequence[int]) -> None:
+        """Takes the answer as far as it has come, from its beginning.
+
+        Raises:
+            MlxchatError: It does not match.
+        """
+        if self._matcher.is_error():  # which no reset ends
+            self._matcher = self._table.make_matcher(self._grammar)
+        self._matcher.reset()
+        self._has_ended = False
+        if self._preamble is not None:
+            self._preamble.restart()
+        for token_id in token_ids:
+            self.take(token_id)
+
+    def take(self, token_id: int) -> None:
+        """Takes the next token of the answer.
+
+        Raises:
+            MlxchatError: It does not match.
+        """
+        if self._has_ended:
+            return
+        preamble = self._preamble
+        if preamble is not None and not preamble.is_over and preamble.push(token_id):
+            return
+        if token_id in self._table.end_ids:
+            self._has_ended = True
+        elif not self._matcher.consume_token(token_id):
+            raise self._explain()
+
+    def _explain(self) -> MlxchatError:
+        why = self._matcher.get_error().split("\n")[0]
+        return MlxchatError(
+            f"the answer cannot go on as the {self.name} wants it ({why}); simplify it, or leave"
+            " it out"
+        )
+
+    def mask(self) -> mx.array | None:
+        """Returns which tokens may come next, (V,) of bools; None where all may.
+
+        Raises:
+            MlxchatError: The grammar became too complex for llguidance.
+        """
+        if self._has_ended:
+            return None
+        preamble, size = self._preamble, self._table.vocab_size
+        if preamble is None or preamble.is_over:
+            return _expand(self._allowed(), size)
+        if preamble.next_ids is None:
+            bits = bytearray(b"\xff" * (-(-size // 32) * 4))
+            for token_id in self._table.end_ids | preamble.banned_ids:
+                bits[token_id // 8] &= ~(1 << token_id % 8)
+        else:
+            bits = bytearray(self._allowed() if preamble.may_end else -(-size // 32) * 4)
+            for token_id in preamble.next_ids:
+                bits[token_id // 8] |= 1 << token_id % 8
+        return _expand(bytes(bits), size)
+
+    def _allowed(self) -> bytes:
+        """Returns one bit for each token that the grammar allows next."""
+        bits = self._matcher.compute_bitmask()
+        if self._matcher.is_error():
+            raise self._explain()
+        return bits
+
+    def masks_ahead(self, drafts: Sequence[int]) -> list[mx.array | None]:
+        """Returns the masks before each draft and after the last, were they the next tokens.
+
+        Behind a draft that is not allowed no mask matters, since that draft does not stand.
+
+        Args:
+            drafts: Ids; the next token must be of the text that the grammar describes.
+        """
+        masks, num_taken = [self.mask()], 0
+        for token_id in drafts:
+            if token_id in self._table.end_ids or not self._matcher.validate_tokens([token_id]):
+                break
+            if not self._matcher.consume_token(token_id):
+                raise self._explain()
+            num_taken += 1
+            masks.append(self.mask())
+        self._matcher.rollback(num_taken)
+        return [*masks, *[None] * (len(drafts) + 1 - len(masks))]
+
+
+def _expand(bits: bytes, size: int) -> mx.array:
+    """Returns bits, the lowest of each byte first, as (size,) bools."""
+    words = mx.array(memoryview(bits).cast("I"))  # type: ignore[arg-type]  # it takes buffers
+    return ((words[:, None] >> mx.arange(32, dtype=mx.uint32)) & 1).reshape(-1)[:size] > 0
+
+
+def apply_mask(logits: mx.array, mask: mx.array | None) -> mx.array:
+    """Takes the tokens that are not allowed out of logits (..., V)."""
+    if mask is None:
+        return logits
+    return mx.where(mask, logits, mx.array(-mx.inf, logits.dtype))
