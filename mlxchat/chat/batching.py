@@ -127,6 +127,8 @@ class LineAnswerer:
                 continue
             try:
                 self._join(batch, found)
+            except JobCancelledError:
+                raise
             except Exception as error:  # the other lines can do without this one
                 self._tell(LineAnswer(found.line, error=error))
 
