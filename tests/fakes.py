@@ -302,6 +302,9 @@ class FakeSession:
     def last_answer(self) -> str | None:
         return self.last.text if self.last is not None and self.sent else None
 
+    def question_text(self, turn: int | None = None) -> str:
+        return self.sent[-1 if turn is None else turn - 1]
+
     def count_rereads(self) -> tuple[int, int] | None:
         return (700, 1000) if self.sent else None
 

@@ -140,6 +140,13 @@ def test_ratios_above_one_are_better():
     ]
 
 
+def test_a_prefill_that_was_cut_has_no_peak_to_compare():
+    """A prefill of fewer tokens takes less memory: only whole ones are compared."""
+    ours = [Sample(0, 1.0, 100, peak_memory_bytes=3 << 20)]
+    peer = [Sample(0, 2.0, 9, peak_memory_bytes=1 << 20)]
+    assert [ratio.name for ratio in compare_systems((PP,), ours, peer)] == ["pp100, t/s"]
+
+
 def test_what_the_peer_did_not_do_has_no_ratio():
     """A test that one of the two left out is not compared."""
     assert compare_systems((PP, TG), [Sample(0, 1.0, 100)], [Sample(1, 1.0, 10)]) == []

@@ -327,6 +327,22 @@ def test_narrower_where_the_terminal_reflows(monkeypatch):
     assert terminal.writes[-1].startswith("\x1b[6A\r\x1b[J")
 
 
+@pytest.mark.parametrize(
+    "text", ["see {} now, please", "see [it]({}) **now**", "- a {} and more", "see {}\nnow"]
+)
+def test_a_long_link_stays_whole(text):
+    """The terminal breaks a web address that is wider than a row, so it can be opened and copied.
+
+    While its block is open it is broken like any word, since open rows must fit.
+    """
+    link = "https://example.com/" + "abcdefghij" * 8
+    terminal = show(text.format(link), range(0, 120, 9), columns=40, rows=30)
+    written = OWN.sub("", terminal.writes[-2] + terminal.writes[-1])
+    assert link in written
+    assert terminal.rows[-1] in ("now, please", "now", "  and more")
+    assert "".join(terminal.rows).replace(" ", "").count(link) == 1
+
+
 # -- colours ---------------------------------------------------------------------------------------
 
 

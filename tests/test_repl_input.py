@@ -346,6 +346,17 @@ def test_edit_takes_files_too(chat):
     assert chat.session.sent == ["a.txt:\n```txt\nA\n```\n\nsee a.txt"]
 
 
+def test_edit_without_a_text(chat):
+    """The old message comes into the prompt; what was attached to it stands as a chip."""
+    with open("a.txt", "w") as file:
+        file.write("line\n" * 20)
+    chat.run(
+        f"see @a.txt now{ENTER}second{ENTER}/edit{ENTER} one{ENTER}/edit 1{ENTER}, please{ENTER}"
+    )
+    block = "a.txt:\n```txt\n" + "line\n" * 20 + "```\n\n"
+    assert chat.session.sent == [f"{block}see a.txt now, please"]
+
+
 def test_shell_command(chat):
     """`!cmd` shows its output and attaches it with the exit status to the next message."""
     out = chat.run(f"!echo out; echo err >&2; exit 3{ENTER}what?{ENTER}!!no{ENTER}! {ENTER}")

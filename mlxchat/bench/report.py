@@ -139,7 +139,7 @@ def _first_tokens(report: Report) -> str:
             rows.append(
                 (
                     where[row.test.source] + (f", kv {bits} bit" if bits else ""),
-                    f"{row.test.depth:,}".replace(",", " "),
+                    f"{row.test.depth:,}",
                     str(row.test.num_tokens),
                     f"{row.mean_s * 1e3:,.1f} ± {row.sd_s * 1e3:,.1f}",
                     "-" if share is None else f"{share:.3f}",
@@ -196,9 +196,10 @@ def format_machine(machine: dict[str, Any]) -> list[str]:
     """Returns what a measurement was made on, a line each."""
     packages = "".join(f", {name} {v}" for name, v in machine.get("packages", {}).items())
     commit = f" ({machine['commit']})" if machine.get("commit") else ""
+    core = f", OPENBLAS_CORETYPE={machine['blas_core']}" if machine.get("blas_core") else ""
     return [
         f"machine: {machine.get('cpu')}, {machine.get('cores')} cores, {machine.get('system')};"
-        f" load {machine.get('load')}; BLAS threads {machine.get('blas_threads')}",
+        f" load {machine.get('load')}; BLAS threads {machine.get('blas_threads')}{core}",
         f"versions: mlxchat {machine.get('mlxchat')}{commit}{packages},"
         f" Python {machine.get('python')}; {machine.get('time')}",
     ]

@@ -90,7 +90,7 @@ class AnswerStream:
     def _render(self, block: Block, *, is_final: bool) -> list[str]:
         width = self._region.width
         if is_plain(block):
-            rows = wrap([(block.source.strip(), "")], width)
+            rows = wrap([(block.source.strip(), "")], width, keeps_links=is_final)
             return ["".join(text for text, _ in row) for row in rows]
         if self._renderer is None or self._painter is None:
             from mlxchat.cli.markdown import MarkdownRenderer, Painter
