@@ -152,7 +152,7 @@ class FakeSession:
         self.load_calls += 1
         return self._worker.submit(self._load)
 
-    def switch_model(self, name: str) -> Job[SessionInfo]:
+    def switch_model(self, name: str, adapter: str | None = None) -> Job[SessionInfo]:
         def job(context: JobContext) -> SessionInfo:
             old = self.model, self.info
             self.model, self.info = name, None

@@ -1,6 +1,7 @@
 """`mlxchat models`, /model and /show: what is on this disk, without loading or asking the Hub."""
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -90,6 +91,28 @@ def test_other_revisions(cache: Path, tmp_path: Path) -> None:
     assert name == f"owner/old@{COMMIT}"
     shown = json.loads(run("models", "show", name, "--json"))
     assert (shown["name"], shown["commit"]) == (name, COMMIT)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+def test_a_folder_that_cannot_be_read(cache: Path, tmp_path: Path) -> None:
+    """It is listed with the reason; the others are as ever."""
+    snapshot = put_in_cache(cache, "owner/tiny", files_of(make_tiny_folder(tmp_path / "tiny")))
+    snapshot.chmod(0)
+    try:
+        assert "denied" in listed()["owner/tiny"]["problem"]
+    finally:
+        snapshot.chmod(0o700)
+
+
+def test_broken_files(cache: Path, tmp_path: Path) -> None:
+    """What is wrong stands in the place of what they hold."""
+    files = files_of(make_tiny_folder(tmp_path / "tiny"))
+    put_in_cache(cache, "owner/one", files | {"config.json": b"[]"})
+    put_in_cache(cache, "owner/two", files | {"model.safetensors": b"no weights"})
+    found = listed()
+    assert "holds no JSON object" in found["owner/one"]["problem"]
+    assert "model.safetensors" in found["owner/two"]["problem"]
+    assert "(" in run("models").splitlines()[-1]
 
 
 def test_what_one_brings_along(cache: Path, tmp_path: Path) -> None:

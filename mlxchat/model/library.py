@@ -95,10 +95,9 @@ def find_model(name: str | None, commit: str | None = None) -> LocalModel:
 def describe(name: str, path: Path) -> LocalModel:
     """Describes a model folder by its files."""
     commit = path.name if path.parent.name == "snapshots" else None
-    files = [file for file in path.iterdir() if file.is_file()] if path.is_dir() else []
-    num_bytes = sum(file.stat().st_size for file in files)
-    what: dict[str, Any] = {}
+    num_bytes, what = 0, dict[str, Any]()
     try:
+        num_bytes = sum(file.stat().st_size for file in path.iterdir() if file.is_file())
         config = read_config(path)
         what["architecture"] = shown(str(config.get("model_type") or "unknown"), 40)
         what["context"] = find_context(config)
@@ -113,6 +112,8 @@ def describe(name: str, path: Path) -> LocalModel:
             what.setdefault("problem", "neither mlxchat nor mlx-lm knows the architecture")
     except MlxchatError as error:
         what.setdefault("problem", str(error).partition(";")[0])
+    except OSError as error:
+        what.setdefault("problem", error.strerror or "it cannot be read")
     return LocalModel(name, path, commit, num_bytes, **what)
 
 

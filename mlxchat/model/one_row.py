@@ -75,7 +75,7 @@ class OneRow:
         specs = [weights.head[0]]
         for layer in weights.layers:
             specs += [*layer.qkv, layer.o, *layer.gate_up, layer.down]
-        is_plain = all(spec.quant is None for spec in specs)
+        is_plain = all(spec.quant is None and not spec.extra for spec in specs)
         is_cpu = plan.float32 and not plan.fast_kernels and plan.matvec != "row"
         return is_cpu and is_plain and config.attn_softcap is None
 
