@@ -94,6 +94,8 @@ def test_exactly_what_can_go_on_is_allowed(tokenizer: Tokenizer, kind: Any, size
         said, ids = todo.pop()
         constraint.follow([*begun, *ids])
         want = brute(tokenizer, size, said)
+        forced = constraint.forced_ids()  # looks only
+        assert not forced or kind == "json_schema" or forced[0] in want
         got = allowed(constraint)
         if kind == "json_schema":
             if b"\n" in said or b"it" in said:
@@ -279,6 +281,10 @@ def test_masks_ahead_are_those_of_one_by_one(tokenizer: Tokenizer) -> None:
         drafts = ids[:cut] + ([] if wrong is None else [wrong, *ids[cut:]])
         masks = constraint.masks_ahead(drafts)
         assert len(masks) == len(drafts) + 1
+        now = constraint.mask()
+        assert now is not None
+        assert masks[0] is not None
+        assert mx.array_equal(now, masks[0])
         for num in range(cut + 1):
             constraint.follow(ids[:num])
             want, got = constraint.mask(), masks[num]
