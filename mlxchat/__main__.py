@@ -1,5 +1,18 @@
-"""`python -m mlxchat` is the `mlxchat` command."""
+"""`python -m mlxchat` is the `mlxchat` command, and the console script starts here too.
 
-from mlxchat.cli.main import main
+Nothing is imported before Ctrl-C is looked out for.
+"""
 
-main()
+
+def run() -> None:
+    """Runs the program; Ctrl-C during its imports ends it without a traceback."""
+    try:
+        from mlxchat.cli.main import main
+
+        main()
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+
+
+if __name__ == "__main__":
+    run()

@@ -11,7 +11,7 @@ from typing import Any
 
 # Processors (of AVX-512) for which it multiplies small matrices as they are, where it copies them
 # first for others; and how many multiplications small are.
-_CORES_WITH_SMALL_KERNELS = (b"SkylakeX", b"Cooperlake", b"SapphireRapids")
+_CORES_WITH_SMALL_KERNELS = ("SkylakeX", "Cooperlake", "SapphireRapids")
 _SMALL_PRODUCT = 1_000_000
 # Beyond so many threads they copy faster together than one multiplies.
 _FEW_THREADS = 4
@@ -62,16 +62,19 @@ def explain_absence() -> str:
     return "not found: float32 products are ~40x slower; install libopenblas0-pthread"
 
 
+def openblas_core() -> str:
+    """Returns the processor whose kernels OpenBLAS has chosen, or was told to take: `SkylakeX`."""
+    return "" if _hook.handle is None else _hook.handle.openblas_get_corename().decode()
+
+
 def small_product() -> int:
     """Returns up to how many weights times one row are best multiplied at once; 0 if any number.
 
     Larger matrices are faster part by part (3 times at 2048 x 2048 with two threads, measured).
     """
-    library = _hook.handle
-    if library is None:
+    if openblas_core() not in _CORES_WITH_SMALL_KERNELS:
         return 0
-    is_small = library.openblas_get_corename() in _CORES_WITH_SMALL_KERNELS
-    return _SMALL_PRODUCT if is_small and library.openblas_get_num_threads() <= _FEW_THREADS else 0
+    return _SMALL_PRODUCT if _hook.handle.openblas_get_num_threads() <= _FEW_THREADS else 0
 
 
 def _load() -> tuple[str, Any] | None:

@@ -37,9 +37,11 @@ def main() -> int:
     if args.child:
         make(args.child)
         return 0
-    with tempfile.TemporaryDirectory() as name:
-        subprocess.run([sys.executable, __file__, "--child", name], check=True)
-        bench = [sys.executable, "-m", "mlxchat", "bench", "-m", name, "-d", "0,2048", *others]
+    with tempfile.TemporaryDirectory() as base:
+        folder = Path(base) / "random"  # the name that the table shows
+        folder.mkdir()
+        subprocess.run([sys.executable, __file__, "--child", folder], check=True)
+        bench = [sys.executable, "-m", "mlxchat", "bench", "-m", folder, "-d", "0,2048", *others]
         return subprocess.run(bench, check=False).returncode
 
 

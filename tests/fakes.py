@@ -137,6 +137,10 @@ class FakeSession:
         FakeSession.made.append(self)
 
     @property
+    def model_name(self) -> str:
+        return self.model or "builtin"
+
+    @property
     def num_turns(self) -> int:
         return len(self.sent)
 
@@ -148,7 +152,7 @@ class FakeSession:
         self.load_calls += 1
         return self._worker.submit(self._load)
 
-    def switch_model(self, name: str) -> Job[SessionInfo]:
+    def switch_model(self, name: str, adapter: str | None = None) -> Job[SessionInfo]:
         def job(context: JobContext) -> SessionInfo:
             old = self.model, self.info
             self.model, self.info = name, None
@@ -297,6 +301,9 @@ class FakeSession:
 
     def last_answer(self) -> str | None:
         return self.last.text if self.last is not None and self.sent else None
+
+    def question_text(self, turn: int | None = None) -> str:
+        return self.sent[-1 if turn is None else turn - 1]
 
     def count_rereads(self) -> tuple[int, int] | None:
         return (700, 1000) if self.sent else None

@@ -7,7 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlxchat.cli.attachments import Attachment, Attachments, find_references
+from mlxchat.cli.attachments import (
+    Attachment,
+    Attachments,
+    find_references,
+    format_own_words,
+    split_attached,
+)
 from mlxchat.cli.files import find_files
 from mlxchat.errors import AttachError
 
@@ -174,6 +180,26 @@ def test_drop():
     assert [a.name for a in attached.drop()] == ["a", "c"]
     with pytest.raises(AttachError, match="nothing is attached"):
         attached.drop()
+
+
+@given(texts=st.lists(st.text(max_size=30)), own=st.text(max_size=30))
+def test_what_is_attached_is_told_apart(texts, own):
+    """What a message is made of is found again, whatever the files hold."""
+    files = [Attachment(f"{n}.txt", text, 1) for n, text in enumerate(texts)]
+    message = Attachments(pending=files).compose(own, lambda t: None, print, is_literal=True)
+    attached, rest, count = split_attached(message)
+    if split_attached(own)[2] == 0:
+        assert (rest, count) == (own, len(texts))
+    assert attached + rest == message
+
+
+def test_own_words():
+    """/tree and Tab show what the person wrote, and how many texts were attached to it."""
+    message = (
+        "a.py:\n```py\nx\n```\n\nOutput of `ls` (exit status 0):\n```\na.py\n```\n\nwhat is\nit?"
+    )
+    assert format_own_words(message) == "[2 attached] what is it?"
+    assert format_own_words("see:\n\n```\nx\n```") == "see: ``` x ```"
 
 
 def test_estimated_tokens():

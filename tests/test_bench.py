@@ -14,6 +14,7 @@ from tiny import make_tiny_folder
 
 from mlxchat.bench import runs
 from mlxchat.bench.measure import Limit, OurEngine, OverBudgetError, measure
+from mlxchat.bench.runs import _best_rates
 from mlxchat.bench.workload import Case, Request, Sample
 
 SHORT = ["-p", "24", "-n", "4", "-d", "0,40", "-r", "2"]
@@ -274,3 +275,21 @@ def test_the_child_ends_with_its_parent(folder):
 def test_a_sample_has_a_rate():
     """Tokens per second are those that were done, also in a shortened test."""
     assert Sample(0, 2.0, 10).tok_per_s == 5
+
+
+def test_the_best_rate_of_a_machine_counts():
+    """Rates are measured before and after; a busy moment makes no share above what there is."""
+    first = {"backend": "CPU", "bandwidth": 2.0, "matmul_flops": 9.0, "load_s": 1.0}
+    second = {"backend": "CPU", "bandwidth": 3.0, "matmul_flops": 4.0, "load_s": 2.0}
+    joined = _best_rates(_best_rates({}, first), second)
+    assert joined == {"backend": "CPU", "bandwidth": 3.0, "matmul_flops": 9.0, "load_s": 2.0}
+    assert _best_rates({"mlx_lm": "1"}, {"mlx_lm": "1"}) == {"mlx_lm": "1"}
+
+
+def test_rates_are_measured_at_both_ends(folder):
+    """A run measures what bounds it before the first test and after the last."""
+    engine, seen = OurEngine.load(folder), []
+    measure(engine, Request("", (Case("pp", 8),), 1), lambda kind, data: seen.append((kind, data)))
+    kinds = [kind for kind, _ in seen]
+    assert (kinds[0], kinds[-1], kinds.count("facts")) == ("facts", "facts", 2)
+    assert seen[0][1]["matmul_flops"] != seen[-1][1]["matmul_flops"]

@@ -140,6 +140,13 @@ def test_ratios_above_one_are_better():
     ]
 
 
+def test_a_prefill_that_was_cut_has_no_peak_to_compare():
+    """A prefill of fewer tokens takes less memory: only whole ones are compared."""
+    ours = [Sample(0, 1.0, 100, peak_memory_bytes=3 << 20)]
+    peer = [Sample(0, 2.0, 9, peak_memory_bytes=1 << 20)]
+    assert [ratio.name for ratio in compare_systems((PP,), ours, peer)] == ["pp100, t/s"]
+
+
 def test_what_the_peer_did_not_do_has_no_ratio():
     """A test that one of the two left out is not compared."""
     assert compare_systems((PP, TG), [Sample(0, 1.0, 100)], [Sample(1, 1.0, 10)]) == []
@@ -190,7 +197,7 @@ def test_request_survives_json():
 
 def make_report(**changes):
     rows = make_rows((PP, TG, COLD), samples(), FACTS)
-    return Report("model", MACHINE, FACTS, {"mlxchat": rows}, **changes)
+    return Report("model", MACHINE, FACTS, **({"rows": {"mlxchat": rows}} | changes))
 
 
 def test_markdown_has_llama_bench_columns_and_the_rest():
@@ -229,6 +236,18 @@ def test_csv_can_be_read():
     rows = list(csv.DictReader(io.StringIO(format_report(make_report(), "csv"))))
     assert [row["test"] for row in rows] == ["pp100", "tg10 @ d50", "ttft cold @ d500"]
     assert float(rows[0]["avg_ts"]) == 150
+
+
+@pytest.mark.parametrize("form", ["md", "csv"])
+def test_the_peer_has_a_size_and_a_backend_of_its_own(form):
+    """What computes with other copies of the weights is not described as ours."""
+    own = {"model_size": 3 << 20, "backend": "CPU (OpenBLAS), bfloat16, quantised"}
+    rows = make_report().rows["mlxchat"]
+    report = make_report(rows={"mlxchat": rows, "mlx-lm": rows}, peers={"mlx-lm": own})
+    lines = [line for line in format_report(report, form).splitlines() if "mlx-lm" in line]
+    described = [line for line in lines if "bfloat16" in line]
+    assert len(described) == (2 if form == "md" else 3)
+    assert all(("3.00 MiB" if form == "md" else str(3 << 20)) in line for line in described)
 
 
 def test_sql_fills_a_table():

@@ -75,7 +75,9 @@ def test_another_model(folders):
     [
         (["--replay", "7"], 1, "there is no conversation '7'"),
         (["--replay", "1", "-o", "csv"], 2, "--replay knows md and json"),
-        (["--replay", "1", "--against", "mlx-lm"], 2, "--replay stands alone"),
+        (["--replay", "1", "--against", "mlx-lm"], 2, "-r and -o alone; leave --against out"),
+        (["--replay", "1", "-p", "9", "--kv-bits", "8"], 2, "leave -p, --kv-bits out"),
+        (["--baseline", "save", "--against", "mlx-lm"], 2, "leave --against out"),
     ],
 )
 def test_refusals(folders, arguments, code, line):

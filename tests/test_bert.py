@@ -10,8 +10,9 @@ from tiny_bert import CONFIG, random_weights, write_encoder
 
 from mlxchat.cli.main import cli
 from mlxchat.errors import CheckpointError, UnsupportedModelError
-from mlxchat.model.bert_files import is_encoder, make_bert_config
+from mlxchat.model.bert_files import _FAMILIES, make_bert_config
 from mlxchat.model.device import load_mlx
+from mlxchat.model.families import ENCODERS, is_encoder
 
 mx = load_mlx()
 
@@ -262,6 +263,7 @@ def test_families():
     """The BERT family is told by its model_type."""
     assert all(is_encoder({"model_type": kind}) for kind in ("bert", "mpnet", "distilbert"))
     assert not is_encoder({"model_type": "llama"})
+    assert set(_FAMILIES) == ENCODERS
     assert make_bert_config(CONFIG).max_tokens == 48
 
 

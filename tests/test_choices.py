@@ -111,7 +111,10 @@ def test_config_commands():
         ("[systems]\n'a b' = 'x'", "systems.a b is not allowed; names have letters"),
         ("systems = 1", "give a [systems] table"),
         ("[models]\nx = 1", 'models."x" = 1 is not allowed; give a [models."x"] table'),
-        ("[models.x]\ntemp = 1", 'models."x".temp is not a setting; known are system, temperature'),
+        (
+            "[models.x]\ntemp = 1",
+            'models."x".temp is not a setting; known are system, adapter, temperature',
+        ),
         ("[models.x]\ntop_p = 3", 'models."x".top_p = 3 is not allowed; give a number in (0, 1]'),
         ("[models.x]\nsystem = 3", 'models."x".system = 3 is not allowed; give a string'),
     ],

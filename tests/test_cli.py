@@ -576,3 +576,20 @@ def test_a_model_that_cannot_be_loaded_ends_piped_chat(run):
     result = run("chat", "-m", "missing", text=b"one\ntwo\nthree\n")
     assert result.exit_code == 1
     assert result.stderr.count("there is no model") == 1
+
+
+def test_ctrl_c_during_the_imports():
+    """Ctrl-C before the program has begun ends it with 130 and without a traceback."""
+    code = """
+import runpy, sys
+class Interrupt:
+    def find_spec(self, name, path=None, target=None):
+        if name == "mlxchat.cli.main":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Interrupt())
+runpy.run_module("mlxchat", run_name="__main__")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -565,3 +566,16 @@ def test_history_needs_no_mlx():
         "assert not heavy, heavy\n"
     )
     subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=True, capture_output=True)
+
+
+def test_a_long_question_shows_its_end():
+    """Of a question with files before it the conversation that goes on shows what was written."""
+    run("chat", text="x\n")
+    with contextlib.closing(History()) as history:
+        restored = history.restore(1)
+    nodes, text = restored.conversation.nodes, "a.txt:\n" + "line\n" * 100 + "\nsum it up"
+    nodes[1] = replace(nodes[1], message=replace(nodes[1].message, content=text))
+    lines = format_restored(restored).splitlines()
+    assert lines[0] == "You: ... 93 lines"
+    assert lines[1:11] == [*["line"] * 8, "", "sum it up"]
+    assert lines[11].startswith("Model: ")

@@ -126,14 +126,28 @@ def test_scripts():
         path = REPOSITORY / name.strip("`")
         assert path.is_file()
         assert path.stat().st_mode & 0o111
+    named = {name.strip("`") for name in table("## Development")}
+    folder = REPOSITORY / "scripts"
+    assert {f"scripts/{p.name}" for p in folder.iterdir() if _is_script(p)} <= named
+
+
+def _is_script(path):
+    return path.is_file() and path.suffix == "" and path.stat().st_mode & 0o111 != 0
 
 
 def test_module_map():
-    """Every folder of the package and every module of cli/ is named."""
-    package = REPOSITORY / "mlxchat"
+    """Every folder and every module is named in the map, alone or with its family."""
     section = README.split("\n## Module map\n")[1].split("\n## ")[0]
-    for path in package.iterdir():
+    for path in (REPOSITORY / "mlxchat").iterdir():
         if path.is_dir() and (path / "__init__.py").exists():
             assert f"`mlxchat/{path.name}/`" in section
-    for path in (package / "cli").glob("[!_]*.py"):
-        assert f"`{path.name}`" in section
+    families = re.compile(r"history_|import_|render_|slash/|inspect/")
+    missing = [
+        str(path)
+        for path in sorted((REPOSITORY / "mlxchat").rglob("*.py"))
+        if not path.name.startswith("__")
+        and f"{path.name}`" not in section
+        and not families.search(f"{path.parent.name}/{path.name}")
+        and "builtin" not in path.parts
+    ]
+    assert missing == []

@@ -188,7 +188,10 @@ def test_stats(talk):
 
 
 def test_names_from_elsewhere(talk):
-    """/clear and /regen do what /reset and /retry do."""
+    """/clear and /regen do what /reset and /retry do, `/!cmd` what `!cmd` does."""
+    talk.do("/! echo hello")
+    assert talk.context.attached.drop()[0].text == "hello\n"
+    talk.said.clear()
     talk.do("hello")
     assert talk.do("/regen") == "you said: hello again"
     talk.do("/clear")

@@ -199,7 +199,7 @@ def test_cost_in_words():
     """The cost says tokens, time and how full the context would be."""
     assert format_cost(DraftCost(412, 0.91, 0.23)) == "+412 tokens ≈ 0.9 s, 23 % of context"
     assert format_cost(DraftCost(4120, None, 0.5)) == "+4 120 tokens, 50 % of context"
-    assert format_cost(DraftCost(4, 0.0, 1.2)) == "+4 tokens ≈ 0.0 s, more than the context holds"
+    assert format_cost(DraftCost(4, 0.0, 1.2)) == "+4 tokens < 0.1 s, more than the context holds"
 
 
 def test_the_cost_goes_before_what_fits_less(session):

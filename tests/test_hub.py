@@ -271,16 +271,17 @@ class TestWanted:
             *("model.safetensors", "model-00001-of-00002.safetensors", "config.json"),
             *("model.safetensors.index.json", "tokenizer.model", "chat_template.jinja"),
             *("merges.txt", "qwen.tiktoken", "vocab.txt", "modules.json", "1_Pooling/config.json"),
+            *("README.md", "LICENSE", "LICENSE.txt"),
         ],
     )
     def test_needed_files(self, name: str) -> None:
-        """Weights, configs, templates and tokenizers are fetched."""
+        """Weights, configs, templates, tokenizers, card and licence are fetched."""
         assert is_wanted(name)
 
     @pytest.mark.parametrize(
         "name",
         [
-            *("pytorch_model.bin", "model.pt", "modeling_x.py", "consolidated.00.pth", "README.md"),
+            *("pytorch_model.bin", "model.pt", "modeling_x.py", "consolidated.00.pth", "notes.md"),
             *("onnx/config.json", "original/model.safetensors", "model.gguf", "a.pkl"),
             *("2_Dense/model.safetensors", "1_Pooling/onnx/config.json"),
         ],

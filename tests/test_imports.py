@@ -205,7 +205,7 @@ def test_the_prompt_needs_no_floor_below():
     """
     code = """
 BELOW = tuple(f'mlxchat.{name}.' for name in ('chat', 'engine', 'model', 'bench', 'lens'))
-NAMES = 'generate embed history inspect cache bench timings config doctor'.split()
+NAMES = 'generate embed models history inspect cache bench timings config doctor'.split()
 NAMES += 'slash completion keys answer_keys lines live wrap turn drafts attachments'.split()
 OTHERS = {f'mlxchat.cli.{name}' for name in NAMES}
 heavy = lambda: [m for m in sys.modules if m.startswith(BELOW) or m in OTHERS]

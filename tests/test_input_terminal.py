@@ -179,3 +179,19 @@ def test_vi_mode_in_a_terminal(tmp_path, monkeypatch):
         terminal.wait_for("hello 2wrld")
         terminal.send(ENTER)
         terminal.wait_for("you said: hello 2wrld")
+
+
+def test_tab_shows_the_choices(terminal):
+    """Few choices show what they mean above the prompt; many stand side by side; nothing else."""
+    terminal.send("/s\t")
+    terminal.wait_for("/stats ")
+    terminal.wait_for("of 512 tokens")
+    rows = terminal.text.split("\n")
+    assert rows[3] == "/system  Show or set the system prompt: a text, `@name` or `none`."
+    assert terminal.text.count("of 512 tokens") == 1
+    terminal.send("\x15look at @\t")
+    terminal.wait_for("> look at @")
+    assert terminal.text.count("look at @") == 1
+    terminal.send("\x15/\t")
+    terminal.wait_for("/reset ")
+    assert re.search(r"^/system +/\w+ +/\w+ ", terminal.text, re.MULTILINE)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from virtual_terminal import OWN, VirtualTerminal, cut, drawable, show
 
 from mlxchat.cli import markdown
-from mlxchat.cli.blocks import Block, BlockSplitter
+from mlxchat.cli.blocks import Block, BlockSplitter, cut_table
 from mlxchat.cli.markdown import MarkdownRenderer, Painter, mend
 from mlxchat.cli.render import sanitize
 from mlxchat.cli.streams import is_plain
@@ -325,6 +325,41 @@ def test_narrower_where_the_terminal_reflows(monkeypatch):
     terminal.screen.resize(20, 20)  # 3 + 3 + 1 rows
     region.show(["new"])
     assert terminal.writes[-1].startswith("\x1b[6A\r\x1b[J")
+
+
+def test_a_long_table_while_it_is_open():
+    """Only its head and last rows are laid out for the screen; in the end all are there."""
+    rows = [f"| row {n} | {n * n} |" for n in range(60)]
+    source = "\n".join(["| name | square |", "|:--|--:|", *rows])
+    assert cut_table(source, 5).split("\n") == [*source.split("\n")[:2], *rows[-5:]]
+    assert cut_table("a\n" * 30, 5) == "a\n" * 30
+    terminal = VirtualTerminal(columns=40, rows=12)
+    answer = terminal.answer()
+    for at in range(0, len(source), 7):
+        answer.push(source[at : at + 7])
+    shown = [row.split()[:2] for row in terminal.rows]
+    assert shown[-3:] == [["row", "57"], ["row", "58"], ["row", "59"]]
+    answer.close()
+    assert [row.split() for row in terminal.rows[-60:]] == [
+        ["row", str(n), str(n * n)] for n in range(60)
+    ]
+    assert len(terminal.rows) == 62
+
+
+@pytest.mark.parametrize(
+    "text", ["see {} now, please", "see [it]({}) **now**", "- a {} and more", "see {}\nnow"]
+)
+def test_a_long_link_stays_whole(text):
+    """The terminal breaks a web address that is wider than a row, so it can be opened and copied.
+
+    While its block is open it is broken like any word, since open rows must fit.
+    """
+    link = "https://example.com/" + "abcdefghij" * 8
+    terminal = show(text.format(link), range(0, 120, 9), columns=40, rows=30)
+    written = OWN.sub("", terminal.writes[-2] + terminal.writes[-1])
+    assert link in written
+    assert terminal.rows[-1] in ("now, please", "now", "  and more")
+    assert "".join(terminal.rows).replace(" ", "").count(link) == 1
 
 
 # -- colours ---------------------------------------------------------------------------------------

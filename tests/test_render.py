@@ -129,6 +129,12 @@ def test_turn_line():
     )
 
 
+def test_an_answer_that_begins_at_once():
+    """Where nothing was left to read, the time to the first token keeps its digits."""
+    line = render.format_turn_line(make_result(ttft_s=0.0018))
+    assert line.startswith("312 tokens · ttft 0.002 s · 54.1 tok/s")
+
+
 def test_turn_line_says_why():
     """The line names what ended the answer and why reuse fell short."""
     result = make_result(

@@ -7,6 +7,7 @@ import time
 
 import pytest
 from chats import CTRL_C, CTRL_J, ENTER, chats, paste
+from fake_hub import put_in_cache
 from fakes import ctrl_c
 from hypothesis import given
 from hypothesis import strategies as st
@@ -345,6 +346,17 @@ def test_edit_takes_files_too(chat):
     assert chat.session.sent == ["a.txt:\n```txt\nA\n```\n\nsee a.txt"]
 
 
+def test_edit_without_a_text(chat):
+    """The old message comes into the prompt; what was attached to it stands as a chip."""
+    with open("a.txt", "w") as file:
+        file.write("line\n" * 20)
+    chat.run(
+        f"see @a.txt now{ENTER}second{ENTER}/edit{ENTER} one{ENTER}/edit 1{ENTER}, please{ENTER}"
+    )
+    block = "a.txt:\n```txt\n" + "line\n" * 20 + "```\n\n"
+    assert chat.session.sent == [f"{block}see a.txt now, please"]
+
+
 def test_shell_command(chat):
     """`!cmd` shows its output and attaches it with the exit status to the next message."""
     out = chat.run(f"!echo out; echo err >&2; exit 3{ENTER}what?{ENTER}!!no{ENTER}! {ENTER}")
@@ -438,11 +450,13 @@ def test_completion_of_paths(chat):
 
 def test_completion_of_models(tmp_path, monkeypatch):
     """Models are what the Hub cache holds, the built-in one and folders."""
-    (tmp_path / "hub" / "models--owner--name").mkdir(parents=True)
+    put_in_cache(tmp_path / "hub", "owner/name", {"config.json": b"{}"})
     (tmp_path / "folder").mkdir()
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
-    found = dict(find_models(None, f"{tmp_path}/f"))
-    assert found == {"builtin": "included", "owner/name": "cached", f"{tmp_path}/folder/": "folder"}
+    assert dict(find_models(None, f"{tmp_path}/f")) == {f"{tmp_path}/folder/": "folder"}
+    found = dict(find_models(None, ""))
+    assert list(found) == ["builtin", "owner/name"]
+    assert "no model.safetensors" in found["owner/name"]
 
 
 def test_tab_completes_in_the_prompt(chat):

@@ -358,6 +358,8 @@ def test_many_turns_make_a_page():
     checked(make_page(turns))
     text = format_timings([Told(1, "t", tuple(turns))])
     assert "Time to first token by turn (medians)" in text
+    assert "Tokens of the prompt by turn (means)" in text
+    assert text.count(" 100 tokens") == 24  # what a turn has, not what a span adds up to
 
 
 def test_browser_shows_the_page(tmp_path):

@@ -59,14 +59,15 @@ def test_the_right_choices_go(
     expected = kept_by_reference(logits, threshold, spared)
     limits = {"probability": 0.5, "threshold": threshold, "spared": tuple(spared)}
     row = mx.array([logits])
-    plain = exclude_top_choices(row, None, ALWAYS, **limits)[0].tolist()
-    assert {i for i, x in enumerate(plain) if x > -math.inf} == expected
-    shuffled = mx.array([[logits[i] for i in ids]])
+    weights = mx.exp(row)
+    plain = exclude_top_choices(weights, None, ALWAYS, **limits)[0].tolist()
+    assert {i for i, x in enumerate(plain) if x > 0} == expected
+    shuffled = mx.exp(mx.array([[logits[i] for i in ids]]))
     other = exclude_top_choices(shuffled, mx.array([ids]), ALWAYS, **limits)[0].tolist()
-    assert {i for i, x in zip(ids, other, strict=True) if x > -math.inf} == expected
+    assert {i for i, x in zip(ids, other, strict=True) if x > 0} == expected
     theirs = apply_xtc(row, 1.0, threshold, [i for i in spared if i < len(logits)])[0].tolist()
     assert {i for i, x in enumerate(theirs) if x > -math.inf} == expected
-    assert mx.array_equal(exclude_top_choices(row, None, NEVER, **limits), row).item()
+    assert mx.array_equal(exclude_top_choices(weights, None, NEVER, **limits), weights).item()
 
 
 @pytest.mark.parametrize("top_k", [0, 4])

@@ -100,7 +100,7 @@ def compare_systems(
         if test.kind == "tg":
             name = f"{test.name}, host ms/token"
             ratios.append(_less(name, mine, theirs, lambda s: 1e3 * s.host_s / s.num_done))
-        elif all(s.peak_memory_bytes for s in (*mine, *theirs)):
+        elif all(s.peak_memory_bytes and s.num_done == test.num_tokens for s in (*mine, *theirs)):
             name = f"{test.name}, peak MiB"
             ratios.append(_less(name, mine, theirs, lambda s: s.peak_memory_bytes / (1 << 20)))
     return ratios

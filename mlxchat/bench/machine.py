@@ -26,6 +26,7 @@ def describe_machine() -> dict[str, Any]:
         "commit": commit(),
         "packages": versions(_PACKAGES),
         "blas_threads": os.environ.get("OPENBLAS_NUM_THREADS") or "all",
+        "blas_core": os.environ.get("OPENBLAS_CORETYPE") or "",
         "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }

@@ -166,6 +166,7 @@ def measure(system: Measurable, request: Request, emit: Emit) -> None:
                 f"depths from {test.depth} on left out: reading so many tokens takes more than"
                 f" {FILL_BUDGETS * request.budget_s:g} s; --budget 0 takes the time",
             )
+    emit("facts", system.facts())  # rates once more: what else the machine did may have ended
 
 
 def _measure_test(
@@ -255,8 +256,11 @@ class OurEngine:
         return self.model.info.max_context
 
     def facts(self) -> dict[str, Any]:
-        """Returns what was loaded and on what, with the rates that bound it."""
+        """Returns what was loaded and on what, with the rates that bound it, measured now."""
         from mlxchat.model import device
+
+        device.measure_bandwidth.cache_clear()
+        device.measure_matmul_rate.cache_clear()
 
         info = self.model.info
         return {

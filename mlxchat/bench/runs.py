@@ -67,7 +67,7 @@ class Run:
         with contextlib.closing(_events(system, request)) as events:
             for kind, data in events:
                 if kind == "facts":
-                    measured.facts |= data
+                    measured.facts = _best_rates(measured.facts, data)
                     self.on_facts(data)
                 elif kind == "tests":
                     self.tests = tuple(Case(**test) for test in data)
@@ -77,6 +77,12 @@ class Run:
                     measured.samples.append(make_sample(data, self._num_rounds))
                 elif kind == "at":
                     self._on_progress(system, self.tests, data["test"], data["repetition"])
+
+
+def _best_rates(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """Joins what processes said of the machine; of its rates the best is what it can do."""
+    known = [name for name in ("bandwidth", "matmul_flops") if old.get(name) and new.get(name)]
+    return old | new | {name: max(old[name], new[name]) for name in known}
 
 
 def _deal(repetitions: int, rounds: int, round_: int) -> int:

@@ -13,6 +13,7 @@ from html import escape
 from typing import Any, Literal
 
 from mlxchat.chat.history import MessageRecord, Record, TurnRecord
+from mlxchat.counts import format_ttft
 
 Format = Literal["md", "json", "jsonl", "html"]
 FORMATS: tuple[Format, ...] = ("md", "json", "jsonl", "html")
@@ -152,7 +153,7 @@ def _figures(turn: TurnRecord | None) -> str:
     if turn is None or turn.result is None:
         return ""
     usage, timing = turn.result["usage"], turn.result["timing"]
-    parts = [f"{usage['completion_tokens']} tokens", f"ttft {timing['ttft_s']:.2f} s"]
+    parts = [f"{usage['completion_tokens']} tokens", f"ttft {format_ttft(timing['ttft_s'])}"]
     if timing["decode_tok_per_s"] is not None:
         parts.append(f"{timing['decode_tok_per_s']:.1f} tok/s")
     parts.append(f"reused {usage['cached_tokens']}, read {usage['prefill_tokens']}")

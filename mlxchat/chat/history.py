@@ -236,6 +236,13 @@ class History:
             raise HistoryError("there is no conversation yet; start one with `mlxchat chat`")
         return found[0].id
 
+    def last_used(self) -> dict[str, float]:
+        """Returns when each model was asked last."""
+        rows = self._rows(
+            "SELECT model, max(started_at) AS at FROM turns WHERE model IS NOT NULL GROUP BY model"
+        )
+        return {row["model"]: row["at"] for row in rows}
+
     def stats(self) -> Stats:
         """Counts what the history holds."""
         counts = self._rows(

@@ -137,7 +137,7 @@ class Session(SessionViews, SessionMoves, SessionSettings, SessionHistory):
         changes.note(cause)
         request = TurnRequest(question, start, changes.left_branch or keep_branch, cut_off)
         conversation, num_before = self.conversation, len(self.conversation.nodes)
-        model, system = self._model_name(), conversation.system
+        model, system = self.model_name, conversation.system
         live = LiveTurn(question, find_head(), num_before, system, self.options, model, self.info)
         if cut_off is not None:
             live.begun = cut_off.message

@@ -188,8 +188,9 @@ class SessionBase:
             runner = self._runner
             self._worker.run(lambda _: runner.set_options(options))
 
-    def _model_name(self) -> str:
-        """Returns the name under which the model is opened again."""
+    @property
+    def model_name(self) -> str:
+        """The name under which the model is opened again."""
         return (self.info.source if self.info else None) or self.model or "builtin"
 
     def _drop_foreign_ids(self) -> None:

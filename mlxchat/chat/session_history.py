@@ -55,7 +55,7 @@ class SessionHistory(SessionBase):
             recorder.begin(self.conversation)
         recorder.set_title(title)
         if recorder.conversation_id is None:
-            recorder.save(self.options, self._model_name())
+            recorder.save(self.options, self.model_name)
         self.recorder = recorder
         self._use(replace(self.options, keeps_history=True))
         assert recorder.conversation_id is not None
@@ -67,7 +67,7 @@ class SessionHistory(SessionBase):
 
         number = self.recorder.conversation_id if self.recorder is not None else None
         if self.recorder is None or number is None:
-            return describe(self.conversation, self._model_name(), self.options.now)
+            return describe(self.conversation, self.model_name, self.options.now)
         with contextlib.closing(History(self.recorder.path)) as history:
             return history.record(number)
 

@@ -77,7 +77,7 @@ class SessionMoves(SessionBase):
             finally:
                 self._settle_when_idle()
             if self.recorder is not None:
-                self.recorder.note_tree(self.options, self._model_name())
+                self.recorder.note_tree(self.options, self.model_name)
             return result
 
         return self._worker.submit(job)

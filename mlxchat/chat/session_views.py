@@ -40,6 +40,14 @@ class SessionViews(SessionBase):
         messages = self.conversation.messages()
         return next((m.content for m in reversed(messages) if m.role == "assistant"), None)
 
+    def question_text(self, turn: int | None = None) -> str:
+        """Returns the message of a turn of the current branch, or of the last.
+
+        Raises:
+            UsageError: There is no such turn.
+        """
+        return self.conversation.question(turn).message.content
+
     def count_rereads(self) -> tuple[int, int] | None:
         """Tells what a change of system prompt, thinking or branch costs.
 

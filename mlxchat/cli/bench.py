@@ -13,6 +13,7 @@ from mlxchat.errors import UsageError
 # Ends a test: all of them together stay below a minute on two slow cores.
 BUDGET_S = 4.0
 COMPARED_ROUNDS = 2
+_OF_REPLAY = frozenset(("model", "adapter", "repetitions", "form"))
 
 
 class Numbers(click.ParamType):  # type: ignore[type-arg]  # not generic in older click
@@ -144,13 +145,20 @@ def bench(context: click.Context, /, file: str | None, replay: str | None, **par
     """Measure speed and memory; FILE holds a --baseline."""
     if file is not None and params["baseline"] is None:
         raise UsageError(f"FILE {file!r} goes with --baseline only; give --baseline save or check")
+    typed = click.core.ParameterSource.COMMANDLINE
+    given = {name for name in params if context.get_parameter_source(name) is typed}
     if replay is not None:
+        other = [p.opts[-1] for p in context.command.params if p.name in given - _OF_REPLAY]
+        if other:
+            raise UsageError(
+                f"--replay takes -m, --adapter, -r and -o alone; leave {', '.join(other)} out"
+            )
         from mlxchat.cli.bench_replay import replay_conversation
 
         return replay_conversation(replay, params)
     if params["baseline"] is not None:
-        typed = click.core.ParameterSource.COMMANDLINE
-        given = {name for name in params if context.get_parameter_source(name) is typed}
+        if params["against"] is not None:
+            raise UsageError("--baseline measures mlxchat alone; leave --against out")
         from mlxchat.cli.bench_baseline import check_baseline, save_baseline
 
         if params["baseline"] == "save":

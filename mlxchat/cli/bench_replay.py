@@ -34,8 +34,6 @@ def replay_conversation(reference: str, params: dict[str, Any]) -> int:
     """
     from mlxchat.chat.history import History
 
-    if params["against"] or params["baseline"]:
-        raise UsageError("--replay stands alone; leave --against and --baseline out")
     if params["form"] not in ("md", "json"):
         raise UsageError(f"--replay knows md and json, not {params['form']}; choose one of them")
     with contextlib.closing(History()) as history:

@@ -14,6 +14,7 @@ _FENCE = re.compile(r"( {0,3})(`{3,}(?=[^`]*$)|~{3,})[ \t]*(.*)")
 _HEADING = re.compile(r" {0,3}#{1,6}(\s|$)")
 _RULE = re.compile(r" {0,3}([-*_])[ \t]*(\1[ \t]*){2,}$")
 _SETEXT = re.compile(r" {0,3}(=+|-+)[ \t]*$")
+_TABLE_RULE = re.compile(r" {0,3}(?=.*-)(?=.*\|)[-:| \t]+$")
 _MARKER = re.compile(r"( {0,3})([-*+]|(\d{1,9})([.)]))(?:( {1,4}(?! )|[ \t])(.*)|( .*)|$)")
 # The beginning of a line that may become a heading, a list item, a rule, a table's second row ...
 _UNDECIDED = re.compile(r"\s*([-=*+#>`~_|:\s]*|\d{1,9}[.)]?\s*)$")
@@ -35,6 +36,18 @@ class Block:
     source: str
     gap: bool = False
     number: int | None = None
+
+
+def cut_table(source: str, num_rows: int) -> str:
+    """Returns a table with its head and its last rows alone; anything else as it is.
+
+    Of a long open table no more than that is on the screen, and laying out all of it at every
+    token takes the time from the decoding.
+    """
+    lines = source.split("\n")
+    if len(lines) <= num_rows + 2 or "|" not in lines[0] or not _TABLE_RULE.match(lines[1]):
+        return source
+    return "\n".join([*lines[:2], *lines[-num_rows:]])
 
 
 class BlockSplitter:

@@ -1,15 +1,21 @@
 """What Tab completes: slash commands, their arguments, models, and paths after `@`."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from prompt_toolkit.completion import CompleteEvent, Completer, Completion
+from prompt_toolkit.buffer import Buffer
+from prompt_toolkit.completion import (
+    CompleteEvent,
+    Completer,
+    Completion,
+    get_common_complete_suffix,
+)
 from prompt_toolkit.document import Document
 
 from mlxchat.cli import slash
-from mlxchat.cli.render import one_line
+from mlxchat.cli.render import cut, num_columns, one_line
 
 if TYPE_CHECKING:
     from mlxchat.chat.session import Session
@@ -18,6 +24,7 @@ FindSession = Callable[[], "Session | None"]
 # A candidate and what is said about it.
 Candidates = Iterable[tuple[str, str]]
 _MAX = 200
+MAX_EXPLAINED = 12
 _NAME = re.compile(r"/[\w-]*", re.ASCII)
 _COMMAND = re.compile(r"/([A-Za-z][\w-]*)(\s+)(.*)", re.DOTALL | re.ASCII)
 # A path after an `@`, in quotes or not, up to the cursor.
@@ -68,6 +75,37 @@ class ChatCompleter(Completer):
             yield Completion(word, -len(start), display_meta=note)
 
 
+def complete_line(buffer: Buffer) -> list[Completion]:
+    """Completes at the cursor as far as there is one way to; returns the choices where it ends."""
+    if buffer.completer is None:
+        return []
+    wanted = CompleteEvent(completion_requested=True)
+    found = list(buffer.completer.get_completions(buffer.document, wanted))
+    if len(found) == 1:
+        buffer.delete_before_cursor(-found[0].start_position)
+        buffer.insert_text(found[0].text)
+    elif common := get_common_complete_suffix(buffer.document, found):
+        buffer.insert_text(common)
+    else:
+        return found
+    return []
+
+
+def format_choices(choices: Sequence[Completion], columns: int) -> str:
+    """Returns what could stand at the cursor: few with what they mean, many side by side."""
+    names = [one_line(choice.display_text) for choice in choices]
+    meanings = [choice.display_meta_text for choice in choices]
+    width = max(map(num_columns, names))
+    if all(meanings) and len(names) <= MAX_EXPLAINED:
+        pads = (" " * (width - num_columns(name) + 2) for name in names)
+        rows = zip(names, pads, meanings, strict=True)
+        return "\n".join(cut(f"{name}{pad}{text}", columns) for name, pad, text in rows)
+    per_row = max(columns // (width + 2), 1)
+    num_rows = -(-len(names) // per_row)
+    cells = [f"{name}{' ' * (width - num_columns(name) + 2)}" for name in names]
+    return "\n".join("".join(cells[row::num_rows]).rstrip() for row in range(num_rows))
+
+
 def complete_reference(quote: str, start: str) -> Iterator[Completion]:
     """Yields the paths after an `@`; one with a blank is put into quotes.
 
@@ -81,7 +119,8 @@ def complete_reference(quote: str, start: str) -> Iterator[Completion]:
         mark = quote or ('"' if " " in path else "")
         end = mark if not path.endswith("/") else ""
         length = len(quote) + len(start)
-        yield Completion(f"{mark}{path}{end}", -length, display=path.rstrip("/").rpartition("/")[2])
+        shown = path.rstrip("/").rpartition("/")[2] + "/" * path.endswith("/")
+        yield Completion(f"{mark}{path}{end}", -length, display=shown)
 
 
 def find_words(arguments: str) -> Candidates:
@@ -97,21 +136,21 @@ def find_paths(session: "Session | None", text: str) -> Candidates:
 
 
 def find_models(session: "Session | None", text: str) -> Candidates:
-    """Yields the models that the Hub cache holds, then folders."""
+    """Yields the models on this disk, then folders."""
     from mlxchat.cli.files import complete_path
-    from mlxchat.model.hub import BUILTIN_NAME, list_cached_repos
+    from mlxchat.cli.models import name_models
 
-    yield BUILTIN_NAME, "included"
-    for repo in list_cached_repos():
-        yield repo, "cached"
+    yield from name_models(text)
     for path in complete_path(text, only_folders=True) if text else ():
         yield path, "folder"
 
 
 def find_messages(session: "Session | None", text: str) -> Candidates:
     """Yields the numbers of the tree, each with the beginning of its message."""
+    from mlxchat.cli.attachments import format_own_words
+
     for branch in session.tree() if session is not None else ():
-        yield str(branch.node.id), one_line(branch.node.message.content)[:40]
+        yield str(branch.node.id), cut(format_own_words(branch.node.message.content), 40)
 
 
 def find_turns(session: "Session | None", text: str) -> Candidates:

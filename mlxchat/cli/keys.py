@@ -1,9 +1,11 @@
 """What the keys do at the prompt. While an answer is given, `answer_keys` listens instead."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from prompt_toolkit.application import get_app, run_in_terminal
+from prompt_toolkit.completion import Completion
 from prompt_toolkit.enums import DEFAULT_BUFFER
 from prompt_toolkit.filters import Condition, emacs_mode, has_focus
 from prompt_toolkit.key_binding import (
@@ -15,6 +17,7 @@ from prompt_toolkit.key_binding import (
 from prompt_toolkit.keys import Keys
 from prompt_toolkit.search import stop_search
 
+from mlxchat.cli.completion import complete_line
 from mlxchat.cli.lines import continue_line
 from mlxchat.cli.paste import Pastes
 from mlxchat.errors import MlxchatError
@@ -32,6 +35,7 @@ class PromptKeys:
         pastes: Takes what is pasted.
         show_error: Shows a line above the prompt.
         show_thinking: Shows the last thinking above the prompt.
+        show_choices: Shows what Tab found above the prompt.
     """
 
     def __init__(
@@ -39,8 +43,9 @@ class PromptKeys:
         pastes: Pastes,
         show_error: Callable[[str], None],
         show_thinking: Callable[[], None] = lambda: None,
+        show_choices: Callable[[Sequence[Completion]], None] = lambda choices: None,
     ) -> None:
-        self._pastes, self._show_error = pastes, show_error
+        self._pastes, self._show_error, self._show_choices = pastes, show_error, show_choices
         self._ctrl_c_at = -LEAVE_WITHIN_S
         self._is_editing = False  # the editor has the terminal
         self._edited_at = -LEAVE_WITHIN_S  # when it gave it back
@@ -117,6 +122,12 @@ class PromptKeys:
         @self._own.add(Keys.BracketedPaste)
         def _paste(event: KeyPressEvent) -> None:
             event.current_buffer.insert_text(pastes.take(event.data))
+
+        @self._own.add("tab", filter=~is_at_chip)
+        def _complete(event: KeyPressEvent) -> None:
+            # prompt-toolkit's own way leaves the toolbar behind in the scrollback.
+            if choices := complete_line(event.current_buffer):
+                run_in_terminal(partial(self._show_choices, choices))
 
         @self._own.add("c-x", "c-p")
         @self._own.add("tab", filter=is_at_chip)

@@ -49,6 +49,11 @@ class LiveRegion:
         return max(self._ask_size().columns - 1, 1)
 
     @property
+    def height(self) -> int:
+        """Rows of the screen."""
+        return self._ask_size().lines
+
+    @property
     def is_empty(self) -> bool:
         """Whether nothing is open."""
         return not self._shown

@@ -16,7 +16,7 @@ from mlxchat.cli.groups import Group
 
 # In the order of --help; each is the object of that name in the module of that name.
 _NAMES = (
-    *("chat", "generate", "embed", "history", "inspect", "cache"),
+    *("chat", "generate", "embed", "models", "history", "inspect", "cache"),
     *("bench", "timings", "config", "doctor"),
 )
 

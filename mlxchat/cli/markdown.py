@@ -18,7 +18,7 @@ from rich.style import Style
 from mlxchat.cli.blocks import Block
 from mlxchat.cli.render import sanitize
 from mlxchat.cli.theme import Theme
-from mlxchat.cli.wrap import Row, Run, fold, merge, text_width, wrap
+from mlxchat.cli.wrap import Row, Run, fold, is_link, merge, text_width, wrap
 
 if TYPE_CHECKING:
     from pygments.lexer import Lexer
@@ -88,7 +88,7 @@ class MarkdownRenderer:
 
         Args:
             block: Its `gap` is left to the caller.
-            width: Columns of a row; a final line of code may be longer.
+            width: Columns of a row; a final line of code, or with a web address, may be longer.
             is_final: The block is finished: what follows comes after it.
         """
         if block.kind == "fence":
@@ -102,8 +102,12 @@ class MarkdownRenderer:
             return wrap([(block.source, "")], width)
         source = block.source if is_final else mend(block.source)
         nodes = SyntaxTreeNode(_parser().parse(source)).children
-        rows = _Layout(self._theme, block, width).blocks(nodes, width)
-        return [part for row in rows for part in (fold(row, width) if row else [row])]
+        rows = _Layout(self._theme, block, keeps_links=is_final).blocks(nodes, width)
+        return [
+            part
+            for row in rows
+            for part in ([row] if not row or (is_final and is_link(row)) else fold(row, width))
+        ]
 
     def _frame(self, label: str, width: int) -> Row:
         text = f"── {label} " if label else ""
@@ -215,8 +219,8 @@ _CODE_STYLES: tuple[tuple[str, Callable[[Theme], str]], ...] = (
 class _Layout:
     """Lays out the nodes of one block's syntax tree."""
 
-    def __init__(self, theme: Theme, block: Block, width: int) -> None:
-        self._theme = theme
+    def __init__(self, theme: Theme, block: Block, *, keeps_links: bool) -> None:
+        self._theme, self._keeps_links = theme, keeps_links
         self._lines = block.source.split("\n")
         self._number = block.number
 
@@ -237,7 +241,7 @@ class _Layout:
     def _block(self, node: SyntaxTreeNode, width: int) -> list[Row]:
         match node.type:
             case "heading":
-                return wrap(self._inline(node, self._theme.heading), width)
+                return self._wrap(self._inline(node, self._theme.heading), width)
             case "bullet_list" | "ordered_list":
                 return self._list(node, width)
             case "blockquote":
@@ -250,7 +254,10 @@ class _Layout:
                 return self._table(node, width)
             case "hr":
                 return [[("─" * min(width, FRAME_WIDTH), self._theme.frame)]]
-        return wrap(self._inline(node, ""), width)
+        return self._wrap(self._inline(node, ""), width)
+
+    def _wrap(self, runs: list[Run], width: int) -> list[Row]:
+        return wrap(runs, width, keeps_links=self._keeps_links)
 
     def _list(self, node: SyntaxTreeNode, width: int) -> list[Row]:
         is_ordered = node.type == "ordered_list"

@@ -30,6 +30,8 @@ from mlxchat.settings import (
 )
 
 if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
     from mlxchat.chat.history import Restored
     from mlxchat.chat.options import Steer
     from mlxchat.chat.session import Session
@@ -77,12 +79,21 @@ def _read_steers(
     return steers
 
 
+def _complete_model(
+    context: click.Context, parameter: click.Parameter, incomplete: str
+) -> "list[CompletionItem]":
+    from mlxchat.cli.models import complete_model
+
+    return complete_model(context, parameter, incomplete)
+
+
 MODEL_OPTION = click.option(
     "-m",
     "--model",
     metavar="NAME",
     envvar="MLXCHAT_MODEL",
     show_envvar=True,
+    shell_complete=_complete_model,
     help="A folder, a Hugging Face repository, or 'builtin' (the tiny model that is included).",
 )
 ADAPTER_OPTION = click.option(

@@ -7,6 +7,7 @@ import re
 from typing import TYPE_CHECKING
 
 from mlxchat.counts import format_count as format_count
+from mlxchat.counts import format_ttft
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -249,7 +250,7 @@ def format_turn_line(result: "TurnResult") -> str:
     usage, timing = result.usage, result.timing
     parts = [
         f"{format_tokens(usage.completion_tokens)}{_STOP_NOTES.get(result.stop_reason, '')}",
-        f"ttft {timing.ttft_s:.2f} s",
+        f"ttft {format_ttft(timing.ttft_s)}",
     ]
     if timing.decode_tok_per_s is not None:
         depth = format_count(usage.prompt_tokens)
@@ -379,6 +380,8 @@ def format_banner(version: str, model: str | None) -> str:
 def format_cost(cost: "DraftCost") -> str:
     """Returns what it would cost to send a draft: `+412 tokens ≈ 0.9 s, 23 % of context`."""
     seconds = "" if cost.seconds is None else f" ≈ {cost.seconds:.1f} s"
+    if cost.seconds is not None and cost.seconds < 0.05:
+        seconds = " < 0.1 s"
     share = f"{format_share(cost.context_share)} of context"
     if cost.context_share >= 1:
         share = "more than the context holds"
@@ -457,13 +460,15 @@ def format_tree(branches: "list[Branch]", width: int = 80) -> str:
         branches: In the order in which they are drawn.
         width: Columns of a line; a message shows at least 10 of its own.
     """
+    from mlxchat.cli.attachments import format_own_words
+
     lines = []
     for branch in branches:
         message = branch.node.message
         sign = ">" if branch.is_head else "*" if branch.is_on_path else " "
         who = "you" if message.role == "user" else "model"
         head = f"{sign} {branch.node.id:>3}  {'  ' * branch.depth}{who}: "
-        lines.append(head + cut(one_line(message.content), max(width - len(head), 10)))
+        lines.append(head + cut(format_own_words(message.content), max(width - len(head), 10)))
     return "\n".join(lines)
 
 

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 _DIM, _BOLD, _PLAIN = "\x1b[2m", "\x1b[1m", "\x1b[0m"
 TITLE_CHARS = 60
+# Of the last question of a conversation that goes on: its end is what the person wrote.
+LAST_QUESTION_LINES = 10
 
 
 def format_summaries(summaries: "list[Summary]") -> str:
@@ -124,7 +126,11 @@ def format_restored(
         for node in path[-2:]:
             name = "You" if node.message.role == "user" else "Model"
             said = f"{name}: {sanitize(node.message.content).strip()}"
-            lines += [said] if width is None else _break_lines(said, width)
+            said_lines = said.split("\n") if width is None else _break_lines(said, width)
+            num_left = len(said_lines) - LAST_QUESTION_LINES
+            if node.message.role == "user" and num_left > 0:  # what is attached stands first
+                said_lines[:num_left] = [f"You: ... {num_left} lines"]
+            lines += said_lines
     if conversation.head in restored.partial:
         lines.append("(this answer is partial: the program ended before it did)")
     num_turns = len(conversation.questions())

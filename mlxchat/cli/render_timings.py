@@ -1,6 +1,8 @@
 """Figures of the history to text and to a page; pure functions."""
 
 import json
+import statistics
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -67,21 +69,21 @@ def format_timings(told: Sequence[Told], *, width: int = 80, is_coloured: bool =
     turns = [turn for one in told for turn in one.turns]
     if len(told) == 1:
         head = f"Conversation {told[0].id}: {cut(one_line(told[0].title), TITLE_CHARS)}"
-        parts = [head, _turn_table(told[0].turns)]
+        parts = [head, _turn_table(told[0].turns, width)]
     else:
         parts = [f"{format_count(len(told))} conversations", _conversation_table(told)]
     spans = by_turn(turns, BARS_IN_TEXT)
-    many = len(told) > 1
+    is_joined = len(told) > 1 or len(spans) < len(turns)
     parts += [
         format_summary(add_up(turns)),
         format_bars(
-            f"Time to first token by turn{_median(many or len(spans) < len(turns))}",
+            f"Time to first token by turn{_joined_by('medians', is_joined)}",
             [(span.label, span.median_ttft_s) for span in spans],
             "s",
             width,
         ),
         format_stacked(
-            "Tokens of the prompt by turn",
+            f"Tokens of the prompt by turn{_joined_by('means', is_joined)}",
             [(span.label, _prompt_parts(span)) for span in spans],
             ("reused", "read"),
             "tokens",
@@ -97,13 +99,14 @@ def format_timings(told: Sequence[Told], *, width: int = 80, is_coloured: bool =
     return "\n\n".join(parts)
 
 
-def _median(is_joined: bool) -> str:
-    return " (medians)" if is_joined else ""
+def _joined_by(way: str, is_joined: bool) -> str:
+    return f" ({way})" if is_joined else ""
 
 
-def _prompt_parts(span: Span) -> tuple[int, int]:
-    """Returns the tokens of a span's prompts that were reused, and those that were read."""
-    return sum(turn.num_cached for turn in span.turns), sum(turn.num_read for turn in span.turns)
+def _prompt_parts(span: Span) -> tuple[float, float]:
+    """Returns the tokens of a prompt that were reused, and those that were read: a span's means."""
+    cached, read = (t.num_cached for t in span.turns), (t.num_read for t in span.turns)
+    return statistics.fmean(cached), statistics.fmean(read)
 
 
 def rate_points(turns: Sequence[TurnFigures]) -> list[tuple[float, float]]:
@@ -133,9 +136,13 @@ def turn_cells(turn: TurnFigures) -> tuple[str, ...]:
     )
 
 
-def _turn_table(turns: Sequence[TurnFigures]) -> str:
+def _turn_table(turns: Sequence[TurnFigures], width: int) -> str:
     table = format_columns(_TURN_HEADER, [turn_cells(turn) for turn in turns])
-    reasons = [f"turn {t.number}: {explain_reading(t)}" for t in turns if explain_reading(t)]
+    reasons = [
+        textwrap.fill(f"turn {t.number}: {explain_reading(t)}", width, subsequent_indent="  ")
+        for t in turns
+        if explain_reading(t)
+    ]
     return "\n".join([table, *([""] if reasons else []), *reasons])
 
 
@@ -252,9 +259,12 @@ def _page_charts(
     from mlxchat.cli.page import make_table
 
     spans = by_turn(turns, BARS_ON_PAGE)
-    joined = _median(not is_one or len(spans) < len(turns))
+    is_joined = not is_one or len(spans) < len(turns)
     models = list(dict.fromkeys(turn.model for turn in turns))
-    rates = [(model, rate_points([t for t in turns if t.model == model])) for model in models]
+    rates = [
+        (short_model(model), rate_points([t for t in turns if t.model == model]))
+        for model in models
+    ]
     phases = [
         (name, format_seconds(seconds), format_share(share, 1))
         for name, seconds, share in phase_rows(totals)
@@ -270,7 +280,7 @@ def _page_charts(
     whole = stacked(
         lambda s: [_mean(s.turns, name) for name in PHASES],
         PHASES,
-        "mean time, s" if joined else "time, s",
+        "mean time, s" if is_joined else "time, s",
         "s",
     )
     decode = draw_points(
@@ -279,8 +289,11 @@ def _page_charts(
         "decode rate, tok/s",
     )
     return [
-        (f"Time to first token by turn{joined}", ttft),
-        ("Tokens of the prompt by turn: reused and read", prompt),
+        (f"Time to first token by turn{_joined_by('medians', is_joined)}", ttft),
+        (
+            f"Tokens of the prompt by turn: reused and read{_joined_by('means', is_joined)}",
+            prompt,
+        ),
         ("Decode rate by depth", decode),
         (
             "Where the time of each turn went",

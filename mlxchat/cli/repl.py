@@ -8,6 +8,7 @@ session's code. The model is loaded on the worker meanwhile.
 import contextlib
 import gc
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
 LOAD_POLL_S = 0.05
 # So many new objects take the collector a millisecond.
 KEYS_THRESHOLD = 2_000
+# A thread that computes hands over to the one that has a key press after this long, not after 5 ms.
+SWITCH_S = 0.0005
 _LEAVE_HINT = "Press Ctrl-C again to leave."
 
 
@@ -184,11 +187,15 @@ class Repl:
             screen=self._screen,
             settings=self._request.settings,
             answers=answers,
+            redraft=self._redraft,
         )
         block = read_block(text)
         if block is None:
             return slash.interpret(context, text)
         return slash.send(context, block, is_literal=True)
+
+    def _redraft(self, start: str, paste: str, end: str) -> None:
+        self._draft = f"{start}{self._pastes.take(paste)}{end}"
 
     def _come_back(self) -> None:
         """The shell had the terminal (Ctrl-Z, `fg`), so nothing on it is where it was."""
@@ -234,10 +241,15 @@ class Repl:
         """Gives the prompt its keys and Tab, which nobody needs before they see it."""
         if self._keys is not None:
             return
-        from mlxchat.cli.completion import ChatCompleter
+        from mlxchat.cli.completion import ChatCompleter, format_choices
         from mlxchat.cli.keys import PromptKeys
 
-        self._keys = PromptKeys(self._pastes, self._screen.error, self._show_thinking)
+        self._keys = PromptKeys(
+            self._pastes,
+            self._screen.error,
+            self._show_thinking,
+            lambda choices: self._screen.note(format_choices(choices, self._screen.width - 1)),
+        )
         self._prompt.key_bindings = self._keys.bindings
         self._prompt.completer = ChatCompleter(self._session)
 
@@ -265,7 +277,7 @@ class Repl:
                     redraw()
             try:
                 job.result()
-                shorten_collections()
+                favour_keys()
                 redraw()
             except Exception as error:
                 leave_prompt(app, error)
@@ -310,13 +322,14 @@ class Repl:
         self._screen.note((thinking or "").strip("\n") or "The last answer came without thinking.")
 
 
-def shorten_collections() -> None:
-    """Keeps the collector of cyclic garbage from holding a key press up.
+def favour_keys() -> None:
+    """Keeps the collector of cyclic garbage, and other threads, from holding a key press up.
 
     What was made until now stays and is looked at no more; what comes is looked at often. With the
     program's setting for its start, one key press in a hundred waited for 15 to 40 ms.
     """
     if gc.get_threshold()[0] > KEYS_THRESHOLD:  # else `main` has not set it
+        sys.setswitchinterval(SWITCH_S)
         gc.collect()
         gc.freeze()
         gc.set_threshold(KEYS_THRESHOLD, 20, 20)

@@ -3,9 +3,10 @@
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
-from mlxchat.cli.blocks import Block, BlockSplitter
+from mlxchat.cli.blocks import Block, BlockSplitter, cut_table
 from mlxchat.cli.live import LiveRegion
 from mlxchat.cli.render import sanitize
 from mlxchat.cli.theme import Theme
@@ -76,7 +77,11 @@ class AnswerStream:
         self._is_first = False
 
     def _draw(self) -> None:
-        blocks = self._splitter.open_blocks()
+        height, blocks = self._region.height, []
+        for block in self._splitter.open_blocks():
+            if block.kind == "text":
+                block = replace(block, source=cut_table(block.source, height))
+            blocks.append(block)
         self._region.show(self._rows(blocks, is_final=False) if blocks else [])
 
     def _rows(self, blocks: list[Block], *, is_final: bool) -> list[str]:
@@ -90,7 +95,7 @@ class AnswerStream:
     def _render(self, block: Block, *, is_final: bool) -> list[str]:
         width = self._region.width
         if is_plain(block):
-            rows = wrap([(block.source.strip(), "")], width)
+            rows = wrap([(block.source.strip(), "")], width, keeps_links=is_final)
             return ["".join(text for text, _ in row) for row in rows]
         if self._renderer is None or self._painter is None:
             from mlxchat.cli.markdown import MarkdownRenderer, Painter

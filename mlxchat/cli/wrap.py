@@ -50,13 +50,14 @@ def split_at_width(text: str, width: int) -> tuple[str, str]:
 class _Rows:
     """Rows while they are filled, word by word."""
 
-    def __init__(self, width: int) -> None:
-        self.width = max(width, 1)
+    def __init__(self, width: int, *, keeps_links: bool = False) -> None:
+        self.width, self._keeps_links = max(width, 1), keeps_links
         self.rows: list[Row] = []
         self._row: Row = []
         self._used = 0
         self._word: Row = []  # pieces with no break between them
         self._space: Run | None = None
+        self._is_after_link = False  # the blank after a link ends its row
 
     def add(self, part: str, style: str, *, breaks_before: bool) -> None:
         if part == "\n":
@@ -73,7 +74,9 @@ class _Rows:
     def end_row(self) -> None:
         self._end_word()
         self._space = None
-        self._new_row()
+        if not self._is_after_link:  # its row has ended already
+            self._new_row()
+        self._is_after_link = False
 
     def finish(self) -> list[Row]:
         if self._row or self._word or not self.rows:
@@ -91,10 +94,18 @@ class _Rows:
         space = text_width(self._space[0]) if self._space else 0
         if self._row and self._used + space + width > self.width:
             self._new_row()
-        elif self._space:
+        elif self._space and not self._is_after_link:
             self._put(self._space)
-        for run in self._word:
-            self._put(run)
+        self._is_after_link = False
+        if self._keeps_links and width > self.width and is_link(self._word):
+            if self._used:
+                self._new_row()
+            self._row += self._word
+            self._new_row()
+            self._is_after_link = True
+        else:
+            for run in self._word:
+                self._put(run)
         self._word, self._space = [], None
 
     def _put(self, run: Run) -> None:
@@ -115,17 +126,24 @@ class _Rows:
         self._used += text_width(text)
 
 
-def wrap(runs: Iterable[Run], width: int) -> list[Row]:
+def is_link(row: Row) -> bool:
+    """Returns whether a web address stands in a row."""
+    return "://" in "".join(text for text, _ in row)
+
+
+def wrap(runs: Iterable[Run], width: int, *, keeps_links: bool = False) -> list[Row]:
     """Breaks runs into rows between words, and words that are wider than a row anywhere.
 
     Args:
         runs: Line feeds in them end a row.
         width: Columns of a row.
+        keeps_links: A web address that is wider has a row that is wider, so that the terminal
+            breaks it, and can open it and copy it whole.
 
     Returns:
         At least one row; runs in it that are neighbours differ in style.
     """
-    rows = _Rows(width)
+    rows = _Rows(width, keeps_links=keeps_links)
     for part, style, breaks_before in _parts(runs):
         rows.add(part, style, breaks_before=breaks_before)
     return [merge(row) for row in rows.finish()]

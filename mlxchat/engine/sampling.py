@@ -320,17 +320,18 @@ def _draw_rows(logits: mx.array, keys: Sequence[mx.array], sampling: Sampling) -
         top_p=sampling.top_p,
         min_p=sampling.min_p,
     )
+    weights = softmax_parts(logprobs)[0]
     if sampling.xtc_probability > 0.0:
         coins, keys = zip(*(mx.random.split(key) for key in keys), strict=True)
-        logprobs = exclude_top_choices(
-            logprobs,
+        weights = exclude_top_choices(
+            weights,
             ids,
             _draw_numbers(coins, logits.shape[0]),
             probability=sampling.xtc_probability,
             threshold=sampling.xtc_threshold,
             spared=sampling.xtc_spared,
         )
-    sums = mx.cumsum(softmax_parts(logprobs)[0], axis=-1)
+    sums = mx.cumsum(weights, axis=-1)
     drawn = _draw_numbers(keys, logits.shape[0])
     point = mx.maximum(drawn * sums[:, -1:], _NOTHING)
     tokens = mx.argmax(sums > point, axis=-1)

@@ -9,7 +9,7 @@ import mlx.core as mx
 
 
 def exclude_top_choices(
-    logprobs: mx.array,
+    weights: mx.array,
     ids: mx.array | None,
     coins: mx.array,
     *,
@@ -20,7 +20,7 @@ def exclude_top_choices(
     """Drops, with some probability, all tokens above a threshold but the least likely of them.
 
     Args:
-        logprobs: (B, N), unnormalised, minus infinity where dropped already.
+        weights: (B, N), the tokens' shares of the probability; their sum need not be 1.
         ids: What they belong to, (B, N); None is vocabulary order.
         coins: Uniform random numbers from [0, 1), (B, 1) or (1, 1).
         probability: Of doing so: where the coin is below it.
@@ -28,12 +28,12 @@ def exclude_top_choices(
         spared: Ids that stay in any case.
 
     Returns:
-        Logprobs (B, N).
+        Weights (B, N), 0 where dropped.
     """
-    probs = mx.softmax(logprobs, axis=-1)
-    least = mx.where(probs > threshold, probs, mx.inf).min(axis=-1, keepdims=True)
-    drops = probs > least
-    if spared:
-        names = mx.arange(logprobs.shape[-1]) if ids is None else ids
-        drops = drops & (names[..., None] != mx.array(spared)).all(axis=-1)
-    return mx.where(drops & (coins < probability), -mx.inf, logprobs)
+    border = threshold * weights.sum(axis=-1, keepdims=True)
+    least = mx.where(weights > border, weights, mx.inf).min(axis=-1, keepdims=True)
+    drops = weights > mx.where(coins < probability, least, mx.inf)
+    names = mx.arange(weights.shape[-1]) if ids is None else ids
+    for token_id in spared:
+        drops = drops & (names != token_id)
+    return mx.where(drops, 0.0, weights)

@@ -58,8 +58,25 @@ def _attend_rows(
         mask = mask[:, :, None] if mask.ndim == 4 else mask  # (B, 1, 1, T, S)
         by_head = scores.reshape(batch, n_kv, -1, num_new, num_rows)
         scores = mx.where(mask, by_head, mx.finfo(scores.dtype).min).reshape(by_key_head)
+    return _mix(scores, v).reshape(batch, n_heads, num_new, v.shape[-1])
+
+
+def attend_heads(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
+    """Attends from one row, with the heads that share a key head together.
+
+    Args:
+        q: (B, K, H / K, Dh), float32, scaled.
+        k: (B, K, S, Dh)
+        v: (B, K, S, Dv)
+
+    Returns:
+        (B, K, H / K, Dv)
+    """
+    return _mix(q @ k.swapaxes(-1, -2), v)
+
+
+def _mix(scores: mx.array, v: mx.array) -> mx.array:
+    """Mixes values (..., S, Dv) by the softmax of scores (..., S)."""
     numerators, sums = softmax_parts(scores)
-    attended = numerators @ v
-    if sums is not None:
-        attended = attended / sums
-    return attended.reshape(batch, n_heads, num_new, v.shape[-1])
+    mixed = numerators @ v
+    return mixed if sums is None else mixed / sums

@@ -78,11 +78,6 @@ _MOST_LAYERS = 4096
 _PREFIXES = ("", "bert.", "roberta.", "mpnet.", "distilbert.")
 
 
-def is_encoder(config: Mapping[str, Any]) -> bool:
-    """Whether a config is of the BERT family."""
-    return config.get("model_type") in _FAMILIES
-
-
 def make_bert_config(config: Mapping[str, Any]) -> BertConfig:
     """Reads a Hugging Face config of the BERT family.
 

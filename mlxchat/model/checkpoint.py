@@ -31,6 +31,17 @@ _HASH_ALL_BYTES = 64 << 20
 _SAMPLE_BYTES = 1024
 # One evaluation of this many bytes keeps the progress bar and Ctrl-C alive on slow disks.
 _EVALUATE_BYTES = 64 << 20
+# Under which names configs say how long a text may be.
+_CONTEXT_KEYS = (
+    "max_position_embeddings",
+    "n_positions",
+    "max_seq_len",
+    "max_sequence_length",
+    "seq_length",
+    "n_ctx",
+    "model_max_length",
+    "max_context_length",
+)
 
 Progress = Callable[[int, int], None]
 CheckCancel = Callable[[], None]
@@ -59,6 +70,13 @@ def read_generation_config(folder: Path) -> dict[str, Any]:
     """
     file = folder / "generation_config.json"
     return read_json_object(file) if file.is_file() else {}
+
+
+def find_context(config: Mapping[str, Any]) -> int | None:
+    """Returns how long a text a config allows; None where it does not say."""
+    nested = [config, *(v for v in config.values() if isinstance(v, dict))]
+    limits = [c[key] for c in nested for key in _CONTEXT_KEYS if isinstance(c.get(key), int)]
+    return limits[0] if limits else None
 
 
 def find_weight_files(folder: Path) -> list[Path]:

@@ -15,10 +15,10 @@ import mlx.core as mx
 
 from mlxchat.errors import UnsupportedModelError
 from mlxchat.model.bert import BertEncoder
-from mlxchat.model.bert_files import is_encoder, load_bert, make_bert_config
+from mlxchat.model.bert_files import load_bert, make_bert_config
 from mlxchat.model.checkpoint import Checkpoint, compute_fingerprint, read_config
 from mlxchat.model.embedding_files import EmbeddingFiles, Pooling, read_embedding_files
-from mlxchat.model.families import is_native
+from mlxchat.model.families import is_encoder, is_native
 from mlxchat.model.language_model import LanguageModel
 from mlxchat.model.loader import OnProgress, check_vocabulary, load_native
 from mlxchat.model.quantization import read_quantization

@@ -14,6 +14,9 @@ from mlxchat.model.rope import Rope, make_rope
 
 Config = Mapping[str, Any]
 
+ENCODERS = frozenset(
+    {"bert", "roberta", "xlm-roberta", "camembert", "mpnet", "distilbert"},
+)
 _MOST = 2**31 - 1  # MLX's own limit for one axis
 _MOST_LAYERS = 4096  # far above any model; a damaged number must not fill the memory
 
@@ -359,6 +362,11 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 def is_native(config: Config) -> bool:
     """Whether the native transformer runs this `model_type`."""
     return config.get("model_type") in FAMILIES and not config.get("model_file")
+
+
+def is_encoder(config: Config) -> bool:
+    """Whether a config is of the BERT family (`bert_files.py`): it gives vectors, not text."""
+    return config.get("model_type") in ENCODERS
 
 
 def make_model_config(config: Config) -> ModelConfig:

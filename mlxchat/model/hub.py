@@ -83,6 +83,27 @@ def resolve_model(
     )
 
 
+def find_folder(name: str | None, commit: str | None = None) -> ModelFolder | None:
+    """Finds the folder of a model on this disk, complete or not; nothing is fetched.
+
+    Args:
+        name: As in `resolve_model`.
+        commit: Of a Hub snapshot; None is that of the name's revision.
+
+    Raises:
+        ModelNotFoundError: It names a folder that is not there, or is no Hub id either.
+    """
+    if name is None or name == BUILTIN_NAME:
+        return _builtin()
+    if (folder := _local_folder(name)) is not None:
+        return ModelFolder(folder, name)
+    repo, revision = _parse_hub_id(name)
+    snapshot = find_snapshot(repo, commit or revision)
+    if snapshot is None and revision is None:
+        snapshot = find_older_snapshot(repo)
+    return None if snapshot is None else ModelFolder(snapshot, name, snapshot.name)
+
+
 def check_name(name: str | None) -> None:
     """Checks that a name can be a model's; nothing is fetched, and the Hub is not asked.
 
@@ -242,8 +263,11 @@ def _storage(repo: str) -> Path:
 
 def _older_snapshot(repo: str, revision: str | None) -> Path | None:
     """Returns the newest complete snapshot: another tool may have begun to fetch a newer one."""
-    if revision is not None:
-        return None
+    return find_older_snapshot(repo) if revision is None else None
+
+
+def find_older_snapshot(repo: str) -> Path | None:
+    """Returns the newest complete snapshot of a repository, whatever refers to it."""
     folders = sorted(
         (folder for folder in _storage(repo).glob("snapshots/*") if _COMMIT.fullmatch(folder.name)),
         key=lambda folder: folder.stat().st_mtime,

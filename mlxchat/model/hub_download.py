@@ -25,6 +25,7 @@ CheckCancel = Callable[[], None]
 ALLOW_PATTERNS = (
     *("model*.safetensors", "*.json", "*.jinja"),
     *("tokenizer.model", "*.tiktoken", "vocab.txt", "merges.txt"),
+    *("README.md", "LICENSE*"),  # small, and they say what one may do with the model
 )
 # Folders inside a repository hold other formats of the same model (onnx, original); numbered ones
 # say how an embedding model pools (1_Pooling/config.json).

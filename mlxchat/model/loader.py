@@ -14,7 +14,6 @@ import mlx.core as mx
 
 from mlxchat.errors import CheckpointError, UnsupportedModelError
 from mlxchat.model.adapter import Adapter, join_fingerprints
-from mlxchat.model.bert_files import is_encoder
 from mlxchat.model.checkpoint import (
     Checkpoint,
     compute_fingerprint,
@@ -22,7 +21,7 @@ from mlxchat.model.checkpoint import (
     read_generation_config,
 )
 from mlxchat.model.device import DevicePlan, make_device_plan
-from mlxchat.model.families import ModelConfig, is_native, make_model_config
+from mlxchat.model.families import ModelConfig, is_encoder, is_native, make_model_config
 from mlxchat.model.language_model import LanguageModel
 from mlxchat.model.quantization import QuantizationPlan, QuantSpec, read_quantization
 from mlxchat.model.tokenizer import Tokenizer

@@ -110,7 +110,7 @@ class Tokenizer:
             backend,
             special_tokens=special,
             eos_ids=_read_eos_ids(folder),
-            chat_templates=_read_chat_templates(folder, config),
+            chat_templates=read_chat_templates(folder),
             file=file if is_fast else None,
         )
 
@@ -416,10 +416,10 @@ def _read_eos_ids(folder: Path) -> set[int]:
     return found
 
 
-def _read_chat_templates(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
+def read_chat_templates(folder: Path) -> dict[str, str]:
     """Template texts by name; separate files win over the ones inside tokenizer_config.json."""
     templates: dict[str, str] = {}
-    inside = config.get("chat_template")
+    inside = _read_json(folder / "tokenizer_config.json").get("chat_template")
     if isinstance(inside, str):
         templates["default"] = inside
     elif isinstance(inside, list):

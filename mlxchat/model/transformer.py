@@ -10,11 +10,10 @@ uncompiled; taps on the residual stream alone leave the compiled ones in place.
 Knows token ids and arrays; names, files and text belong to the modules around it.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeGuard
 
 import mlx.core as mx
 
@@ -25,6 +24,7 @@ from mlxchat.model.families import ModelConfig
 from mlxchat.model.kv_cache import FullKV
 from mlxchat.model.kv_quantization import KVFormat, Rows
 from mlxchat.model.language_model import ModelInfo
+from mlxchat.model.one_row import OneRow
 from mlxchat.model.rope import Rope
 from mlxchat.model.sequence_cache import SequenceCache
 from mlxchat.model.taps import BLOCK_POINTS, STREAM_POINTS, Point, Taps, Visit, unchanged, visit
@@ -84,6 +84,9 @@ class Transformer:
         self._after = [self._function(compile_, self._make_after, w, 0) for _, w in self._layers()]
         self._unembed: Callable[..., mx.array] = compile_(self._make_unembed())
         self._rotations = compile_(self._rotation_tables)
+        self._one_row: OneRow | None = None
+        if OneRow.can_run(config, weights, plan):
+            self._one_row = OneRow(config, weights, plan, compile_)
         self.info = ModelInfo(
             family=config.family,
             n_layers=config.n_layers,
@@ -132,6 +135,9 @@ class Transformer:
         self, token_ids: mx.array, cache: SequenceCache, taps: Taps | None = None
     ) -> mx.array:
         """Feeds ids (B, T) and returns the logits of the last position, (B, V), lazily."""
+        is_plain = cache.padding is None and not _looks_inside(taps)
+        if self._one_row is not None and is_plain and token_ids.size == 1:
+            return self._one_row.forward(self.embed(token_ids), cache.raw, taps)
         return self.unembed(self.hidden(token_ids, cache, taps)[:, -1:])[:, 0]
 
     def forward_all(
@@ -209,7 +215,7 @@ class Transformer:
         weights = self.weights.layers[layer]
         x = visit(taps, "resid_pre", layer, x)
         inside, look = False, {}
-        if taps is not None and taps.points - STREAM_POINTS:
+        if _looks_inside(taps):
             inside, look = True, {"visit": partial(_visit, taps, layer)}
         before, after = self._before[layer][not inside], self._after[layer][not inside]
         q, k, v = before(weights.before, step.positions[kind], x, **look)
@@ -361,7 +367,7 @@ class Transformer:
         c = self.config
         o_spec, gate_up_specs, down_spec = weights.o, weights.gate_up, weights.down
         silu = _silu if self.plan.fast_kernels else exponential.silu
-        activation = silu if c.activation == "silu" else _gelu
+        activation = silu if c.activation == "silu" else exponential.gelu
 
         def after(
             params: Params, x: mx.array, attended: mx.array, visit: Visit = unchanged
@@ -416,9 +422,8 @@ def _silu(x: mx.array) -> mx.array:
     return x * mx.sigmoid(x)
 
 
-def _gelu(x: mx.array) -> mx.array:
-    """GELU in its tanh form (Hendrycks and Gimpel 2016)."""
-    return 0.5 * x * (1 + mx.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+def _looks_inside(taps: Taps | None) -> TypeGuard[Taps]:
+    return taps is not None and bool(taps.points - STREAM_POINTS)
 
 
 def _visit(taps: Taps, layer: int, point: Point, value: mx.array) -> mx.array:

@@ -75,7 +75,7 @@ def apply_linear(
     elif spec.transposed:
         y = x @ weight
     elif plan is not None and plan.matvec == "column" and x.size == x.shape[-1]:
-        y = _multiply_column(weight, x.reshape(-1, 1), plan.most_weights)
+        y = multiply_column(weight, x.reshape(-1, 1), plan.most_weights)
         y = y.reshape(*x.shape[:-1], spec.n_out)
     else:
         y = x @ weight.T
@@ -84,7 +84,7 @@ def apply_linear(
     return y if bias is None else y + bias
 
 
-def _multiply_column(weight: mx.array, column: mx.array, most_weights: int) -> mx.array:
+def multiply_column(weight: mx.array, column: mx.array, most_weights: int) -> mx.array:
     """Multiplies (n_out, n_in) by (n_in, 1), with at most so many weights at once (0: any)."""
     n_out, n_in = weight.shape
     if not most_weights or weight.size <= most_weights:

@@ -24,6 +24,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 from mlxchat.errors import CheckpointError, UnsupportedModelError
 from mlxchat.model.adapter import Adapter
 from mlxchat.model.batch_cache import Stack
+from mlxchat.model.checkpoint import find_context
 from mlxchat.model.device import DevicePlan, make_device_plan
 from mlxchat.model.kv_cache import FullKV, LayerCache
 from mlxchat.model.language_model import ModelInfo
@@ -47,18 +48,6 @@ NOT_PADDED = frozenset({"minimax_m3_vl"})
 REFUSED = {
     "phi3small": "mlx-lm's prefill for it lets tokens see later ones, so its answers are wrong",
 }
-CONTEXT_KEYS = (
-    "max_position_embeddings",
-    "n_positions",
-    "max_seq_len",
-    "max_sequence_length",
-    "seq_length",
-    "n_ctx",
-    "model_max_length",
-    "max_context_length",
-)
-
-
 # Where a config names no limit (recurrent models have none): what memory allows comes first anyway.
 UNKNOWN_CONTEXT = 1 << 20
 
@@ -476,9 +465,7 @@ def _find_layers(model: Module) -> list[Module]:
 
 def _find_max_context(model: Module, config: Config) -> tuple[int | None, tuple[str, ...]]:
     """Return the context limit and, where the limit is a hard one, the reason as a notice."""
-    nested = [config, *(v for v in config.values() if isinstance(v, dict))]
-    limits = [c[key] for c in nested for key in CONTEXT_KEYS if isinstance(c.get(key), int)]
-    limit = limits[0] if limits else None
+    limit = find_context(config)
     for _, module in _named_modules(model):
         # The base of its rotation changes with the length, so earlier keys become wrong.
         if type(module).__name__ == "DynamicNTKScalingRoPE":

@@ -152,9 +152,9 @@ def _look_into(
     from mlxchat.chat.loading import find_model, load_folder
     from mlxchat.chat.options import ChatOptions
     from mlxchat.chat.results import LoadProgress
-    from mlxchat.model.bert_files import is_encoder
     from mlxchat.model.checkpoint import read_config
     from mlxchat.model.embedder import load_embedder
+    from mlxchat.model.families import is_encoder
 
     def report(event: LoadProgress) -> None:
         context.check()

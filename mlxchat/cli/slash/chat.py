@@ -44,6 +44,11 @@ KEYS = (
     ),
     ("Ctrl-D", "Leaves."),
 )
+LAST_LINES = (
+    'In a message: @path puts a file in, """ begins and ends a block of lines.',
+    "A line !cmd runs a command and attaches its output.",
+    "/help keys lists the keys. //word sends /word as text; /a/path is text anyway.",
+)
 # What `/help NAME` shows of a command besides its summary.
 EXAMPLES = {
     "system": (
@@ -54,7 +59,10 @@ EXAMPLES = {
     "continue": ("After Ctrl-C, a token limit or a full context.",),
     "compact": ("/compact 4: the newest four turns stay as they are",),
     "undo": ("/undo 2: the last two turns; /tree and /goto bring them back",),
-    "edit": ("/edit 2 What is a cat?: another second message; the old branch stays in /tree",),
+    "edit": (
+        "/edit 2 What is a cat?: another second message; the old branch stays in /tree",
+        "/edit 2: the second message comes into the prompt, to be changed",
+    ),
     "goto": ("/tree shows the numbers",),
     "save": ("/save trip to Oslo",),
     "resume": (
@@ -65,6 +73,8 @@ EXAMPLES = {
     "search": ('/search cache "read twice": messages with the word and the phrase',),
     "export": ("/export talk.md", "/export ~/talk.json: /resume takes it up again"),
     "model": ("/model mlx-community/Qwen3-4B-4bit", "/model ~/models/mine"),
+    "show": ("/show template: how messages become a prompt",),
+    "adapter": ("/adapter ~/adapters/tone", "/adapter show: rank, size, what it was trained on"),
     "schema": (
         "/schema person.json: JSON of this schema",
         "/schema any: any JSON object",
@@ -105,8 +115,8 @@ def help_(context: Context, argument: str) -> None:
         context.say(explain(find(name), columns))
     else:
         entries = format_entries([(e.usage, e.summary) for e in COMMANDS.values()], columns)
-        last = "/help keys lists the keys. //word sends /word as text; /a/path is text anyway."
-        context.say("\n".join([entries, *textwrap.wrap(last, columns)]))
+        lines = [row for line in LAST_LINES for row in textwrap.wrap(line, columns)]
+        context.say("\n".join([entries, *lines]))
 
 
 def format_entries(entries: Iterable[tuple[str, str]], columns: int) -> str:

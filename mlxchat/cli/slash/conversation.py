@@ -106,16 +106,22 @@ def undo(context: Context, argument: str) -> None:
     "Rewrite your last message, or turn TURN's, and answer it.",
     takes_message=True,
 )
-def edit(context: Context, argument: str) -> "Start":
-    """Replaces the text of a turn and answers it."""
+def edit(context: Context, argument: str) -> "Start | None":
+    """Replaces the text of a turn and answers it; without a text it can be written anew."""
     first, _, rest = argument.partition(" ")
     turn = int(first) if first.isascii() and first.isdigit() else None
     text = argument if turn is None else rest.strip()
-    if not text:
+    if not text and context.redraft is None:
         raise UsageError("there is no new text; write /edit [TURN] TEXT")
     need_turns(context.session)
     if turn is not None and not 1 <= turn <= context.session.num_turns:
         raise UsageError(f"there is no turn {turn}; give 1 to {context.session.num_turns}")
+    if not text and context.redraft is not None:
+        from mlxchat.cli.attachments import split_attached
+
+        attached, own, _ = split_attached(context.session.question_text(turn))
+        context.redraft("/edit " if turn is None else f"/edit {turn} ", attached, own)
+        return None
     message = context.message(text)
     return lambda: context.session.edit(turn, message)
 

@@ -2,19 +2,22 @@
 
 from mlxchat.cli.render import format_count, format_model, format_table, one_line
 from mlxchat.cli.slash.registry import Context, command, say_cost
-from mlxchat.errors import MlxchatError
+from mlxchat.errors import UsageError
 
 
-@command("model", "[NAME]", "Show the model, or go on with another one.")
+@command("model", "[NAME]", "Show the models here, or go on with another one.")
 def model(context: Context, argument: str) -> None:
     """Shows or changes the model; the conversation stays."""
     session = context.session
     if not argument:
-        if session.info is None:
-            raise MlxchatError("the model is not loaded yet; send a message first")
-        rows = format_model(session.info)
-        rows.append(("context", f"{format_count(session.info.context_limit)} tokens"))
-        context.say(format_table(rows))
+        from mlxchat.cli.models import find_last_used, find_models, format_models
+
+        rows = [] if session.info is None else format_model(session.info)
+        if session.info is not None:
+            rows.append(("context", f"{format_count(session.info.context_limit)} tokens"))
+        used = find_last_used()
+        table = format_models(find_models(used), used, session.model_name)
+        context.say("\n\n".join(filter(None, [format_table(rows), table])))
         return
     from mlxchat.cli.choices import BY_MODEL_TABLE, apply_to_model, choose_adapter
     from mlxchat.cli.turn import follow
@@ -33,6 +36,37 @@ def model(context: Context, argument: str) -> None:
         context.say(text)
     context.say(f"From here {one_line(info.model)} answers; the conversation goes on.")
     say_cost(context)
+
+
+_PARTS = {"license": "what one may do with it", "template": "how messages become a prompt"}
+# What `/show` also shows in ollama, and what shows it here.
+_ELSEWHERE = {"parameters": "params", "system": "system"}
+
+
+def _complete_part(start: str) -> list[tuple[str, str]]:
+    return [(part, meaning) for part, meaning in _PARTS.items() if part.startswith(start)]
+
+
+@command(
+    "show", "[PART]", "Show what the model's files say, `license` or `template`.", _complete_part
+)
+def show(context: Context, argument: str) -> None:
+    """Shows what the model's files say, its template or its licence."""
+    from mlxchat.cli.models import format_details, read_part
+    from mlxchat.cli.slash.registry import find
+
+    word = {"licence": "license", "info": ""}.get(argument, argument)
+    if word in _ELSEWHERE:
+        find(_ELSEWHERE[word]).run(context, "")
+        return
+    if word and word not in _PARTS:
+        what = f"/show {one_line(argument)} is not allowed"
+        raise UsageError(f"{what}; write /show, /show license or /show template")
+    from mlxchat.model.library import find_model
+
+    info = context.session.info
+    found = find_model(context.session.model_name, info.commit if info is not None else None)
+    context.say(read_part(found, word) if word else format_details(found))
 
 
 def _complete_adapter(start: str) -> list[tuple[str, str]]:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from mlxchat.cli.screen import Screen
     from mlxchat.cli.turn import Answers, Start
 
-_SHELL = re.compile(r"!(?=\s*[^\s!])\s*(.+)", re.DOTALL)
+_SHELL = re.compile(r"/?!(?=\s*[^\s!])\s*(.+)", re.DOTALL)
 _COMMAND = re.compile(r"(/?)/([A-Za-z][\w-]*|\?)(?:\s+(.*))?", re.DOTALL | re.ASCII)
 
 
@@ -43,6 +43,8 @@ class Context:
         screen: What shows answers; None where nothing can be set on it.
         settings: What `config.toml` said at the start.
         answers: Shows what comes of a turn; None where nothing can be set on it.
+        redraft: Begins the next prompt with three texts, of which the second may be a chip; None
+            where there is no prompt.
     """
 
     session: "Session"
@@ -55,6 +57,7 @@ class Context:
     screen: "Screen | None" = None
     settings: Settings = field(default_factory=Settings)
     answers: "Answers | None" = None
+    redraft: Callable[[str, str, str], None] | None = None
 
     @property
     def width(self) -> int:
