@@ -8,9 +8,12 @@ import pytest
 from tiny import CHATML, REASONING, VOCAB_SIZE, TinySession, make_tiny_folder
 
 from mlxchat.chat.batch_lines import BatchLine, LineAnswer, read_lines
+from mlxchat.chat.line_reading import LineReader
 from mlxchat.chat.options import ChatOptions
 from mlxchat.chat.results import BatchProgress, Notice, TextDelta
 from mlxchat.chat.template import Message
+from mlxchat.chat.turn import TurnRunner
+from mlxchat.engine.engine import Engine
 from mlxchat.engine.options import SamplingSettings
 from mlxchat.engine.worker import JobCancelledError
 from mlxchat.errors import ContextFullError, MemoryShortError
@@ -157,6 +160,19 @@ def start(tmp_path):
         yield start
 
 
+@pytest.fixture
+def groups(monkeypatch):
+    """The indices of lines that are read in one pass, group by group."""
+    seen, read = [], LineReader._read_group
+
+    def note(reader, start, group):
+        seen.append([one.line.index for one in group])
+        return read(reader, start, group)
+
+    monkeypatch.setattr(LineReader, "_read_group", note)
+    return seen
+
+
 def make_lines(*changes):
     """Lines with the prompts above; `changes` are fields of each."""
     fields = [{"prompt": text, **more} for text, more in zip(PROMPTS, changes, strict=False)]
@@ -187,12 +203,13 @@ VARIED = [
 @pytest.mark.parametrize("template", [CHATML, REASONING], ids=["plain", "reasoning"])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("settings", [[{}] * 7, VARIED], ids=["alike", "varied"])
-def test_each_line_gets_what_it_gets_alone(start, kind, template, settings):
+def test_each_line_gets_what_it_gets_alone(start, kind, template, settings, groups):
     """Ids, text and stop reason are those of a session of its own; each prompt is exact."""
     lines = make_lines(*settings)
     session = start(kind, template, system="Be kind.", max_tokens=25)
     answers, events = answer(session, lines, 3)
     assert not [event for event in events if isinstance(event, TextDelta)]
+    assert bool(groups) == (kind != "recurrent")
     for line in lines:
         options = line.choose_options(session.options)
         system = "Be kind." if line.system is None else line.system
@@ -215,7 +232,7 @@ def test_each_line_gets_what_it_gets_alone(start, kind, template, settings):
 
 
 @pytest.mark.parametrize("name", ["starcoder2", "gpt_oss", "qwen3_next"])
-def test_models_of_mlx_lm_answer_together(start, name, monkeypatch):
+def test_models_of_mlx_lm_answer_together(start, name, monkeypatch, groups):
     """In mlx-lm's caches each line gets what it gets alone: full rows, windows, recurrent states.
 
     Lines that join late, lines of different settings, and shared system prompts included.
@@ -237,10 +254,11 @@ def test_models_of_mlx_lm_answer_together(start, name, monkeypatch):
         both.append([answers[i].result.tokens for i in range(6)])
     assert both[0] == both[1]
     assert len(set(both[0])) == 6
+    assert bool(groups) == (name != "qwen3_next")  # whose states have no end but the last
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_lines_have_in_common_is_read_once(start, kind):
+def test_what_lines_have_in_common_is_read_once(start, kind, groups):
     """The system prompt is read for the first line only, whether together or one by one."""
     lines = make_lines(*[{}] * 7)
     for size in (4, 1):
@@ -250,7 +268,9 @@ def test_what_lines_have_in_common_is_read_once(start, kind):
         assert usages[0].cached_tokens == 0
         assert all(usage.cached_tokens >= 45 for usage in usages[1:])
         if size == 4 and kind != "recurrent":  # there each token is a pass of its own
-            prefilled = sum(usage.prefill_tokens for usage in usages)
+            aside = {i for group in groups for i in group}  # not through the live sequence
+            prefilled = sum(u.prefill_tokens for i, u in enumerate(usages) if i not in aside)
+            assert len(aside) > 2
             assert sum(session.model_.calls) == prefilled
 
 
@@ -315,6 +335,7 @@ def test_a_line_waits_for_memory(start, monkeypatch):
             raise MemoryShortError("too little; wait")
 
     monkeypatch.setattr(session.runner.memory, "check", check)
+    monkeypatch.setattr("mlxchat.chat.line_reading.can_read_together", lambda engine: False)
     answers, _ = answer(session, make_lines(*[{}] * 5), 4)
     assert all(a.error is None for a in answers.values())
     assert len(asked) == 7
@@ -372,6 +393,131 @@ def test_ctrl_c_keeps_what_was_finished(start):
     again = start(max_tokens=8)
     session._use(again.options)
     assert session.send("Hello.").result(60).tokens == again.send("Hello.").result(60).tokens
+
+
+def tokens_of(answers):
+    return {i: a.result.tokens for i, a in answers.items() if a.result is not None}
+
+
+@pytest.mark.parametrize("method", ["step", "finish"])
+def test_a_row_that_fails_leaves_the_others(start, method, monkeypatch):
+    """What one line's text raises while it is decoded ends that line with the error."""
+    lines = make_lines(*[{}] * 7)
+    expected, _ = answer(start(verify=False), lines, 3)
+    session, made, make = start(verify=False), [], TurnRunner.make_decoder
+
+    def spoil(runner, reading, *rest):
+        decoder = make(runner, reading, *rest)
+        made.append(decoder)
+        if reading.messages[-1].content == PROMPTS[2] and len(made) < 4:
+            monkeypatch.setattr(decoder, method, fail)
+        return decoder
+
+    def fail(*_):
+        raise ZeroDivisionError("of this row")
+
+    monkeypatch.setattr(TurnRunner, "make_decoder", spoil)
+    answers, _ = answer(session, lines, 3)
+    failed = {i: type(a.error) for i, a in answers.items() if a.error is not None}
+    assert failed in ({2: ZeroDivisionError}, {4: ZeroDivisionError})  # the prompts are the same
+    assert tokens_of(answers) == {i: t for i, t in tokens_of(expected).items() if i not in failed}
+
+
+def test_a_pass_that_fails_ends_the_lines_in_it(start):
+    """Lines that are being decoded have its error; those that come later are answered."""
+    lines = make_lines(*[{}] * 7)
+    expected, _ = answer(start(verify=False), lines, 3)
+    session = start(verify=False)
+    forward, num_passes = Engine.forward, 0
+
+    def fail_once(engine, token_ids, cache):
+        nonlocal num_passes
+        num_passes += token_ids.shape[0] > 1
+        if num_passes == 5 and token_ids.shape[0] > 1:
+            raise RuntimeError("out of memory")
+        return forward(engine, token_ids, cache)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Engine, "forward", fail_once)
+        answers, _ = answer(session, lines, 3)
+    failed = {i for i, a in answers.items() if a.error is not None}
+    assert len(failed) == 3
+    assert {str(answers[i].error) for i in failed} == {"out of memory"}
+    assert tokens_of(answers) == {i: t for i, t in tokens_of(expected).items() if i not in failed}
+
+
+def test_prompts_that_cannot_be_read_together_are_read_alone(start, monkeypatch):
+    """An error of a pass over several prompts costs that pass, not the lines."""
+    lines = make_lines(*[{}] * 7)
+    expected, _ = answer(start(verify=False), lines, 3)
+
+    def fail(*_):
+        raise RuntimeError("a shape that nobody thought of")
+
+    monkeypatch.setattr("mlxchat.chat.line_reading.read_together", fail)
+    answers, _ = answer(start(verify=False), lines, 3)
+    assert tokens_of(answers) == tokens_of(expected)
+
+
+def test_as_many_are_read_together_as_memory_holds(start, monkeypatch, groups):
+    """A group is halved until it fits; what does not fit at all waits or is read alone."""
+    session = start(verify=False)
+    check = session.runner.memory.check_batch
+
+    def refuse(engine, rows):
+        check(engine, rows)
+        if len(rows) > 2:
+            raise MemoryShortError("too little; wait")
+
+    monkeypatch.setattr(session.runner.memory, "check_batch", refuse)
+    lines = read_lines("\n".join(json.dumps({"prompt": f"No {i}?"}) for i in range(9)).encode())
+    answers, _ = answer(session, lines, 8)
+    assert all(a.error is None for a in answers.values())
+    assert all(len(group) <= 2 for group in groups)
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_lines_that_come_again_come_once_and_in_order(start, together, monkeypatch):
+    """Where memory is short, those with a token end, and those without one are answered later."""
+    if not together:
+        monkeypatch.setattr("mlxchat.chat.line_reading.can_read_together", lambda engine: False)
+    session, begun, make = start(verify=False, max_tokens=20), [], TurnRunner.make_decoder
+
+    def note(runner, reading, *rest):
+        begun.append(reading.messages[-1].content)
+        return make(runner, reading, *rest)
+
+    def watch(batch, check):
+        def look():
+            check()
+            # Before the first token of the first batch; later while some have tokens, others none.
+            if len(short) < 2 and (not short or len(begun) == 5 + 4):
+                short.append(begun.copy())
+                raise MemoryShortError("memory is short")
+
+        return look
+
+    short = []
+    monkeypatch.setattr(TurnRunner, "make_decoder", note)
+    monkeypatch.setattr(session.runner.memory, "watch_batch", watch)
+    texts = [f"Number {i:02}?" for i in range(9)]
+    lines = read_lines(
+        "\n".join(
+            json.dumps({"prompt": text, "max_tokens": 3 if i == 1 else 12})
+            for i, text in enumerate(texts)
+        ).encode()
+    )
+    answers, events = answer(session, lines, 4)
+    assert len(short) == 2
+    assert sum(isinstance(event, Notice) for event in events) == 2
+    assert begun[:4] == texts[:4]
+    assert begun[4:8] == texts[:4]  # none had a token: all of them again, in their order
+    assert all(a.error is None for a in answers.values())
+    reasons = [answers[i].result.stop_reason for i in range(9)]
+    assert reasons.count("context_full") == 3
+    # The one that had just joined came again, before those that had not come yet.
+    assert begun[8] == begun[9] == texts[4]
+    assert begun[9:] == texts[4:]
 
 
 def test_progress_is_told(start):

@@ -197,7 +197,7 @@ def test_request_survives_json():
 
 def make_report(**changes):
     rows = make_rows((PP, TG, COLD), samples(), FACTS)
-    return Report("model", MACHINE, FACTS, {"mlxchat": rows}, **changes)
+    return Report("model", MACHINE, FACTS, **({"rows": {"mlxchat": rows}} | changes))
 
 
 def test_markdown_has_llama_bench_columns_and_the_rest():
@@ -236,6 +236,18 @@ def test_csv_can_be_read():
     rows = list(csv.DictReader(io.StringIO(format_report(make_report(), "csv"))))
     assert [row["test"] for row in rows] == ["pp100", "tg10 @ d50", "ttft cold @ d500"]
     assert float(rows[0]["avg_ts"]) == 150
+
+
+@pytest.mark.parametrize("form", ["md", "csv"])
+def test_the_peer_has_a_size_and_a_backend_of_its_own(form):
+    """What computes with other copies of the weights is not described as ours."""
+    own = {"model_size": 3 << 20, "backend": "CPU (OpenBLAS), bfloat16, quantised"}
+    rows = make_report().rows["mlxchat"]
+    report = make_report(rows={"mlxchat": rows, "mlx-lm": rows}, peers={"mlx-lm": own})
+    lines = [line for line in format_report(report, form).splitlines() if "mlx-lm" in line]
+    described = [line for line in lines if "bfloat16" in line]
+    assert len(described) == (2 if form == "md" else 3)
+    assert all(("3.00 MiB" if form == "md" else str(3 << 20)) in line for line in described)
 
 
 def test_sql_fills_a_table():

@@ -12,6 +12,8 @@ import pytest
 from click.testing import CliRunner
 from test_cli_builtin import KEYS
 
+from mlxchat.chat.batch_lines import read_lines
+from mlxchat.cli.batch import _format_stop
 from mlxchat.cli.main import cli
 
 REPOSITORY = Path(__file__).parents[1]
@@ -74,7 +76,9 @@ def test_too_long_a_prompt_is_an_error_of_its_line(tmp_path):
     file = write(tmp_path / "q", {"prompt": "hello " * 60}, {"prompt": "hello"})
     result = run("--batch", file, "--temp", "0", "--max-context", "40")
     long, short = read(result)
-    assert "the context holds 40" in long["error"]
+    assert long["error"].endswith(
+        "the context holds 40; shorten the prompt, or raise --max-context"
+    )
     assert short["text"]
     assert result.exit_code == 1
 
@@ -165,4 +169,35 @@ def test_ctrl_c_leaves_what_was_finished(tmp_path):
     answers = [json.loads(line) for line in (first + rest).splitlines()]
     assert [answer["id"] for answer in answers] in ([1, 2], [1])
     assert child.returncode == 130
-    assert said.strip() == f"stopped; {len(answers)} of 3 lines are answered"
+    missing = "2" if len(answers) == 2 else "2-3"
+    assert said.strip() == (
+        f"stopped; {len(answers)} of 3 lines are answered; of the file are missing: {missing}"
+    )
+
+
+def test_the_missing_lines_are_told_as_runs():
+    """Numbers are those of the file, where blank lines count; many runs are cut."""
+    lines = read_lines(b"\n".join(b"" if i == 4 else b'{"prompt": "a"}' for i in range(60)))
+    answered = {line.index for line in lines if line.number in (1, 3, 8, 9)}
+    told = _format_stop(lines, answered)
+    assert told == "stopped; 4 of 59 lines are answered; of the file are missing: 2, 4-7, 10-60"
+    assert _format_stop(lines, set(range(59))) == "stopped; 59 of 59 lines are answered"
+    many = _format_stop(lines, set(range(0, 59, 2))).partition("missing: ")[2].split(", ")
+    assert (len(many), many[0], many[-1]) == (13, "2", "...")
+
+
+def test_a_reader_that_goes_away_ends_it(tmp_path):
+    """After `| head -1` nothing more is answered, nothing is said, and the exit code is 1."""
+    slow = {"prompt": "tell me a story", "temperature": 4, "top_p": 1, "max_tokens": 900}
+    hello = {"prompt": "hello", "temperature": 0}
+    file = write(tmp_path / "q", hello, *({**slow, "seed": seed} for seed in range(40)))
+    command = [sys.executable, "-m", "mlxchat", "generate", "--batch", file]
+    environment = os.environ | {"MLXCHAT_HOME": str(tmp_path / "home")}
+    child = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=REPOSITORY, env=environment
+    )
+    assert json.loads(child.stdout.readline())["index"] == 0
+    child.stdout.close()
+    with child.stderr:
+        assert child.stderr.read() == b""
+    assert child.wait(120) == 1

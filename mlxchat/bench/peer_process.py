@@ -57,8 +57,21 @@ class Peer:
         return ""
 
     def facts(self) -> dict[str, Any]:
-        """Returns the version."""
-        return {"mlx_lm": self._version}
+        """Returns the version, and what its weights are here: it computes with them as stored."""
+        from mlx.utils import tree_flatten
+
+        from mlxchat.model.device import format_backend, make_device_plan
+
+        arrays = list(dict(tree_flatten(self.model.parameters())).values())
+        kinds = {str(array.dtype).removeprefix("mlx.core.") for array in arrays}
+        names = [*sorted(kinds - {"uint32"}), *(["quantised"] if "uint32" in kinds else [])]
+        where = format_backend(make_device_plan()).partition(",")[0]
+        return {
+            "mlx_lm": self._version,
+            "model_size": sum(array.nbytes for array in arrays),
+            "backend": ", ".join((where, *names)) if where.startswith("CPU") else where,
+            "bytes_per_token": None,  # not known: no share of the bandwidth
+        }
 
     def _first_ids(self, num_ids: int) -> Any:
         if len(self._ids) < num_ids:

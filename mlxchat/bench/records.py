@@ -40,8 +40,8 @@ def make_records(report: Report) -> list[dict[str, Any]]:
 
 
 def _record(report: Report, system: System, row: Row) -> dict[str, Any]:
-    machine, facts, test = report.machine, report.facts, row.test
-    gaps = row.gaps_ms or {}
+    machine, facts, test = report.machine, report.facts_of(system), row.test
+    gaps = {name: round(gap, 6) for name, gap in (row.gaps_ms or {}).items()}
     is_gpu = facts.get("backend") in ("Metal", "CUDA")
     return {
         "build_commit": machine.get("commit") or machine.get("mlxchat", ""),

@@ -26,6 +26,7 @@ class Report:
         ratios: Ours to the peer's, by test.
         settings: Repetitions, rounds, seconds per test.
         notes: What was shortened or left out.
+        peers: What differs from `facts` with each system: the size of the weights, the backend.
     """
 
     model: str
@@ -35,6 +36,11 @@ class Report:
     ratios: list[Ratio] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    peers: dict[System, dict[str, Any]] = field(default_factory=dict)
+
+    def facts_of(self, system: System) -> dict[str, Any]:
+        """Returns what holds for one system."""
+        return self.facts | self.peers.get(system, {})
 
 
 def format_markdown(report: Report) -> str:
@@ -63,18 +69,17 @@ def make_table(header: Sequence[str], rows: Sequence[Sequence[str]], num_left: i
 
 
 def _rates(report: Report) -> str:
-    facts = report.facts
-    size = facts.get("model_size")
-    model = f"{report.model} {facts.get('model_type', '')}".strip()
-    same = (
-        model,
-        "-" if size is None else format_size(size),
-        "-" if not facts.get("model_n_params") else f"{facts['model_n_params'] / 1e6:,.2f} M",
-        str(facts.get("backend", "-")),
-    )
     many = len(report.rows) > 1
     rows = []
     for system, found in report.rows.items():
+        facts = report.facts_of(system)
+        size = facts.get("model_size")
+        same = (
+            f"{report.model} {facts.get('model_type', '')}".strip(),
+            "-" if size is None else format_size(size),
+            "-" if not facts.get("model_n_params") else f"{facts['model_n_params'] / 1e6:,.2f} M",
+            str(facts.get("backend", "-")),
+        )
         for row in found:
             if row.test.kind != "ttft":
                 engine = (system,) if many else ()

@@ -104,7 +104,7 @@ def _decode_together(
     max_tokens, limit = runner.limit_of(len(ids))
     batch, strand = Batch(engine), Strand(engine.prefix.cache, len(ids))
     for sampler in samplers:
-        batch.add(strand, reading.logits, sampler, max_tokens)
+        batch.add(strand, reading.last_logits, sampler, max_tokens)
     muted = _mute(context)
     pairs = zip(readings, samplers, strict=True)
     decoders = [runner.make_decoder(read, muted, sampler) for read, sampler in pairs]
@@ -140,7 +140,7 @@ def _decode_in_turn(
     runner: TurnRunner, readings: list[Reading], samplers: list[Sampler], context: JobContext
 ) -> list[Answer]:
     """Decodes one by one what cannot be decoded together."""
-    engine, ids, logits = runner.engine, readings[0].token_ids, readings[0].logits
+    engine, ids, logits = runner.engine, readings[0].token_ids, readings[0].last_logits
     max_tokens, limit = runner.limit_of(len(ids))
     muted, answers = _mute(context), list[Answer]()
     for row, (read, sampler) in enumerate(zip(readings, samplers, strict=True)):

@@ -36,10 +36,11 @@ class Reading:
         begun: The beginning of an answer that goes on.
         token_ids: Of prompt and beginning.
         plan: Which of them were reused.
-        logits: After the last one.
+        logits: After the last one; None where a batch is yet to be fed with that.
         watch: Has taken the time so far.
         why: Why no more were reused.
         num_ahead: Ids that were read while the person typed.
+        held: What the cache holds of them, where that is not the live sequence.
     """
 
     messages: list[Message]
@@ -47,10 +48,17 @@ class Reading:
     begun: Begun
     token_ids: tuple[int, ...]
     plan: Plan
-    logits: Logits
+    logits: Logits | None
     watch: Stopwatch
     why: str
     num_ahead: int
+    held: tuple[int, ...] | None = None
+
+    @property
+    def last_logits(self) -> Logits:
+        """The logits after the last id, which has been fed."""
+        assert self.logits is not None
+        return self.logits
 
 
 def read_prompt(

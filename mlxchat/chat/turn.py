@@ -270,7 +270,7 @@ class TurnRunner:
         max_tokens, limit = self.limit_of(len(reading.token_ids))
         decoder = self.make_decoder(reading, context, sampler)
         decoder.replay(reading.begun)
-        return decoder.run(reading.logits, sampler, max_tokens=max_tokens, limit=limit)
+        return decoder.run(reading.last_logits, sampler, max_tokens=max_tokens, limit=limit)
 
     # -- after the answer --------------------------------------------------------------------------
 

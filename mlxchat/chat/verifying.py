@@ -11,7 +11,7 @@ def prove(engine: Engine, tokenizer: Tokenizer, reading: Reading, context: JobCo
     """Compares what was reused with a from-scratch prefill.
 
     Args:
-        engine: Its live sequence begins with the prompt.
+        engine: Its live sequence begins with the prompt, unless the reading says what does.
         tokenizer: Of the model.
         reading: The prompt as the turn read it.
         context: The job's.
@@ -20,7 +20,8 @@ def prove(engine: Engine, tokenizer: Tokenizer, reading: Reading, context: JobCo
         JobCancelledError: Stopped; nothing is proved.
     """
     check = (lambda: None) if context.cancelled else context.check  # an answer was stopped
-    found = engine.verify(reading.token_ids, reading.logits, check=check)
+    ids, held = reading.token_ids, reading.held
+    found = engine.verify(ids, reading.last_logits, held=held, check=check)
     prompt = reading.prompt
     shown = tokenizer.decode(prompt.token_ids, skip_special_tokens=False)
     wanted = tokenizer.decode(tokenizer.encode(prompt.text), skip_special_tokens=False)

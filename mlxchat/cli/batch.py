@@ -3,13 +3,13 @@
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 from mlxchat.chat.batch_lines import EXAMPLE, BatchLine, LineAnswer, read_lines
 from mlxchat.chat.results import TurnResult
-from mlxchat.cli.failures import Stopped, explain
+from mlxchat.cli.failures import Stopped, advise_generate, explain
 from mlxchat.cli.options import Request
 from mlxchat.cli.render import format_count, format_rate
 from mlxchat.cli.screen import Screen
@@ -17,6 +17,7 @@ from mlxchat.cli.turn import TurnView, follow
 from mlxchat.errors import MlxchatError, UsageError
 
 STDIN = "-"
+MOST_RUNS = 12  # of missing lines that are told
 
 
 def run_batch(file: str, request: Request, size: int, screen: Screen, *, timing: bool) -> None:
@@ -37,7 +38,8 @@ def run_batch(file: str, request: Request, size: int, screen: Screen, *, timing:
     if not lines:
         name = "stdin" if file == STDIN else file
         raise UsageError(f"there is no line in {name}; give one JSON object a line: {EXAMPLE}")
-    view = _LinesView(screen, lines)
+    is_limited = request.options.get("max_context") is not None
+    view = _LinesView(screen, lines, is_limited=is_limited)
     sound = [line for line in lines if line.error is None]
     start = time.monotonic()
     try:
@@ -49,7 +51,7 @@ def run_batch(file: str, request: Request, size: int, screen: Screen, *, timing:
                         screen.note(text)
     except Stopped:
         view.print_rest()
-        screen.note(f"stopped; {view.num_answered} of {len(lines)} lines are answered")
+        screen.note(_format_stop(lines, view.answered))
         raise
     finally:
         view.print_rest()
@@ -83,9 +85,10 @@ def _without_history(request: Request, size: int) -> Request:
 class _LinesView(TurnView):
     """Prints what came of lines in the order of the file, as soon as those before are printed."""
 
-    def __init__(self, screen: Screen, lines: Sequence[BatchLine]) -> None:
+    def __init__(self, screen: Screen, lines: Sequence[BatchLine], *, is_limited: bool) -> None:
         super().__init__(screen, shows_text=False)
-        self._lines, self._next = lines, 0
+        self._next, self._is_limited = 0, is_limited
+        self.answered: set[int] = set()  # by index
         self.results: list[TurnResult] = []
         self.num_failed = 0
         self._ready: dict[int, dict[str, Any]] = {}
@@ -93,11 +96,6 @@ class _LinesView(TurnView):
             if line.error is not None:
                 self._take(LineAnswer(line, error=line.error))
         self._print()
-
-    @property
-    def num_answered(self) -> int:
-        """Lines that have their answer or their error."""
-        return len(self.results) + self.num_failed
 
     def show(self, event: object) -> None:
         """Shows one event."""
@@ -119,6 +117,7 @@ class _LinesView(TurnView):
 
     def _take(self, answer: LineAnswer) -> None:
         line = answer.line
+        self.answered.add(line.index)
         found: dict[str, Any] = {"index": line.index, "id": line.id}
         if answer.result is not None:
             self.results.append(answer.result)
@@ -126,8 +125,27 @@ class _LinesView(TurnView):
         else:
             assert answer.error is not None
             self.num_failed += 1
-            found["error"] = str(explain(answer.error))
+            error = advise_generate(answer.error, is_limited=self._is_limited)
+            found["error"] = str(explain(error))
         self._ready[line.index] = found
+
+
+def _format_stop(lines: Sequence[BatchLine], answered: Collection[int]) -> str:
+    """Returns one line on what Ctrl-C has left: which lines of the file are missing."""
+    runs: list[list[int]] = []
+    for line in lines:
+        if line.index in answered:
+            runs.append([])
+        elif runs and runs[-1]:
+            runs[-1][1:] = [line.number]
+        else:
+            runs.append([line.number])
+    found = ["-".join(map(str, run)) for run in runs if run]
+    text = f"stopped; {len(answered)} of {len(lines)} lines are answered"
+    if not found:
+        return text
+    shown = found[:MOST_RUNS] + (["..."] if len(found) > MOST_RUNS else [])
+    return f"{text}; of the file are missing: {', '.join(shown)}"
 
 
 def _format_summary(results: Sequence[TurnResult], elapsed_s: float) -> str:

@@ -75,7 +75,7 @@ class Measurement:
         """Returns what there is to tell."""
         run, ours = self.run, self.ours
         rows = {
-            system: make_rows(run.tests, found.samples, ours.facts)
+            system: make_rows(run.tests, found.samples, ours.facts | found.facts)
             for system, found in run.measured.items()
         }
         ratios = [
@@ -88,7 +88,9 @@ class Measurement:
         for system, found in run.measured.items():
             if system != "mlxchat":
                 notes += [f"{system}: {note}" for note in found.notes if note not in notes]
-        return Report(self.model, self.machine, ours.facts, rows, ratios, settings_of(run), notes)
+        peers = {name: found.facts for name, found in run.measured.items()}
+        settings = settings_of(run)
+        return Report(self.model, self.machine, ours.facts, rows, ratios, settings, notes, peers)
 
 
 def interruptible(work: Callable[[], None], screen: Screen) -> bool:

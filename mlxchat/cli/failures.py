@@ -15,7 +15,7 @@ from typing import Any
 import click
 
 from mlxchat.cli.render import one_line, wrap_words
-from mlxchat.errors import MlxchatError
+from mlxchat.errors import ContextFullError, MlxchatError
 
 INTERRUPTED = 130  # what shells report for SIGINT
 
@@ -88,6 +88,20 @@ def explain(error: Exception) -> MlxchatError:
         return MlxchatError(f"{error.strerror}{place}; check space and permissions")
     name = type(error).__name__
     return MlxchatError(f"internal error {name}: {error}; set MLXCHAT_DEBUG=1 for the traceback")
+
+
+def advise_generate(error: Exception, *, is_limited: bool) -> Exception:
+    """Returns the error with advice for `generate`, where it came with commands of the chat.
+
+    Args:
+        error: Of a prompt.
+        is_limited: The person has set --max-context.
+    """
+    if not isinstance(error, ContextFullError):
+        return error
+    what = str(error).partition(";")[0]
+    longer = "raise --max-context" if is_limited else "take another model with -m"
+    return ContextFullError(f"{what}; shorten the prompt, or {longer}")
 
 
 def _usage_line(error: click.ClickException) -> str:

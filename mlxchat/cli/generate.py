@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from mlxchat.cli.failures import advise_generate
 from mlxchat.cli.options import MOST_ANSWERS, chat_options, read_look, read_request
 from mlxchat.cli.screen import Screen
 from mlxchat.errors import ContextFullError, MlxchatError, UsageError
@@ -74,11 +75,9 @@ def generate(
             start = lambda: session.send_many(text, samples)  # noqa: E731
         try:
             result = answers.give(start)
-        except ContextFullError as error:  # what it advises are commands of the chat
-            what = str(error).partition(";")[0]
-            is_set = params["max_context"] is not None
-            longer = "raise --max-context" if is_set else "take another model with -m"
-            raise ContextFullError(f"{what}; shorten the prompt, or {longer}") from None
+        except ContextFullError as error:
+            is_limited = params["max_context"] is not None
+            raise advise_generate(error, is_limited=is_limited) from None
         if result.stop_reason == "user_cancelled":
             raise KeyboardInterrupt
 

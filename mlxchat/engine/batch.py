@@ -1,7 +1,8 @@
 """Several sequences decoded together: the weights are read once for all of them.
 
-Each sequence is prefilled by itself, then the rows go on in step, one step ahead of the program
-that takes the tokens. Others may join at any time, in the place of those that have ended. Rows of
+Sequences are prefilled before (`batch_prefill.py`: several at once), then the rows go on in step,
+one step ahead of the program that takes the tokens. Others may join at any time, in the place of
+those that have ended; the last id of their prompt may be what they are fed first. Rows of
 different lengths stand side by side with padding before the shorter ones, where the model can. A
 row draws the tokens that it would draw alone, as far as products of several rows round like those
 of one.
@@ -53,12 +54,21 @@ class BatchToken:
 
 @dataclass(slots=True)
 class _Row:
-    """A row that is decoded: its number, its sampler, positions fed, tokens that may come."""
+    """A row that is decoded.
+
+    Attributes:
+        number: Of all rows that ever joined.
+        sampler: Draws its tokens.
+        length: Positions fed.
+        left: Tokens that may still come.
+        is_read: Its prompt is fed whole; else the next token is the prompt's last id.
+    """
 
     number: int
     sampler: Sampler
     length: int
     left: int
+    is_read: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +77,7 @@ class _Waiting:
 
     row: _Row
     strand: Strand
-    logits: Logits
+    first: Logits | int
 
 
 @dataclass(slots=True)
@@ -78,28 +88,33 @@ class Batch:
         engine: Its model decodes; its live sequence stays as it is.
         stack: Puts sequences together; None is the way of our own caches.
         cache: Of the rows that are decoded; None before the first step.
+        keeps_logits: Those after the prompts of rows that are read here are kept.
+        prompt_logits: Of such rows, (1, V), until somebody takes them.
     """
 
     engine: Engine
     stack: Stack | None = None
     cache: SequenceCache | None = None
+    keeps_logits: bool = False
+    prompt_logits: dict[int, Logits] = field(default_factory=dict)
     _tokens: mx.array = field(init=False)  # (B,): of each row the next one, not yet fed
     _rows: list[_Row] = field(default_factory=list)
     _waiting: list[_Waiting] = field(default_factory=list)
     _ended: set[int] = field(default_factory=set)
     _num_rows: int = 0
 
-    def add(self, strand: Strand, logits: Logits, sampler: Sampler, max_tokens: int) -> int:
+    def add(self, strand: Strand, first: Logits | int, sampler: Sampler, max_tokens: int) -> int:
         """Has a prefilled sequence join with the next step; returns the number of its row.
 
         Args:
             strand: Must stay as it is until then; the same one may be added several times.
-            logits: (1, V), after its last position.
+            first: Logits (1, V) after its last position, or an id that is fed before any is drawn.
             sampler: Draws the tokens of the row.
             max_tokens: Longest answer.
         """
-        row = _Row(self._num_rows, sampler, strand.length, max_tokens)
-        self._waiting.append(_Waiting(row, strand, logits))
+        is_read = not isinstance(first, int)
+        row = _Row(self._num_rows, sampler, strand.length, max_tokens, is_read)
+        self._waiting.append(_Waiting(row, strand, first))
         self._num_rows += 1
         return row.number
 
@@ -143,36 +158,53 @@ class Batch:
             if not self._rows:
                 return
             tokens = self._tokens
-            is_last = all(row.left == 1 for row in self._rows if row.number not in self._ended)
+            rows = [row for row in self._rows if row.number not in self._ended]
+            is_last = all(row.left == 1 and row.is_read for row in rows)
             if not is_last:
-                assert self.cache is not None
-                logits = self.engine.forward(tokens[:, None], self.cache)
-                self._tokens = sample_rows([row.sampler for row in self._rows], logits)
-                mx.async_eval(self._tokens)  # type: ignore[no-untyped-call]
-            for row in self._rows:
-                row.left -= 1
-                row.length += not is_last
+                self._step(tokens)
+            drawn = []
             for row, token_id in zip(self._rows, cast(list[int], tokens.tolist()), strict=True):
+                row.length += not is_last
+                row.left -= row.is_read
+                if row.is_read:
+                    drawn.append((row, token_id))
+                row.is_read = True
+            for row, token_id in drawn:
                 if row.number not in self._ended:
                     yield BatchToken(row.number, token_id, not is_last)
                 if row.left <= 0:
                     self.end(row.number)
 
+    def _step(self, tokens: mx.array) -> None:
+        """Feeds a token of each row and draws the next ones."""
+        assert self.cache is not None
+        logits = self.engine.forward(tokens[:, None], self.cache)
+        if self.keeps_logits:
+            new = [(i, row.number) for i, row in enumerate(self._rows) if not row.is_read]
+            self.prompt_logits.update({number: logits[i : i + 1] for i, number in new})
+        self._tokens = sample_rows([row.sampler for row in self._rows], logits)
+        mx.async_eval(self._tokens)  # type: ignore[no-untyped-call]
+
     def _change_rows(self) -> None:
         """Lets rows join; those that have ended leave then, or when they are half of all."""
         left = [i for i, row in enumerate(self._rows) if row.number not in self._ended]
-        waiting, self._waiting = self._waiting, []
-        if not waiting and len(left) > len(self._rows) // 2:
+        if not self._waiting and len(left) > len(self._rows) // 2:
             return
+        read = [(new, new.first) for new in self._waiting if not isinstance(new.first, int)]
+        others = [(new, new.first) for new in self._waiting if isinstance(new.first, int)]
+        waiting = [new for new, _ in read] + [new for new, _ in others]
+        self._waiting = []
         strands = []
         if self.cache is not None:
             strands = [Strand(self.cache, self._rows[i].length, i) for i in left]
         strands += [new.strand for new in waiting]
         rows = [self._rows[i] for i in left] + [new.row for new in waiting]
         tokens = [self._tokens[mx.array(left)]] if left else []
-        if waiting:
-            logits = mx.concatenate([new.logits for new in waiting])
-            tokens.append(sample_rows([new.row.sampler for new in waiting], logits))
+        if read:
+            logits = mx.concatenate([logits for _, logits in read])
+            tokens.append(sample_rows([new.row.sampler for new, _ in read], logits))
+        if others:
+            tokens.append(mx.array([first for _, first in others], mx.uint32))
         self._rows = rows
         self._ended.clear()
         if rows:

@@ -239,13 +239,19 @@ class Engine:
             token = ahead
 
     def verify(
-        self, token_ids: Sequence[int], logits: Logits, *, check: Check = _nothing
+        self,
+        token_ids: Sequence[int],
+        logits: Logits,
+        *,
+        held: Sequence[int] | None = None,
+        check: Check = _nothing,
     ) -> Verification:
         """Compares with a prefill of the same ids in a fresh cache.
 
         Args:
-            token_ids: The prompt; the live sequence must begin with it.
+            token_ids: The prompt.
             logits: (1, V) of its last position, from the cached way.
+            held: Ids of the sequence that must begin with it; None is the live one.
             check: Called between chunks; what it raises ends the comparison.
         """
         fresh = self._read_afresh(token_ids, self._make_cache(), check)
@@ -258,7 +264,8 @@ class Engine:
             cost = _max_diff(plain, logits)
         largest = cast(float, mx.abs(fresh.astype(mx.float32)).max().item())
         tolerance = share * largest if share else FLOAT32_TOLERANCE
-        ids_equal = self.prefix.token_ids[: len(token_ids)] == list(token_ids)
+        held = self.prefix.token_ids if held is None else held
+        ids_equal = list(held[: len(token_ids)]) == list(token_ids)
         return Verification(ids_equal, difference, ids_equal and difference <= tolerance, cost)
 
     def _read_afresh(

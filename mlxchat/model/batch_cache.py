@@ -29,11 +29,13 @@ class Strand:
         cache: Where it is.
         length: Positions that it holds, padding apart.
         row: Its number in the batch.
+        tail: Positions behind it in the cache that are not its own.
     """
 
     cache: SequenceCache
     length: int
     row: int = 0
+    tail: int = 0
 
 
 Stack = Callable[[Sequence[Strand]], SequenceCache]
@@ -42,6 +44,11 @@ Stack = Callable[[Sequence[Strand]], SequenceCache]
 def can_stack(cache: SequenceCache) -> bool:
     """Whether every layer is of a kind that can hold several sequences."""
     return all(isinstance(layer, RowCache | RecurrentState) for layer in cache.layers)
+
+
+def can_cut(cache: SequenceCache) -> bool:
+    """Whether sequences can be taken out of every layer without what stands behind them."""
+    return bool(cache.layers) and cache.kinds <= {"full", "window"}
 
 
 def stack(empty: SequenceCache, strands: Sequence[Strand]) -> SequenceCache:
@@ -56,12 +63,13 @@ def stack(empty: SequenceCache, strands: Sequence[Strand]) -> SequenceCache:
     """
     longest = max(strand.length for strand in strands)
     padding = [longest - strand.length for strand in strands]
+    tails = [strand.tail for strand in strands]
     for i, layer in enumerate(empty.layers):
         if isinstance(layer, RowCache):
-            if isinstance(layer, ChunkedKV) and any(padding):
+            if isinstance(layer, ChunkedKV) and any(padding + tails):
                 raise ValueError("chunks of different lengths do not lie side by side")
             _stack_rows(layer, [(s.cache.layers[i], s) for s in strands], longest)
-        elif isinstance(layer, RecurrentState) and not any(padding):
+        elif isinstance(layer, RecurrentState) and not any(padding) and not any(tails):
             _stack_states(layer, [(s.cache.layers[i], s.row) for s in strands])
         else:
             raise ValueError(f"a layer of kind {layer.kind} holds no such batch")
@@ -76,9 +84,10 @@ def _stack_rows(into: RowCache, parts: Sequence[tuple[object, Strand]], longest:
     buffers: Rows = {}
     for number, (part, strand) in enumerate(parts):
         assert isinstance(part, RowCache)
-        shift = longest - part.offset
-        begin = max(first - shift, part.offset - strand.length, part.origin)
-        held = slice(begin - part.origin, part.offset - part.origin)
+        end = part.offset - strand.tail
+        shift = longest - end
+        begin = max(first - shift, end - strand.length, part.origin)
+        held = slice(begin - part.origin, end - part.origin)
         for name, buffer in part.buffers.items():
             if name not in buffers:
                 _, heads, _, width = buffer.shape

@@ -44,6 +44,9 @@ class LanguageModel(Protocol):
     def find_stack(self) -> Stack | None:
         """Returns what makes a batch of sequences of any lengths; None where nothing does."""
 
+    def can_read_rows(self) -> bool:
+        """Whether prompts can be read together, with anything behind the shorter ones."""
+
     def make_cache(self) -> SequenceCache:
         """Returns an empty cache for one sequence (or a batch in step)."""
 

@@ -131,6 +131,10 @@ class Transformer:
         """Returns what makes a batch of sequences of any lengths."""
         return lambda strands: stack(self.make_cache(), strands)
 
+    def can_read_rows(self) -> bool:
+        """Whether prompts of different lengths can be read together."""
+        return True
+
     def forward(
         self, token_ids: mx.array, cache: SequenceCache, taps: Taps | None = None
     ) -> mx.array:
@@ -139,6 +143,18 @@ class Transformer:
         if self._one_row is not None and is_plain and token_ids.size == 1:
             return self._one_row.forward(self.embed(token_ids), cache.raw, taps)
         return self.unembed(self.hidden(token_ids, cache, taps)[:, -1:])[:, 0]
+
+    def forward_at(
+        self,
+        token_ids: mx.array,
+        cache: SequenceCache,
+        places: Sequence[tuple[int, int]],
+        taps: Taps | None = None,
+    ) -> mx.array:
+        """Feeds ids (B, T); returns the logits (N, V) of N places, each a row and a column."""
+        x = self.hidden(token_ids, cache, taps)
+        rows, columns = (mx.array(numbers) for numbers in zip(*places, strict=True))
+        return self.unembed(x[rows, columns][:, None])[:, 0]
 
     def forward_all(
         self, token_ids: mx.array, cache: SequenceCache, taps: Taps | None = None

@@ -11,8 +11,9 @@ import contextlib
 import io
 import re
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 from mlx.nn.layers.base import Module
@@ -34,6 +35,9 @@ from mlxchat.model.state_cache import Opaque, RecurrentState
 from mlxchat.model.taps import STREAM_POINTS, Point, Taps
 from mlxchat.model.window_cache import ChunkedKV, WindowKV
 from mlxchat.model.zoo_taps import LayerWatch
+
+if TYPE_CHECKING:
+    from mlxchat.model.zoo_batch import Ways
 
 Config = dict[str, Any]
 Progress = Callable[[int, int], None]
@@ -97,9 +101,17 @@ class ZooModel:
 
     def find_stack(self) -> Stack | None:
         """Return what makes a batch of sequences of any lengths, where it is proved to work."""
-        from mlxchat.model.zoo_batch import find_stack
+        return None if self.module_name in NOT_PADDED else self._ways.stack
 
-        return None if self.module_name in NOT_PADDED else find_stack(self)
+    def can_read_rows(self) -> bool:
+        """Say whether prompts of different lengths can be read together, where that is proved."""
+        return self.module_name not in NOT_PADDED and self._ways.reads_rows
+
+    @cached_property
+    def _ways(self) -> Ways:
+        from mlxchat.model.zoo_batch import find_ways
+
+        return find_ways(self)
 
     def prefill(self, token_ids: mx.array, cache: SequenceCache, taps: Taps | None = None) -> None:
         """Feed ids whose logits nobody wants; evaluate `cache.arrays()` afterwards.

@@ -9,12 +9,13 @@ mlx-lm is imported on use.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import mlx.core as mx
 
-from mlxchat.model.batch_cache import Stack, Strand
+from mlxchat.model.batch_cache import Stack, Strand, can_cut
 from mlxchat.model.kv_cache import FullKV, RowCache
 from mlxchat.model.language_model import LanguageModel
 from mlxchat.model.sequence_cache import SequenceCache
@@ -40,12 +41,31 @@ class _ZooBatch(SequenceCache):
         return sum(int(layer.nbytes) for layer in self.raw)
 
 
-def find_stack(model: LanguageModel) -> Stack | None:
-    """Returns what puts sequences of any lengths together, or None where that is not exact."""
+@dataclass(frozen=True, slots=True)
+class Ways:
+    """What can be done with sequences of different lengths, as it was proved.
+
+    Attributes:
+        stack: Puts them together to be decoded; None where that is not exact.
+        reads_rows: They can be read together too, with anything behind the shorter ones.
+    """
+
+    stack: Stack | None
+    reads_rows: bool
+
+
+def find_ways(model: LanguageModel) -> Ways:
+    """Tries what can be done with sequences of different lengths."""
+    if _proves(lambda: can_cut(model.make_cache()) and _is_exact(model, reads_together=True)):
+        return Ways(stack_with_theirs, reads_rows=True)
+    return Ways(stack_with_theirs if _proves(lambda: _is_exact(model)) else None, reads_rows=False)
+
+
+def _proves(prove: Callable[[], bool]) -> bool:
     try:
-        return stack_with_theirs if _is_exact(model) else None
+        return prove()
     except Exception:  # whatever an architecture that was not made for it may raise
-        return None
+        return False
 
 
 def stack_with_theirs(strands: Sequence[Strand]) -> SequenceCache:
@@ -58,7 +78,7 @@ def stack_with_theirs(strands: Sequence[Strand]) -> SequenceCache:
         for layer in batch:
             layer.filter([strand.row for strand in held])
     if new:
-        theirs = [[_convert(layer) for layer in strand.cache.raw] for strand in new]
+        theirs = [[_convert(layer, strand) for layer in strand.cache.raw] for strand in new]
         merged = [layers[0].merge(layers) for layers in zip(*theirs, strict=True)]
         for layer, more in zip(batch, merged, strict=False):
             layer.extend(more)
@@ -66,8 +86,8 @@ def stack_with_theirs(strands: Sequence[Strand]) -> SequenceCache:
     return _ZooBatch(batch)
 
 
-def _convert(cache: Any) -> Any:
-    """Returns mlx-lm's own cache with what one of ours holds.
+def _convert(cache: Any, strand: Strand) -> Any:
+    """Returns mlx-lm's own cache with what one of ours holds of a sequence.
 
     Raises:
         TypeError: It has no such form.
@@ -75,43 +95,56 @@ def _convert(cache: Any) -> Any:
     from mlx_lm.models import cache as theirs
 
     if type(cache) is theirs.CacheList:
-        return theirs.CacheList(*(_convert(member) for member in cache.caches))
-    if type(cache) is theirs.ArraysCache:
+        return theirs.CacheList(*(_convert(member, strand) for member in cache.caches))
+    if type(cache) is theirs.ArraysCache and strand.row == strand.tail == 0:
         return cache  # merging copies it
     if type(cache) is FullKV:
         full = theirs.KVCache()
-        full.keys, full.values = _last_rows(cache, cache.offset)
-        full.offset = cache.offset
+        full.keys, full.values = _last_rows(cache, strand, strand.length)
+        full.offset = strand.length
         return full
     if type(cache) is WindowKV:
         rotating = theirs.RotatingKVCache(cache.window)
-        num = min(cache.offset, cache.window)
-        rotating.keys, rotating.values = _last_rows(cache, num)
-        rotating.offset, rotating._idx = cache.offset, num
+        num = min(strand.length, cache.window)
+        rotating.keys, rotating.values = _last_rows(cache, strand, num)
+        rotating.offset, rotating._idx = strand.length, num
         return rotating
     raise TypeError(f"{type(cache).__name__} has no batched form")
 
 
-def _last_rows(cache: RowCache, num: int) -> tuple[mx.array | None, mx.array | None]:
+def _last_rows(
+    cache: RowCache, strand: Strand, num: int
+) -> tuple[mx.array | None, mx.array | None]:
     """Returns the last rows; one that slid out of a window is empty, as the next token takes it."""
-    held = min(num, cache.offset - cache.origin)
-    end = cache.offset - cache.origin
-    rows = {name: buffer[..., end - held : end, :] for name, buffer in cache.buffers.items()}
+    end = cache.offset - strand.tail - cache.origin
+    held, one = min(num, end), slice(strand.row, strand.row + 1)
+    rows = {name: buffer[one, :, end - held : end] for name, buffer in cache.buffers.items()}
     if held < num:
         missing = [(0, 0), (0, 0), (num - held, 0), (0, 0)]
         rows = {name: mx.pad(array, missing) for name, array in rows.items()}
     return rows.get("keys"), rows.get("values")
 
 
-def _is_exact(model: LanguageModel) -> bool:
-    """Whether two sequences of different lengths decode together as they do alone."""
+def _is_exact(model: LanguageModel, *, reads_together: bool = False) -> bool:
+    """Whether two sequences of different lengths decode together as they do alone.
+
+    Args:
+        model: Decodes.
+        reads_together: They are read together too.
+    """
     shape = (len(_LENGTHS), max(_LENGTHS) + _NUM_STEPS)
     ids = mx.random.randint(0, model.info.vocab_size, shape, key=mx.random.key(0))
     caches = [model.make_cache() for _ in _LENGTHS]
     for row, (cache, length) in enumerate(zip(caches, _LENGTHS, strict=True)):
         mx.eval(model.forward(ids[row : row + 1, :length], cache), cache.arrays())
-    pairs = zip(caches, _LENGTHS, strict=True)
-    batch = stack_with_theirs([Strand(cache, length) for cache, length in pairs])
+    strands = [Strand(cache, length) for cache, length in zip(caches, _LENGTHS, strict=True)]
+    if reads_together:
+        whole, longest = model.make_cache(), max(_LENGTHS)
+        whole.pin(min(_LENGTHS))
+        model.prefill(ids[:, :longest], whole)
+        mx.eval(whole.arrays())
+        strands = [Strand(whole, num, row, longest - num) for row, num in enumerate(_LENGTHS)]
+    batch = stack_with_theirs(strands)
     for step in range(_NUM_STEPS):
         together = model.forward(ids[:, step - _NUM_STEPS, None], batch)
         mx.eval(together)
