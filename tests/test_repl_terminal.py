@@ -359,7 +359,7 @@ def test_a_draft_is_read_while_it_is_typed():
             terminal.send("what is a KV cache and why does it make the chat fast")
             terminal.wait_for("builtin · +")
             assert re.search(r"\+1\d tokens.*, \d % of context · 0 of 2 048", terminal.text)
-            time.sleep(1)
+            time.sleep(2)
             terminal.send("\r")
             terminal.wait_for("reused ", timeout_s=60)
             terminal.wait_for(" cached", timeout_s=60)
