@@ -27,8 +27,8 @@ _KEYS_AT_ONCE = 64  # one split serves this many tokens
 # which they come out is the pass's and not the model's.
 _NEAR_TIE_SHARE = {mx.float32: 1e-5, mx.float16: 1e-2, mx.bfloat16: 1e-2}
 # More probabilities than this are not sorted on a CPU, where it takes ten times as long as the rest
-# of a draw from 150k, and half of a step of eight rows of 3k. On GPUs sorting is fast, and parting is
-# sorting.
+# of a draw from 150k, and a third of a step of eight rows from 3k. On GPUs sorting is fast, and
+# parting is sorting.
 _MOST_SORTED = 512
 # Of the likeliest token's weight: what is smaller is never drawn. Dropped tokens may weigh 1e-30.
 _NOTHING = 1e-20
