@@ -7,6 +7,7 @@ over rounds, by the wall clock and by the processor time of the process. The las
 """
 
 import argparse
+import functools
 import itertools
 import json
 import statistics
@@ -62,7 +63,8 @@ def make_table(model: Any, tokenizer: Any) -> TokenTable:
     if tokenizer is None:
         return TokenTable(make_tokens(size), {0}, {0}, lambda text: [i + 1 for i in text.encode()])
     tokens = [tokenizer.token_bytes(i) for i in range(size)]
-    return TokenTable(tokens, tokenizer.eos_ids, tokenizer.special_ids, tokenizer.encode)
+    encode = functools.partial(tokenizer.encode, is_continuation=True)
+    return TokenTable(tokens, tokenizer.eos_ids, tokenizer.special_ids, encode)
 
 
 def measure(model: Any, table: TokenTable | None, num: int) -> list[float]:

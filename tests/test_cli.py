@@ -110,6 +110,7 @@ def test_help_cuts_nothing_off(run, arguments):
     ("arguments", "part"),
     [
         (["chta"], f"there is no command 'chta'; commands are {', '.join(cli.commands)}"),
+        (["what is it?"], "command 'what is it?'; `mlxchat generate TEXT` answers one prompt"),
         (["cache", "nope"], "there is no command 'cache nope'; commands are list, info, prune,"),
         (["inspect", "steer", "nope"], "there is no command 'inspect steer nope'; commands are"),
         (["chat", "--bogus"], "No such option"),

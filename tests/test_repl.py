@@ -43,9 +43,9 @@ def test_the_model_is_loaded_behind_the_prompt(chat):
     assert chat.session.load_calls == 1
 
 
-@pytest.mark.parametrize("new_line", [ALT_ENTER, CTRL_J])
+@pytest.mark.parametrize("new_line", [ALT_ENTER, CTRL_J, "\x1b[27;2;13~", "\x1b[13;2u"])
 def test_more_lines(chat, new_line):
-    """Alt-Enter and Ctrl-J add a line, Enter sends."""
+    """Alt-Enter, Ctrl-J and Shift-Enter add a line, Enter sends."""
     chat.run(f"one{new_line}two{ENTER}")
     assert chat.session.sent == ["one\ntwo"]
 

@@ -169,7 +169,7 @@ def test_a_message_that_waits_for_the_model():
         terminal.send(CTRL_C)
         terminal.wait_for("> hello\nStopped.\n")
         terminal.wait_for("slow · loading ")
-        terminal.send("again\r")
+        terminal.send("again\n")  # as Emacs sends it
         terminal.wait_for("you said: again")
         assert "you said: hello" not in terminal.text
 

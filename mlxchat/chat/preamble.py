@@ -155,7 +155,7 @@ class AnswerGrammars:
             if not tokenizer.has_token_bytes:
                 raise MlxchatError(
                     "this model's tokenizer has no bytes for each token, which a grammar needs;"
-                    " take another model"
+                    " leave the grammar out, or take another model"
                 )
             self._table = TokenTable(
                 [tokenizer.token_bytes(i) for i in range(self._vocab_size)],

@@ -24,6 +24,10 @@ class Group(click.Group):
         """Finds the command that `args` name, or says which there are."""
         known = self.list_commands(ctx)
         if args[0] not in known:
+            if " " in args[0] and ctx.parent is None:
+                ctx.fail(
+                    f"there is no command {args[0]!r}; `mlxchat generate TEXT` answers one prompt"
+                )
             name, above = args[0], ctx
             while above.parent is not None:  # the program itself goes by many names
                 name, above = f"{above.info_name} {name}", above.parent

@@ -8,6 +8,7 @@ from prompt_toolkit.application import get_app, run_in_terminal
 from prompt_toolkit.completion import Completion
 from prompt_toolkit.enums import DEFAULT_BUFFER
 from prompt_toolkit.filters import Condition, emacs_mode, has_focus
+from prompt_toolkit.input.ansi_escape_sequences import ANSI_SEQUENCES
 from prompt_toolkit.key_binding import (
     ConditionalKeyBindings,
     KeyBindings,
@@ -16,12 +17,15 @@ from prompt_toolkit.key_binding import (
 )
 from prompt_toolkit.keys import Keys
 from prompt_toolkit.search import stop_search
+from prompt_toolkit.utils import is_dumb_terminal
 
 from mlxchat.cli.completion import complete_line
 from mlxchat.cli.lines import continue_line
 from mlxchat.cli.paste import Pastes
 from mlxchat.errors import MlxchatError
 
+# Shift-Enter, where the terminal tells it apart (xterm's way, and the way that kitty began).
+ANSI_SEQUENCES |= dict.fromkeys(("\x1b[27;2;13~", "\x1b[13;2u"), Keys.ControlJ)
 # Two presses further apart than this are two wishes to clear the line.
 LEAVE_WITHIN_S = 2.0
 # A signal that comes this soon after the editor's end was meant for the editor.
@@ -89,7 +93,10 @@ class PromptKeys:
         @self._own.add("escape", "enter", filter=emacs_mode)
         @self._own.add("c-j")
         def _new_line(event: KeyPressEvent) -> None:
-            event.current_buffer.insert_text("\n")
+            if is_dumb_terminal():  # the shell of Emacs ends its lines so
+                _send(event)
+            else:
+                event.current_buffer.insert_text("\n")
 
     def _take_signal(self, event: KeyPressEvent) -> None:
         """Takes a Ctrl-C that came as a signal: while the terminal was not the prompt's."""

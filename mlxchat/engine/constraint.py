@@ -56,6 +56,7 @@ class Constraint:
 
     Attributes:
         name: What the grammar is called.
+        num_taken: Tokens of the answer that are known here.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class Constraint:
         self._matcher: LLMatcher = table.make_matcher(grammar)
         self.name = grammar.name
         self._has_ended = False
+        self.num_taken = 0
 
     @property
     def is_complete(self) -> bool:
@@ -86,7 +88,7 @@ class Constraint:
         if self._matcher.is_error():  # which no reset ends
             self._matcher = self._table.make_matcher(self._grammar)
         self._matcher.reset()
-        self._has_ended = False
+        self._has_ended, self.num_taken = False, 0
         if self._preamble is not None:
             self._preamble.restart()
         for token_id in token_ids:
@@ -98,6 +100,7 @@ class Constraint:
         Raises:
             MlxchatError: It does not match.
         """
+        self.num_taken += 1
         if self._has_ended:
             return
         preamble = self._preamble
@@ -151,16 +154,25 @@ class Constraint:
         Args:
             drafts: Ids; the next token must be of the text that the grammar describes.
         """
-        masks, num_taken = [self.mask()], 0
-        for token_id in drafts:
-            if token_id in self._table.end_ids or not self._matcher.validate_tokens([token_id]):
+        size, num_taken = self._table.vocab_size, 0
+        bits = b"" if self._has_ended else self._allowed()
+        masks: list[mx.array | None] = [_expand(bits, size) if bits else None]
+        for token_id in drafts if bits else ():
+            if token_id in self._table.end_ids or not bits[token_id // 8] >> token_id % 8 & 1:
                 break
             if not self._matcher.consume_token(token_id):
                 raise self._explain()
             num_taken += 1
-            masks.append(self.mask())
+            bits = self._allowed()
+            masks.append(_expand(bits, size))
         self._matcher.rollback(num_taken)
         return [*masks, *[None] * (len(drafts) + 1 - len(masks))]
+
+    def forced_ids(self) -> list[int]:
+        """Returns ids of the text that alone can follow, as they probably come; often none."""
+        if not self.is_text or not self._matcher.compute_ff_bytes():
+            return []
+        return self._matcher.compute_ff_tokens()  # knows nothing before the bytes were asked for
 
 
 def _expand(bits: bytes, size: int) -> mx.array:

@@ -145,7 +145,8 @@ class TokenTable:
         ends = sorted(i for i in end_ids if i < len(tokens))
         if not ends:
             raise MlxchatError(
-                "this model has no token that ends an answer, which a grammar needs; take another"
+                "this model has no token that ends an answer, which a grammar needs; leave the"
+                " grammar out, or take another model"
             )
         special = sorted(i for i in {*special_ids, *ends} if i < len(tokens))
         wrapper = TokenizerWrapper(_Wrapped(tokens, ends[0], special, encode))
@@ -153,7 +154,8 @@ class TokenTable:
             self._tokens = LLTokenizer(wrapper, n_vocab=len(tokens), eos_token=ends)
         except (ValueError, TypeError) as error:
             raise MlxchatError(
-                f"llguidance does not take this model's tokenizer ({error}); take another model"
+                f"llguidance does not take this model's tokenizer ({error}); leave the grammar"
+                " out, or take another model"
             ) from None
         self.end_ids = frozenset(ends)
         self.vocab_size = len(tokens)

@@ -24,6 +24,7 @@ from typing import Literal, Protocol, cast
 
 import mlx.core as mx
 
+from mlxchat.engine.forced_text import ForcedText
 from mlxchat.engine.prefix_cache import PrefixCache
 from mlxchat.engine.sampling import Sampler
 from mlxchat.model.language_model import LanguageModel
@@ -43,15 +44,15 @@ _SMOOTHING = 0.2
 
 
 class Drafter(Protocol):
-    """Foresees tokens.
+    """Foresees tokens."""
 
-    Attributes:
-        kind: What the report calls it.
-        strength: How good the reasons are for what is expected next; 0 is none at all.
-    """
+    @property
+    def kind(self) -> Literal["lookup", "draft"]:
+        """What the report calls it."""
 
-    kind: Literal["lookup", "draft"]
-    strength: int
+    @property
+    def strength(self) -> int:
+        """How good the reasons are for what is expected next; 0 is none at all."""
 
     def begin(self, token_ids: Sequence[int], check: Callable[[], None]) -> None:
         """Takes the text so far.
@@ -223,6 +224,8 @@ class Speculator:
         """
         drafter, controller = self.drafter, self.controller
         self.stats = SpeculationStats(drafter.kind)
+        if sampler.constraint is not None:
+            drafter = ForcedText(drafter, sampler.constraint, shortest=SIZES[0])
         text = _Text(passes, prefix, sampler, check)
         token = sampler.sample(logits)
         check()
@@ -241,12 +244,12 @@ class Speculator:
             num = controller.choose(drafter.strength, left - 2) if can else 0
             strength, drafts = drafter.strength, []
             if num:
-                known = self._learn(token) if known is None else known
+                known = self._learn(drafter, token) if known is None else known
                 drafts = drafter.draft(num) if drafter.strength else []
                 drafts = drafts[: max((s for s in SIZES if s <= len(drafts)), default=0)]
             if not drafts or known is None:
                 ahead = text.start_step(token)  # before this token is known: the device stays busy
-                known = self._learn(token) if known is None else known
+                known = self._learn(drafter, token) if known is None else known
                 text.end_step(known)
                 left -= 1
                 yield known
@@ -269,13 +272,13 @@ class Speculator:
             seconds = time.perf_counter() - start
             self.stats.saved_s += controller.note_pass(len(drafts), verdict.num_fed, seconds)
 
-    def _learn(self, token: mx.array) -> int:
+    def _learn(self, drafter: Drafter, token: mx.array) -> int:
         """Waits for the token, and compares it with what was expected."""
         token_id = cast(int, token.item())
-        expected, strength = self.drafter.expects(), self.drafter.strength
+        expected, strength = drafter.expects(), drafter.strength
         if expected is not None:
             self.controller.note_hits(strength, int(expected == token_id), 1)
-        self.drafter.push(token_id)
+        drafter.push(token_id)
         return token_id
 
 

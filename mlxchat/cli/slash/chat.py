@@ -13,8 +13,8 @@ KEYS = (
     ("Enter", "Sends."),
     (
         "Alt-Enter, Ctrl-J",
-        "Adds a line; in vi mode Ctrl-J alone. A `\\` at the end of the message and Enter do the"
-        " same.",
+        "Adds a line; in vi mode Ctrl-J alone. So do Shift-Enter, where the terminal tells it"
+        " apart, and a `\\` at the end of the message with Enter.",
     ),
     (
         "Tab",
