@@ -13,8 +13,6 @@ from typing import Any
 # first for others; and how many multiplications small are.
 _CORES_WITH_SMALL_KERNELS = ("SkylakeX", "Cooperlake", "SapphireRapids")
 _SMALL_PRODUCT = 1_000_000
-# Processors (of AVX2) for which our own product of one row is faster.
-_CORES_THAT_COPY = ("Haswell", "Zen")
 # Beyond so many threads they copy faster together than one multiplies.
 _FEW_THREADS = 4
 _NAMES = ("libopenblas.so.0", "libopenblas.so", "libopenblasp.so.0")
@@ -26,14 +24,12 @@ class _BeforeMlx:
     Attributes:
         library: What serves MLX's products; None where nothing was found or wanted.
         handle: That library, loaded.
-        has_own_row: Our own product serves one row (see `one_row_gemm.py`).
         came: `mlx.core` was imported after us.
     """
 
     def __init__(self) -> None:
         self.library: str | None = None
         self.handle: Any = None
-        self.has_own_row = False
         self.came = False
 
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> None:
@@ -66,14 +62,6 @@ def explain_absence() -> str:
     return "not found: float32 products are ~40x slower; install libopenblas0-pthread"
 
 
-def describe_openblas() -> str:
-    """Returns what serves MLX's products: a library, and for which processor."""
-    if _hook.library is None:
-        return explain_absence()
-    own = "; one row by our own product" if _hook.has_own_row else ""
-    return f"{_hook.library}, for {openblas_core()}{own}"
-
-
 def openblas_core() -> str:
     """Returns the processor whose kernels OpenBLAS has chosen, or was told to take: `SkylakeX`."""
     return "" if _hook.handle is None else _hook.handle.openblas_get_corename().decode()
@@ -96,14 +84,9 @@ def _load() -> tuple[str, Any] | None:
 
     for name in _NAMES:
         try:
-            library = ctypes.CDLL(name)
+            library = ctypes.CDLL(name, mode=ctypes.RTLD_GLOBAL)
         except OSError:
             continue
         library.openblas_get_corename.restype = ctypes.c_char_p
-        if library.openblas_get_corename().decode() in _CORES_THAT_COPY:
-            from mlxchat import one_row_gemm
-
-            _hook.has_own_row = one_row_gemm.put_before(library)
-        ctypes.CDLL(name, mode=ctypes.RTLD_GLOBAL)  # what is found first comes first
         return name, library
     return None

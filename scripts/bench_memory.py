@@ -91,7 +91,7 @@ def prepare_peer(folder: Path, chunk: int, bits: int | None) -> Any:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--chunk", type=int, default=512)
-    parser.add_argument("--child", nargs=2, metavar=("WAY", "FOLDER"))
+    parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
         print(json.dumps(measure(args.child[0], Path(args.child[1]), args.chunk)))

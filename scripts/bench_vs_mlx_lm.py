@@ -101,9 +101,9 @@ def show(ratio: dict[str, float], name: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--child", choices=["make"])
-    parser.add_argument("--folder", type=Path)
-    parser.add_argument("--bits", type=int)
+    parser.add_argument("--child", choices=["make"], help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--bits", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child == "make":
         make_checkpoint(args.folder, bits=args.bits)

@@ -255,7 +255,8 @@ def rename(adapter: Path, change: Any) -> None:
 def test_folders_that_are_no_adapter(tmp_path: Path) -> None:
     """Each is refused in one line that says what is missing or unknown."""
     folder, good = make(tmp_path, "llama")
-    assert "there is no folder" in refusal(folder, tmp_path / "nowhere")
+    assert "nowhere is not there; name a folder" in refusal(folder, tmp_path / "nowhere")
+    assert "config.json is a file" in refusal(folder, good / "adapter_config.json")
     assert "has no adapter_config.json" in refusal(folder, folder)
     config = json.loads((good / "adapter_config.json").read_text())
 

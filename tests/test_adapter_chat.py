@@ -97,7 +97,7 @@ def test_one_that_does_not_fit(
     wide = str(write_adapter(tmp_path / "wide", other))
     session.switch_adapter(tone).result(30)
     check_verified(session, "hello", "tiny+tone")
-    with pytest.raises(CheckpointError, match="there is no folder"):
+    with pytest.raises(CheckpointError, match="is not there; name a folder"):
         session.switch_adapter(str(tmp_path / "nowhere")).result(30)
     assert check_verified(session, "more", "tiny+tone") > 0
     with pytest.raises(CheckpointError, match="but the model asks for"):
@@ -160,7 +160,7 @@ def test_what_is_shown(model: Path, make_adapter: Callable[..., Path]) -> None:
 def test_errors_are_one_line(model: Path, tmp_path: Path) -> None:
     """A folder that is not there, and one that is no adapter."""
     run("generate", "hi", "-m", model, "--adapter", tmp_path / "none", code=1)
-    assert run.stderr.startswith("Error: there is no folder")
+    assert run.stderr.startswith("Error: the adapter ")
     assert run.stderr.count("\n") == 1
     run("bench", "-m", model, "--adapter", model, "-p", "4", "-n", "0", "-d", "0", code=1)
     assert "has no adapter_config.json" in run.stderr

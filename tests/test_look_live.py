@@ -307,3 +307,18 @@ def test_what_was_looked_at_fits_the_screen(n_layers: int, width: int) -> None:
     assert rows[1].split() == ["token", "in", "by", "layer", "weight", "most", "in"]
     assert sum(f"layer {n_layers - 1} head 12: 0.99" in row for row in rows) == 5
     assert max(map(len, rows)) <= width
+
+
+def test_what_was_looked_at_on_a_narrow_screen() -> None:
+    """In 40 columns the token, its weight and the head are whole; the rest is left out."""
+    texts = ["<|im_start|>", " extraordinarily", " x"]
+    sources = tuple(Source(p, 0.25, (0.5,), (35, 12, 0.99)) for p in range(2))
+    found = Explained(Why(2, None, sources, 0.25), texts, {}, 0)  # type: ignore[arg-type]
+    out = io.StringIO()
+    console = make_console(out, width=40, colours=False)
+    console.print(*make_attention_view(found, console), sep="\n")
+    assert [row.rstrip() for row in out.getvalue().split("\n")[1:4]] == [
+        "token         weight  most in",
+        "<|im_start|>   0.250  layer 35 head 12",
+        "·extraordin…   0.250  layer 35 head 12",
+    ]

@@ -96,6 +96,18 @@ def test_turns_know_what_they_were_measured_on(talked):
     assert turn["settings"]["sampling"] == {"seed": 5}
 
 
+def test_settings_are_said(folder):
+    """What was set, and how the model decoded, stands beside the versions; each set once."""
+    options = ["-m", folder, "--max-tokens", 4, "--temp", 0]
+    run("chat", *options, "--kv-bits", 8, "--speculate", "off", text="one\nand two\n")
+    run("chat", *options, "--speculate", "lookup", text="three\n")
+    lines = run("timings", "--all").split("Measured on\n")[1].splitlines()
+    assert [line.rpartition("; ")[2] for line in lines] == [
+        "temperature 0.0, KV in 8 bits, speculation off",
+        "temperature 0.0, speculation lookup",
+    ]
+
+
 def test_text(talked):
     """A conversation is shown turn by turn with its charts; nothing is wider than a terminal."""
     text = run("timings", 1)

@@ -90,10 +90,12 @@ def test_screen_of_the_context() -> None:
     parts = (ContextPart(None, "Be brief.", 100), ContextPart(1, "hello\nthere " * 9, 400))
     assert format_context(ContextView(parts, 2000)) == (
         "system        100  █░░░░░░░░░░░░░░░░░░░  Be brief.\n"
-        "turn 1        400  ████░░░░░░░░░░░░░░░░  hello there hello there hello there…\n"
+        "turn 1        400  ████░░░░░░░░░░░░░░░░  hello there hello there hello there he…\n"
         "free        1 500  ███████████████░░░░░\n"
         "500 of 2 000 tokens are used (25 %)"
     )
+    wide = format_context(ContextView((ContextPart(1, "你好" * 40, 400),), 2000), 40)
+    assert wide.split("\n")[0] == "turn 1        400  ██░░░░░░  你好你好你…"
     many = tuple(ContextPart(n, "x", 10) for n in range(1, 31))
     lines = format_context(ContextView(many, 600)).split("\n")
     assert lines[0].split()[:5] == ["turns", "1", "to", "10", "100"]
@@ -108,6 +110,7 @@ def test_screen_of_the_phases() -> None:
     ]
     assert "████████████████████" in lines[4]
     assert max(map(len, lines)) <= 80
+    assert max(map(len, format_phases(make_result(), 40).split("\n"))) <= 40
 
 
 def test_timing(talk: tuple[Context, list[str]]) -> None:

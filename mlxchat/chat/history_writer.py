@@ -274,7 +274,8 @@ def _write_start(db: "sqlite3.Connection", place: Place, turn: LiveTurn) -> None
 def _settings(options: "ChatOptions") -> dict[str, Any]:
     """Returns what was set of the sampling and the rest; what is not set follows the model."""
     names = ("max_tokens", "stop", "max_context", "think", "think_budget", "keep_thinking")
-    given = {name: getattr(options, name) for name in (*names, "adapter")}
+    ways = ("adapter", "kv_bits", "speculate", "draft_model")
+    given = {name: getattr(options, name) for name in (*names, *ways)}
     sampling = {
         name: value for name, value in asdict(options.sampling).items() if value is not None
     }

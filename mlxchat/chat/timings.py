@@ -26,6 +26,7 @@ class TurnFigures:
         phases_s: Seconds by `PHASES`; the load of the model is none of them.
         num_drafted: Ids that speculation foresaw.
         num_accepted: Those that stood.
+        settings: What was set of the sampling, and how the model decoded.
     """
 
     conversation: int
@@ -50,6 +51,7 @@ class TurnFigures:
     kv_bytes: int
     num_drafted: int = 0
     num_accepted: int = 0
+    settings: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +121,21 @@ def _read_turn(
         int(timing.get("kv_bytes") or 0),
         int(speculation.get("drafted") or 0),
         int(speculation.get("accepted") or 0),
+        _describe_settings(turn.settings),
     )
+
+
+def _describe_settings(settings: dict[str, Any]) -> str:
+    """Returns what of a turn's settings decides how fast it is, in words."""
+    words = {
+        "kv_bits": "KV in {} bits",
+        "speculate": "speculation {}",
+        "draft_model": "drafts by {}",
+    }
+    sampling = settings.get("sampling") or {}
+    parts = [f"{name.replace('_', '-')} {value}" for name, value in sampling.items()]
+    parts += [text.format(settings[name]) for name, text in words.items() if settings.get(name)]
+    return ", ".join(parts)
 
 
 def add_up(turns: Sequence[TurnFigures]) -> Totals:
@@ -172,7 +188,7 @@ def by_turn(turns: Sequence[TurnFigures], most: int) -> list[Span]:
 
 
 def places_of(turns: Sequence[TurnFigures]) -> list[str]:
-    """Returns what the turns were measured on, each once: model, backend, versions."""
+    """Returns what the turns were measured on, each once: model, backend, versions, settings."""
     lines = []
     for turn in turns:
         on = turn.on
@@ -182,5 +198,6 @@ def places_of(turns: Sequence[TurnFigures]) -> list[str]:
         lines.append(
             f"{turn.model} on {on.get('backend') or '?'}, {on.get('system') or '?'};"
             f" mlxchat {on.get('mlxchat') or '?'}, mlx {on.get('mlx') or '?'}"
+            + (f"; {turn.settings}" if turn.settings else "")
         )
     return list(dict.fromkeys(lines))

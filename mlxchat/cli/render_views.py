@@ -1,9 +1,9 @@
 """What `/context`, `/timing` and `/tokens` show, as text; pure functions, nothing here writes."""
 
-import textwrap
 from typing import TYPE_CHECKING
 
 from mlxchat.cli.render import (
+    cut,
     fill_rows,
     format_bar,
     format_count,
@@ -16,13 +16,16 @@ if TYPE_CHECKING:
     from mlxchat.chat.results import TurnResult
     from mlxchat.chat.views import ContextView, TokenPiece
 
-_BAR, _TEXT = 20, 36
+_BAR, _SHORT_BAR, _NARROW = 20, 8, 60
 # Older turns than these are shown as one row; more ids than these are counted only.
 _MAX_TURNS, _MAX_PIECES = 20, 400
 
 
-def format_context(view: "ContextView") -> str:
+def format_context(view: "ContextView", columns: int = 80) -> str:
     """Returns a table with a bar for each part of the context, the free rest last."""
+    from mlxchat.cli.attachments import format_own_words
+
+    bar = _BAR if columns >= _NARROW else _SHORT_BAR
     rows: list[tuple[str, int, str]] = []
     turns = [part for part in view.parts if part.turn is not None]
     early = turns[: max(len(turns) - _MAX_TURNS, 0)]
@@ -32,15 +35,15 @@ def format_context(view: "ContextView") -> str:
     if early:
         size = sum(part.num_tokens for part in early)
         rows.append((f"turns {early[0].turn} to {early[-1].turn}", size, ""))
-    rows += [(f"turn {p.turn}", p.num_tokens, one_line(p.text)) for p in turns[len(early) :]]
+    late = turns[len(early) :]
+    rows += [(f"turn {p.turn}", p.num_tokens, format_own_words(p.text)) for p in late]
     used = sum(part.num_tokens for part in view.parts)
     rows.append(("free", max(view.limit - used, 0), ""))
     width = max(len(name) for name, *_ in rows)
-    lines = [
-        f"{name:<{width}}  {format_count(size):>9}  {format_bar(size / view.limit, _BAR)}"
-        f"  {textwrap.shorten(text, _TEXT, placeholder='…')}".rstrip()
-        for name, size, text in rows
-    ]
+    lines = []
+    for name, size, text in rows:
+        line = f"{name:<{width}}  {format_count(size):>9}  {format_bar(size / view.limit, bar)}  "
+        lines.append((line + cut(text, max(columns - len(line), 1))).rstrip())
     if view.num_left_out:
         which = "turn 1 is" if view.num_left_out == 1 else f"turns 1 to {view.num_left_out} are"
         lines.append(f"{which} left out of the prompt")
@@ -49,8 +52,8 @@ def format_context(view: "ContextView") -> str:
     return "\n".join(lines)
 
 
-def format_phases(result: "TurnResult") -> str:
-    """Returns the phases of a turn, each with its share of the time as a bar."""
+def format_phases(result: "TurnResult", columns: int = 80) -> str:
+    """Returns the phases of a turn, each with its share of the time as a bar where that fits."""
     timing, usage = result.timing, result.usage
     before = timing.template_s + timing.restore_s + timing.prefill_s
     phases = [
@@ -63,12 +66,11 @@ def format_phases(result: "TurnResult") -> str:
     rest = timing.total_s - sum(seconds for _, seconds, _ in phases)
     phases.append(("rest", max(rest, 0.0), ""))
     total = sum(seconds for _, seconds, _ in phases) or 1.0
-    lines = [
-        f"{name:<11}  {format_seconds(seconds):>11}  {format_bar(seconds / total, _BAR)}"
-        f"  {note}".rstrip()
-        for name, seconds, note in phases
-    ]
-    return "\n".join([*lines, f"{'total':<11}  {format_seconds(timing.total_s):>11}"])
+    lines = []
+    for name, seconds, note in phases:
+        bar = f"  {format_bar(seconds / total, _BAR)}" if columns >= _NARROW else ""
+        lines.append(f"{name:<11}  {format_seconds(seconds):>10}{bar}  {note}".rstrip())
+    return "\n".join([*lines, f"{'total':<11}  {format_seconds(timing.total_s):>10}"])
 
 
 def format_tokens(pieces: "list[TokenPiece]", width: int) -> str:

@@ -98,8 +98,9 @@ class Adapter:
         """
         folder = Path(path).expanduser()
         if not folder.is_dir():
+            what = "is a file" if folder.is_file() else "is not there"
             raise CheckpointError(
-                f"there is no folder {shown(str(path))}; name a folder that holds {CONFIG_NAME}"
+                f"the adapter {shown(str(path))} {what}; name a folder that holds {CONFIG_NAME}"
             )
         folder = folder.resolve()
         if not (folder / CONFIG_NAME).is_file():

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mlxchat.errors import BackendError
-from mlxchat.openblas import describe_openblas, openblas, small_product
+from mlxchat.openblas import explain_absence, openblas, openblas_core, small_product
 
 Backend = Literal["metal", "cuda", "cpu"]
 Blas = Literal["accelerate", "openblas", "bundled", "none"]
@@ -235,7 +235,8 @@ def describe() -> list[tuple[str, str]]:
         ("mlx device", str(mx.default_device())),
     ]
     if plan.backend == "cpu" and sys.platform == "linux":
-        rows.append(("OpenBLAS", describe_openblas()))
+        found = f"{openblas()}, for {openblas_core()}" if openblas() else explain_absence()
+        rows.append(("OpenBLAS", found))
         compiler = shutil.which("g++")
         rows.append(
             (

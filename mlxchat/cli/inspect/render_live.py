@@ -22,6 +22,7 @@ _AROUND = 3  # tokens before and after one that is named
 _UNSURE = 6
 # Columns of what was looked at: the token; weight, bar, `layer 35 head 12: 0.99`, and the gaps.
 _TOKEN, _OTHERS = 12, 6 + 6 + 22 + 10
+NARROW = 60  # on narrower screens tables have fewer columns
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,10 +97,20 @@ def make_attention_view(found: Explained, console: Console) -> list[RenderableTy
 
 
 def _sources(found: Explained, width: int) -> Table:
-    """Returns what was looked at; where columns are short, the words around it give way."""
+    """Returns what was looked at; where columns are short, the words around it give way.
+
+    On a narrow screen only the weight and its head are left.
+    """
     layers = [_at_most(s.by_layer, _MOST_LAYERS) for s in found.why.sources]
     taken = _TOKEN + max(len("by layer"), *map(len, layers)) + _OTHERS
     around = min(max(width - taken, 8), 24)
+    if width < NARROW:
+        table = make_table("token", "weight>", "most in")
+        for source in found.why.sources:
+            token = cut(show_token(found.texts[source.position]), _TOKEN)
+            layer, head, _ = source.best
+            table.add_row(token, f"{source.weight:.3f}", f"layer {layer} head {head}")
+        return table
     table = make_table("token", "in", "by layer", "weight>", "", "most in")
     where = "layer {} head {}: {:.2f}"
     strongest = max((s.weight for s in found.why.sources), default=1.0) or 1.0
@@ -141,24 +152,29 @@ def make_why_view(found: Explained, console: Console) -> list[RenderableType]:
         head.append(f"  layer {settled} of {len(readings) - 1} settled it", style="dim")
     else:
         head.append(f"  it was number {readings[-1].rank}: sampling chose it", style="dim")
-    table = make_table("layer>", "likeliest then", "rank>", "probability>", "")
+    is_narrow = console.width < NARROW
+    if is_narrow:
+        table = make_table("layer>", "likeliest", "rank>", "prob.>", "")
+    else:
+        table = make_table("layer>", "likeliest then", "rank>", "probability>", "")
     step = -(-len(readings) // _MOST_LAYERS)
     for number, reading in enumerate(readings):
         if (len(readings) - 1 - number) % step and number != settled:
             continue
         token = show_token(found.names[reading.top[0][0]])
-        mark = Text(" ◀ settled", style="green") if number == settled else Text("")
+        sign = " ◀" if is_narrow else " ◀ settled"
+        mark = Text(sign, style="green") if number == settled else Text("")
         table.add_row(
             str(number),
             Text(token, style="bold" if token == word else ""),
             str(reading.rank),
             f"{reading.prob:.3f}",
-            bar(reading.prob, 10).append_text(mark),
+            bar(reading.prob, 4 if is_narrow else 10).append_text(mark),
         )
     return [head, table, heading("it looked at"), *make_attention_view(found, console)[1:]]
 
 
-def make_confidence_view(sure: Sure) -> list[RenderableType]:
+def make_confidence_view(sure: Sure, width: int) -> list[RenderableType]:
     """Returns the answer with doubtful tokens marked, and what else they could have been."""
     line = Text()
     for text, reading in zip(sure.texts, sure.readings, strict=True):
@@ -171,6 +187,7 @@ def make_confidence_view(sure: Sure) -> list[RenderableType]:
     mean = math.exp(sum(logs) / len(logs))
     doubts = sorted(range(len(probs)), key=probs.__getitem__)[:_UNSURE]
     table = make_table("token", "probability>", "", "could have been~")
+    num_bars = 4 if width < NARROW else 10
     for index in sorted(doubts):
         if probs[index] > 0.99 and len(table.rows):
             continue
@@ -180,7 +197,7 @@ def make_confidence_view(sure: Sure) -> list[RenderableType]:
         )
         token = Text(show_token(sure.texts[index]), style=_sureness(probs[index]))
         table.add_row(
-            token, f"{probs[index]:.3f}", bar(probs[index], 10), Text(others, style="dim")
+            token, f"{probs[index]:.3f}", bar(probs[index], num_bars), Text(others, style="dim")
         )
     facts = f"{len(probs)} tokens, mean probability {mean:.3f} (geometric), lowest {min(probs):.3f}"
     course = Text(spark(probs[-60:], 0.0, 1.0), style="cyan")

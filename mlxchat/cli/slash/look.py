@@ -62,7 +62,7 @@ def confidence(context: Context, argument: str) -> None:
         return render_live.Sure(tuple(readings), live.texts()[live.start :], texts)
 
     sure = _look(context, work)
-    _draw(context, lambda console: render_live.make_confidence_view(sure))
+    _draw(context, lambda console: render_live.make_confidence_view(sure, console.width))
 
 
 def _explain(context: Context, argument: str, *, shows_lens: bool) -> None:

@@ -22,7 +22,7 @@ def context_(context: Context, argument: str) -> None:
     from mlxchat.cli.render_views import format_context
     from mlxchat.cli.turn import follow
 
-    context.say(format_context(follow(context.session.view_context, context.screen)))
+    context.say(format_context(follow(context.session.view_context, context.screen), context.width))
 
 
 @command(
@@ -41,7 +41,7 @@ def timing(context: Context, argument: str) -> None:
     elif context.session.last is None:
         raise MlxchatError("there is no answer yet; send a message first")
     else:
-        context.say(format_phases(context.session.last))
+        context.say(format_phases(context.session.last, context.width))
 
 
 @command("tokens", "[TEXT]", "Show the token ids of the last message, or of TEXT.")
