@@ -446,6 +446,9 @@ def test_completion_of_paths(chat):
     assert completions(chat, "/system @to") == []
     assert completions(chat, "me@to") == []
     assert completions(chat, "@no/such/") == []
+    assert completions(chat, "/schema o") == ["/schema off"]
+    assert completions(chat, "/schema to") == ["/schema top.txt"]
+    assert completions(chat, "/schema grammar src/d") == ["/schema grammar src/deep/"]
 
 
 def test_completion_of_models(tmp_path, monkeypatch):

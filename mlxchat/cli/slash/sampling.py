@@ -75,13 +75,17 @@ def set_(context: Context, argument: str) -> None:
 
 
 def _complete_schema(start: str) -> list[tuple[str, str]]:
+    from mlxchat.cli.files import complete_path
+
     meanings = {
         "any": "any JSON object",
         "regex ": "a regular expression",
         "grammar ": "a file in Lark",
         "off": "",
     }
-    return [(word, meaning) for word, meaning in meanings.items() if word.startswith(start)]
+    words = [(word, meaning) for word, meaning in meanings.items() if word.startswith(start)]
+    before, path = ("grammar ", start[8:]) if start.startswith("grammar ") else ("", start)
+    return words + [(before + found, "") for found in complete_path(path)]
 
 
 @command(
