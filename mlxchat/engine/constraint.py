@@ -114,6 +114,8 @@ class Constraint:
 
     def _explain(self) -> MlxchatError:
         why = self._matcher.get_error().split("\n")[0]
+        if why.startswith("NoExtension"):
+            why = "no token of this model spells what must come"
         return MlxchatError(
             f"the answer cannot go on as the {self.name} wants it ({why}); simplify it, or leave"
             " it out"
