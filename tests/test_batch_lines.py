@@ -364,6 +364,33 @@ def test_no_more_lines_together_than_memory_holds(start, monkeypatch):
     assert isinstance(answers[1].error, MemoryShortError)
 
 
+@pytest.mark.parametrize("room", [1, 2])
+def test_memory_that_is_always_short_ends(start, room, monkeypatch):
+    """Batches become smaller until they fit; a line that does not fit alone has the error."""
+    session, most = start(verify=False), []
+
+    def watch(batch, check):
+        def look():
+            check()
+            most.append(0 if batch.num_rows else len(batch._waiting))
+            if most[-1] > room:
+                raise MemoryShortError("memory is short")
+
+        return look
+
+    monkeypatch.setattr(session.runner.memory, "watch_batch", watch)
+    answers, _ = answer(session, make_lines(*[{}] * 6), 4)
+    assert all(a.error is None for a in answers.values())
+    assert [n for n in most if n > room] == ([4] if room == 2 else [4, 2])
+    monkeypatch.setattr(session.runner.memory, "watch_batch", lambda *_: refuse)
+    answers, _ = answer(session, make_lines(*[{}] * 6), 4)
+    assert {type(a.error) for a in answers.values()} == {MemoryShortError}
+
+
+def refuse():
+    raise MemoryShortError("memory is short")
+
+
 def test_a_line_that_never_fits_fails(start, monkeypatch):
     """Where nothing else is there, too little memory is the line's error."""
     session = start(verify=False)
@@ -514,7 +541,7 @@ def test_lines_that_come_again_come_once_and_in_order(start, together, monkeypat
     assert begun[4:8] == texts[:4]  # none had a token: all of them again, in their order
     assert all(a.error is None for a in answers.values())
     reasons = [answers[i].result.stop_reason for i in range(9)]
-    assert reasons.count("context_full") == 3
+    assert reasons.count("context_full") == 1  # in batches of two then
     # The one that had just joined came again, before those that had not come yet.
     assert begun[8] == begun[9] == texts[4]
     assert begun[9:] == texts[4:]

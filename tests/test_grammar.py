@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from test_speculation import Always, Script, check_cache
+from test_tokenizer import TOKENIZERS
 from tiny import (
     END_OF_TEXT,
     EOS_IDS,
@@ -412,6 +413,30 @@ def test_a_token_that_does_not_match(tokenizer: Tokenizer) -> None:
         constraint.take(tokenizer.encode("z")[0])
     constraint.follow(tokenizer.encode("ab"))
     assert constraint.is_complete
+
+
+@pytest.mark.parametrize("name", [n for n, t in TOKENIZERS.items() if t.has_token_bytes])
+@pytest.mark.parametrize("seed", range(4))
+def test_tokenizers_of_all_forms(name: str, seed: int) -> None:
+    """Byte-level and SentencePiece: what is drawn at random is, streamed, JSON of the schema."""
+    tokenizer = TOKENIZERS[name]
+    size, end = tokenizer.vocab_size, max(tokenizer.special_ids)
+    constraint = Constraint(make_table(tokenizer, size, {end}), Grammar("json_schema", SCHEMA))
+    sampler = Sampler(Sampling(seed=seed, temperature=1.0, top_p=1.0), size, (), constraint)
+    if name.startswith("metaspace"):  # which has neither braces nor bytes
+        with pytest.raises(MlxchatError, match="no token of this model"):
+            constraint.mask()
+        return
+    stream, text = tokenizer.stream(), ""
+    for step in range(400):
+        logits = mx.random.normal((1, size), key=mx.random.key(1000 * seed + step))
+        token = sampler.sample(logits).item()
+        if token == end:
+            break
+        text += stream.push(token)
+    value = json.loads(text + stream.finish())
+    assert list(value) == ["name", "of", "list"]
+    assert len(value["name"]) <= 8
 
 
 def test_special_tokens_that_a_grammar_names(tmp_path: Path, tokenizer: Tokenizer) -> None:

@@ -169,7 +169,7 @@ def test_a_message_that_waits_for_the_model():
         terminal.send(CTRL_C)
         terminal.wait_for("> hello\nStopped.\n")
         terminal.wait_for("slow · loading ")
-        terminal.send("again\n")  # as Emacs sends it
+        terminal.send("again\r")
         terminal.wait_for("you said: again")
         assert "you said: hello" not in terminal.text
 
@@ -298,7 +298,7 @@ def test_dumb_terminal():
         terminal.wait_for(">")
         terminal.send("hello\r")
         terminal.wait_for("you said: hello")
-        terminal.send("again\r")
+        terminal.send("again\n")  # as Emacs sends it
         terminal.wait_for("you said: again")
         assert b"\x1b[2m" not in terminal.raw
         terminal.send("/exit\r")

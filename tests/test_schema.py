@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 from small_templates import SMALL_TEMPLATES
+from terminal import Terminal
 from tiny import (
     END_THINK,
     EOS_IDS,
@@ -456,6 +457,28 @@ def test_the_chat_sets_it_and_takes_it_back() -> None:
     assert "Schema: off." in said
     assert "'nowhere.json' cannot be read" in said
     assert "/schema regex names nothing" in said
+
+
+def test_in_a_terminal() -> None:
+    """The chat in a pseudo-terminal: Tab offers, an error leaves what was set, Ctrl-C keeps."""
+    with Terminal("-m", "mlxchat", "--temp", "0", "--no-history") as terminal:
+        terminal.wait_for("builtin · 0 of")
+        terminal.send("/schema regex (yes|no), [a-z]{2,5}\r")
+        terminal.wait_for("[a-z]{2,5}, from the next turn on.")
+        terminal.send("/schema regex (\r")
+        terminal.wait_for("unclosed group")
+        terminal.send("hello\r")
+        terminal.wait_for("tok/s at depth")
+        assert re.search(r"^(yes|no), [a-z]{2,5}$", terminal.text, re.MULTILINE)
+        terminal.send("/schema regex (on and ){900}\r")
+        terminal.wait_for("{900}, from the next turn on.")
+        terminal.send("who are you?\r")
+        terminal.wait_for("on and on and on and")
+        terminal.send("\x03")
+        terminal.wait_for("the answer was cut off, so it does not match the regular expression")
+        terminal.wait_for("(stopped)")
+        terminal.send("/schema off\r")
+        terminal.wait_for("Schema: off.")
 
 
 def test_streamed_text_is_the_answer(open_session: Open) -> None:

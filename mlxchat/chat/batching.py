@@ -107,10 +107,18 @@ class LineAnswerer:
                     self._tell(LineAnswer(row.read.line, error=error))
 
     def _end_all(self, batch: Batch, error: MemoryShortError) -> None:
-        """Ends the lines of a batch that cannot grow; those that have no token yet come again."""
+        """Ends the lines of a batch that cannot grow; those that have no token yet come again.
+
+        Where none has one they come again in smaller batches, and one that is alone has the error.
+        """
         self._context.emit(Notice(str(error)))
         ended, self._open = list(self._open.values()), {}
-        self._reader.put_back(row.read.line for row in ended if not row.num_tokens)
+        again = [row for row in ended if not row.num_tokens]
+        if again == ended:
+            if len(ended) == 1:
+                self._tell(LineAnswer(again.pop().read.line, error=error))
+            self._size = max(1, len(ended) // 2)
+        self._reader.put_back(row.read.line for row in again)
         for row in ended:
             if row.num_tokens:
                 self._tell(self._finish(row, "context_full", batch.row_bytes))

@@ -173,4 +173,6 @@ class AnswerGrammars:
         Raises:
             MlxchatError: The grammar cannot be used with this model.
         """
-        return Constraint(self.prepare(), grammar, ThinkingPreamble(renderer, prompt))
+        made = Constraint(self.prepare(), grammar, ThinkingPreamble(renderer, prompt))
+        made.mask()  # a text that cannot even begin ends this line of a batch and no other
+        return made

@@ -12,6 +12,7 @@ import click
 from mlxchat.cli.groups import Group
 from mlxchat.cli.options import ADAPTER_OPTION, KV_BITS_OPTION, MODEL_OPTION, read_request
 from mlxchat.cli.render import (
+    cut,
     format_age,
     format_bytes,
     format_columns,
@@ -19,6 +20,7 @@ from mlxchat.cli.render import (
     format_share,
     format_table,
     one_line,
+    short_model,
 )
 from mlxchat.cli.screen import show_table
 from mlxchat.settings import find_system, load_settings
@@ -88,7 +90,9 @@ def list_(as_json: bool) -> None:
                 ("model", "what", "tokens", "size", "used", "begins"),
                 [
                     (
-                        one_line(row["model"] or "unreadable; prune removes it"),
+                        cut(short_model(row["model"]), 24)
+                        if row["model"]
+                        else "unreadable; prune removes it",
                         row["what"],
                         format_count(row["tokens"]),
                         format_bytes(row["bytes"]),

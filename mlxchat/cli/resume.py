@@ -83,11 +83,11 @@ def find_conversation(
 
 
 def _by_title_or_file(reference: str) -> int | None:
-    """Returns the conversation that a file holds, or that has a title; None where it is neither.
+    """Returns the conversation that a file holds, or that has a title; None for a number.
 
     Raises:
         UsageError: Several have the title.
-        HistoryError: The file holds no conversation, or several.
+        HistoryError: None has, or the file holds no conversation, or several.
     """
     from pathlib import Path
 
@@ -101,7 +101,12 @@ def _by_title_or_file(reference: str) -> int | None:
     if len(found) > 1:
         shown = ", ".join(number for number, _ in found[:5])
         raise UsageError(f"{len(found)} conversations fit {reference!r}; give one of {shown} ...")
-    return int(found[0][0]) if found else None
+    if not found:
+        raise HistoryError(
+            f"there is no conversation {reference!r}, by number, title or file;"
+            " `mlxchat history list` shows them"
+        )
+    return int(found[0][0])
 
 
 def _import_one(path: "Path") -> int:

@@ -9,6 +9,7 @@ What stands before the text that is held to the grammar, such as thinking, is kn
 """
 
 from collections.abc import Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Protocol
 
 import mlx.core as mx
@@ -113,6 +114,8 @@ class Constraint:
 
     def _explain(self) -> MlxchatError:
         why = self._matcher.get_error().split("\n")[0]
+        if why.startswith("NoExtension"):
+            why = "no token of this model spells what must come"
         return MlxchatError(
             f"the answer cannot go on as the {self.name} wants it ({why}); simplify it, or leave"
             " it out"
@@ -177,12 +180,16 @@ class Constraint:
 
 def _expand(bits: bytes, size: int) -> mx.array:
     """Returns bits, the lowest of each byte first, as (size,) bools."""
-    words = mx.array(memoryview(bits).cast("I"))  # type: ignore[arg-type]  # it takes buffers
-    return ((words[:, None] >> mx.arange(32, dtype=mx.uint32)) & 1).reshape(-1)[:size] > 0
+    places = mx.array(memoryview(bits))  # type: ignore[arg-type]  # it takes buffers
+    return _bits_of_bytes()[places].reshape(-1)[:size]
+
+
+@cache
+def _bits_of_bytes() -> mx.array:
+    """Returns the bits of each byte, (256, 8): looking them up takes less than shifting words."""
+    return mx.array([[bool(byte >> bit & 1) for bit in range(8)] for byte in range(256)])
 
 
 def apply_mask(logits: mx.array, mask: mx.array | None) -> mx.array:
     """Takes the tokens that are not allowed out of logits (..., V)."""
-    if mask is None:
-        return logits
-    return mx.where(mask, logits, mx.array(-mx.inf, logits.dtype))
+    return logits if mask is None else mx.where(mask, logits, -mx.inf)
