@@ -61,7 +61,7 @@ def compare(
     ratio: dict[str, float] = {}
     for found in compare_systems(TESTS, *samples):
         name = {"pp": "prefill", "tg": "decode"}[found.name[:2]]
-        name += "_host" if "host" in found.name else ""
+        name += next((f"_{kind}" for kind in ("host", "peak") if kind in found.name), "")
         ratio |= {name: found.ratio, f"{name}_ours": found.ours, f"{name}_peer": found.peer}
         ratio |= {f"{name}_low": found.low, f"{name}_high": found.high}
     for number, name in enumerate(("prefill", "decode")):
