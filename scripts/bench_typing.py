@@ -97,6 +97,7 @@ def bench_first_token(folder: Path, num_tokens: int, rounds: int) -> dict[str, f
     It is typed over 3 s; where the machine cannot read it in that time, more slowly.
     """
     session = open_session(folder, max_tokens=2, sampling=SamplingSettings(temperature=0.0))
+    session.reset()
     seconds: dict[bool, list[float]] = {True: [], False: []}
     ahead, typing_s = 0, TYPING_S
     for number in range(1, 2 * rounds + 2):
