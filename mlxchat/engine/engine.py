@@ -209,7 +209,13 @@ class Engine:
                 check=check,
                 on_first=on_first,
             )
-            return
+        else:
+            yield from self._decode_one_by_one(logits, sampler, max_tokens, check, on_first)
+
+    def _decode_one_by_one(
+        self, logits: Logits, sampler: Sampler, max_tokens: int, check: Check, on_first: OnToken
+    ) -> Generator[int, None, None]:
+        """Decodes as `decode` does, a token a pass."""
         prefix = self.prefix
         token = sampler.sample(logits)
         mx.async_eval(token)  # type: ignore[no-untyped-call]

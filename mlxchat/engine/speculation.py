@@ -258,19 +258,26 @@ class Speculator:
                 continue
             ids = [known, *drafts]
             verdict = text.judge(ids)
-            controller.note_hits(strength, verdict.num_hit, min(verdict.num_hit + 1, len(drafts)))
-            self.stats.drafted += len(drafts)
-            self.stats.accepted += verdict.num_hit
-            for token_id in ids[1 : verdict.num_hit + 1]:
-                drafter.push(token_id)
+            self._note(verdict, drafter, drafts, strength)
             known, is_near = verdict.next_id, verdict.is_near
-            if not is_near:
-                drafter.push(known)
             token = mx.array([known])
             left -= verdict.num_fed
             yield from text.give(ids[: verdict.num_fed])
             seconds = time.perf_counter() - start
             self.stats.saved_s += controller.note_pass(len(drafts), verdict.num_fed, seconds)
+
+    def _note(
+        self, verdict: "_Verdict", drafter: Drafter, drafts: list[int], strength: int
+    ) -> None:
+        """Counts what stood of the drafts, and tells the drafter how the text goes on."""
+        num_hit = verdict.num_hit
+        self.controller.note_hits(strength, num_hit, min(num_hit + 1, len(drafts)))
+        self.stats.drafted += len(drafts)
+        self.stats.accepted += num_hit
+        for token_id in drafts[:num_hit]:
+            drafter.push(token_id)
+        if not verdict.is_near:
+            drafter.push(verdict.next_id)
 
     def _learn(self, drafter: Drafter, token: mx.array) -> int:
         """Waits for the token, and compares it with what was expected."""
