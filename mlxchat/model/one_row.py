@@ -24,6 +24,7 @@ from mlxchat.model.weights import (
     LinearSpec,
     ModelWeights,
     Params,
+    finish_logits,
     multiply_column,
 )
 
@@ -241,10 +242,6 @@ class OneRow:
 
         def unembed(end: list[mx.array], x: mx.array) -> mx.array:
             logits = self._multiply(spec, end[1:], self._norm(x, end[0])).reshape(1, -1)
-            if c.logit_divisor != 1.0:
-                logits = logits / c.logit_divisor
-            if c.final_softcap is not None:
-                logits = mx.tanh(logits / c.final_softcap) * c.final_softcap
-            return logits
+            return finish_logits(c, logits)
 
         return unembed

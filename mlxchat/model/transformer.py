@@ -35,6 +35,7 @@ from mlxchat.model.weights import (
     ModelWeights,
     Params,
     apply_linear,
+    finish_logits,
 )
 from mlxchat.model.window_cache import WindowKV
 
@@ -425,11 +426,7 @@ class Transformer:
 
         def unembed(norm: mx.array, head: Arrays, x: mx.array) -> mx.array:
             logits = apply_linear(spec, head, self._norm(x, norm), self.plan)
-            if c.logit_divisor != 1.0:
-                logits = logits / c.logit_divisor
-            if c.final_softcap is not None:
-                logits = mx.tanh(logits / c.final_softcap) * c.final_softcap
-            return logits
+            return finish_logits(c, logits)
 
         return unembed
 

@@ -96,6 +96,15 @@ def multiply_column(weight: mx.array, column: mx.array, most_weights: int) -> mx
     return y if whole == n_out else mx.concatenate([y, weight[whole:] @ column])
 
 
+def finish_logits(config: ModelConfig, logits: mx.array) -> mx.array:
+    """Scales and caps what the LM head gives, as the family does."""
+    if config.logit_divisor != 1.0:
+        logits = logits / config.logit_divisor
+    if config.final_softcap is not None:
+        logits = mx.tanh(logits / config.final_softcap) * config.final_softcap
+    return logits
+
+
 @dataclass(frozen=True, slots=True)
 class LayerWeights:
     """One block's arrays, for the function before the cache update and the one after it."""
