@@ -220,7 +220,7 @@ def test_markdown_has_llama_bench_columns_and_the_rest():
 @pytest.mark.parametrize("width", [60, 80])
 @pytest.mark.parametrize("systems", [["mlxchat"], ["mlxchat", "mlx-lm"]])
 def test_tables_fit_the_terminal(width, systems):
-    """What is too wide says once what all rows share, and stands in several tables; none is lost."""
+    """What is too wide says once what all rows share, and stands in several tables."""
     note = "a long note about what was shortened, left out, or measured in another way than asked"
     rows = make_report().rows["mlxchat"]
     report = make_report(rows=dict.fromkeys(systems, rows), notes=[note])
