@@ -13,7 +13,8 @@ mx = load_mlx()
 
 from mlxchat.engine.chunking import PrefillChunker  # noqa: E402
 from mlxchat.engine.engine import Engine  # noqa: E402
-from mlxchat.engine.prompt_store import Budget, PromptStore  # noqa: E402
+from mlxchat.engine.prompt_store import PromptStore  # noqa: E402
+from mlxchat.engine.store_budget import Budget  # noqa: E402
 from mlxchat.engine.stored_file import FileWriter  # noqa: E402
 from mlxchat.engine.stored_prefix import MAX_DEPTH, StoredPrefixes, make_key  # noqa: E402
 from mlxchat.model.zoo import ZooModel  # noqa: E402

@@ -20,7 +20,7 @@ import mlx.core as mx
 
 from mlxchat import __version__
 from mlxchat.engine.prefix_cache import PrefixCache
-from mlxchat.engine.prompt_store import MIN_IDS, BrokenChainError, Entry, Match, PromptStore, What
+from mlxchat.engine.prompt_store import BrokenChainError, Match, PromptStore
 from mlxchat.engine.stored_file import (
     FORMAT,
     BadFileError,
@@ -28,6 +28,7 @@ from mlxchat.engine.stored_file import (
     FileWriter,
     TensorShape,
 )
+from mlxchat.engine.stored_name import MIN_IDS, Entry, What
 from mlxchat.model.device import make_device_plan
 from mlxchat.model.kv_cache import Meta
 from mlxchat.model.language_model import LanguageModel
