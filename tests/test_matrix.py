@@ -27,7 +27,7 @@ from mlxchat.model import zoo
 from mlxchat.model.kv_cache import FullKV, RowCache
 from mlxchat.model.state_cache import Opaque, RecurrentState
 from mlxchat.model.window_cache import ChunkedKV, WindowKV
-from mlxchat.model.zoo import validate_architecture
+from mlxchat.model.zoo_loading import validate_architecture
 from mlxchat.settings import KV_BITS
 
 ONE_PER_KIND = [
