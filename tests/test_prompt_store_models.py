@@ -304,7 +304,7 @@ class StopError(Exception):
 
 def test_storing_gives_way_and_goes_on(dense, tmp_path, monkeypatch):
     """Between two pieces the sequence may grow; what is stored is still the prefix."""
-    monkeypatch.setattr("mlxchat.engine.stored_prefix.PIECE_BYTES", 1024)
+    monkeypatch.setattr("mlxchat.engine.stored_layers.PIECE_BYTES", 1024)
     engine, prefixes = open_prefixes(dense, tmp_path)
     ids = make_ids(4, size=VOCAB_SIZE)
     feed(engine, ids[:60], leave=0)
