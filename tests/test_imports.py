@@ -38,10 +38,10 @@ ALLOWED = {
         "model/zoo_float32.py",
         "model/zoo_batch.py",
         "model/loader.py",
-        "model/tokenizer.py",
+        "model/tokenizer_files.py",
         "bench/peer_process.py",
     ),
-    "transformers": ("model/loader.py", "model/tokenizer.py"),
+    "transformers": ("model/loader.py", "model/tokenizer_files.py"),
     "torch": (),
     "llguidance": ("engine/grammar.py", "engine/constraint.py"),
 }
