@@ -21,7 +21,8 @@ from matrix_models import (
     names,
 )
 
-from mlxchat.engine.prefix_cache import Plan, PrefixCache
+from mlxchat.engine.prefix_cache import PrefixCache
+from mlxchat.engine.reuse_plan import Plan
 from mlxchat.errors import ContextFullError, UnsupportedModelError
 from mlxchat.model import zoo
 from mlxchat.model.kv_cache import FullKV, RowCache
