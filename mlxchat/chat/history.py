@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from mlxchat.chat import history_file
+from mlxchat.chat.attached import make_title
 from mlxchat.chat.conversation import Conversation, Node, Origin
 from mlxchat.chat.history_file import transaction, unpack_ids
 from mlxchat.chat.template import Message, Role
@@ -166,7 +167,7 @@ class Stats:
 _SUMMARY = """
     SELECT c.id, c.kind, c.model, c.created_at, c.updated_at, c.title IS NOT NULL AS is_titled,
         coalesce(c.title, (
-            SELECT substr(content, 1, 200) FROM messages
+            SELECT title_of(content) FROM messages
             WHERE conversation = c.id AND role = 'user' ORDER BY id LIMIT 1
         ), '') AS title,
         (SELECT count(*) FROM messages
@@ -469,7 +470,7 @@ def describe(conversation: Conversation, model: str, now: datetime | None) -> Re
         for node in conversation.nodes.values()
     )
     questions = [message.content for message in messages if message.role == "user"]
-    title = questions[0][:200] if questions else ""
+    title = make_title(questions[0]) if questions else ""
     summary = Summary(0, "chat", title, False, model, at, at, len(questions), False)
     head, system = conversation.head, conversation.system
     return Record(summary, head, system, None, now, None, False, messages, ())
