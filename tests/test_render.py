@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlxchat.chat.read_ahead import DraftCost
-from mlxchat.chat.results import CacheUse, LoadProgress, PrefillProgress, Verify
+from mlxchat.chat.results import CacheUse, LoadProgress, PrefillProgress, Speculation, Verify
 from mlxchat.chat.session import ChatOptions
 from mlxchat.cli import render, render_turn, render_views
 
@@ -279,3 +279,18 @@ def test_toolbar_and_stats():
         )
     finally:
         session.close()
+
+
+@pytest.mark.parametrize(
+    ("kind", "forced", "expected"),
+    [
+        ("lookup", 0, "lookup saved 1.5 s (75 % accepted)"),
+        ("lookup", 8, "grammar saved 1.5 s (75 % accepted)"),
+        ("draft", 3, "grammar and draft saved 1.5 s (75 % accepted)"),
+    ],
+)
+def test_what_foresaw_tokens(kind, forced, expected):
+    """The line names the grammar where it left no choice; the JSON names the drafter."""
+    told = Speculation(kind, 8, 6, 1.5, forced)
+    assert render_turn.format_speculation(told) == expected
+    assert told.to_json() == {"kind": kind, "drafted": 8, "accepted": 6}

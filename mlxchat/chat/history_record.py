@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal
 
+from mlxchat.chat.attached import make_title
 from mlxchat.chat.conversation import Conversation, Node, Origin
 from mlxchat.chat.history_file import unpack_ids
 from mlxchat.chat.template import Message, Role
@@ -147,7 +148,7 @@ class Restored:
 SUMMARY = """
     SELECT c.id, c.kind, c.model, c.created_at, c.updated_at, c.title IS NOT NULL AS is_titled,
         coalesce(c.title, (
-            SELECT substr(content, 1, 200) FROM messages
+            SELECT title_of(content) FROM messages
             WHERE conversation = c.id AND role = 'user' ORDER BY id LIMIT 1
         ), '') AS title,
         (SELECT count(*) FROM messages
@@ -285,7 +286,7 @@ def describe(conversation: Conversation, model: str, now: datetime | None) -> Re
         for node in conversation.nodes.values()
     )
     questions = [message.content for message in messages if message.role == "user"]
-    title = questions[0][:200] if questions else ""
+    title = make_title(questions[0]) if questions else ""
     summary = Summary(0, "chat", title, False, model, at, at, len(questions), False)
     head, system = conversation.head, conversation.system
     return Record(summary, head, system, None, now, None, False, messages, ())

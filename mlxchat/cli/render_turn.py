@@ -46,8 +46,8 @@ def format_speculation(speculation: "Speculation") -> str:
     """Returns what was gained by foreseeing tokens: `lookup saved 3.2 s (61 % accepted)`."""
     share = f"({format_share(speculation.accepted / max(speculation.drafted, 1))} accepted)"
     if speculation.saved_s < 0:
-        return f"{speculation.kind} cost {format_seconds(-speculation.saved_s)} {share}"
-    return f"{speculation.kind} saved {format_seconds(speculation.saved_s)} {share}"
+        return f"{speculation.source} cost {format_seconds(-speculation.saved_s)} {share}"
+    return f"{speculation.source} saved {format_seconds(speculation.saved_s)} {share}"
 
 
 CONTEXT_WARNINGS = (0.95, 0.8)  # shares of the context at which the person is told

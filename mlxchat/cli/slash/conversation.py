@@ -117,7 +117,7 @@ def edit(context: Context, argument: str) -> "Start | None":
     if turn is not None and not 1 <= turn <= context.session.num_turns:
         raise UsageError(f"there is no turn {turn}; give 1 to {context.session.num_turns}")
     if not text and context.redraft is not None:
-        from mlxchat.cli.attachments import split_attached
+        from mlxchat.chat.attached import split_attached
 
         attached, own, _ = split_attached(context.session.question_text(turn))
         context.redraft("/edit " if turn is None else f"/edit {turn} ", attached, own)
