@@ -136,18 +136,14 @@ def _is_script(path):
 
 
 def test_module_map():
-    """Every folder and every module is named in the map, alone or with its family."""
+    """Every folder is in the map, and every module in the list of its folder."""
     section = README.split("\n## Module map\n")[1].split("\n## ")[0]
-    for path in (REPOSITORY / "mlxchat").iterdir():
-        if path.is_dir() and (path / "__init__.py").exists():
-            assert f"`mlxchat/{path.name}/`" in section
-    families = re.compile(r"history_|import_|render_|slash/|inspect/")
-    missing = [
-        str(path)
-        for path in sorted((REPOSITORY / "mlxchat").rglob("*.py"))
-        if not path.name.startswith("__")
-        and f"{path.name}`" not in section
-        and not families.search(f"{path.parent.name}/{path.name}")
-        and "builtin" not in path.parts
-    ]
-    assert missing == []
+    package = REPOSITORY / "mlxchat"
+    assert all(f"`{path.name}`" in section for path in package.glob("[a-z]*.py"))
+    for folder in sorted(path.parent for path in package.glob("*/__init__.py")):
+        assert f"`mlxchat/{folder.name}/`" in section
+        listed = section.split(f"\n`{folder.name}/`\n")[1].split("\n\n`")[0]
+        modules = {path.name for path in folder.glob("*.py")} - {"__init__.py"}
+        assert [name for name in sorted(modules) if f"`{name}`" not in listed] == []
+        named = set(re.findall(r"`(\w+\.py)`", listed))
+        assert [name for name in sorted(named) if not list(folder.rglob(name))] == []
