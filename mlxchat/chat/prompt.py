@@ -12,14 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from mlxchat.chat.layout import Field, FieldFinder
-from mlxchat.chat.reasoning import (
-    Markers,
-    ReasoningSplitter,
-    Split,
-    find_markers,
-    is_closed_by,
-    opened_by,
-)
+from mlxchat.chat.reasoning import ReasoningSplitter, Split
+from mlxchat.chat.reasoning_markers import Markers, find_markers, is_closed_by, opened_by
 from mlxchat.chat.splice import SegmentEncoder, Span, count_common_ids
 from mlxchat.chat.template import ChatTemplate, Message
 from mlxchat.engine.token_ids import count_common

@@ -17,7 +17,7 @@ from mlxchat.chat.results import Notice, PrefillProgress
 from mlxchat.chat.template import Message
 from mlxchat.counts import format_count
 from mlxchat.engine.engine import Engine, Logits, reset_peak_memory
-from mlxchat.engine.prefix_cache import Plan
+from mlxchat.engine.reuse_plan import Plan
 from mlxchat.engine.timing import Stopwatch
 from mlxchat.engine.worker import JobContext
 from mlxchat.errors import ContextFullError, TemplateError

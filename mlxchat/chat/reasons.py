@@ -7,7 +7,7 @@ thinking, a stop string, what settling lost) is remembered here from one turn to
 from dataclasses import dataclass
 
 from mlxchat.chat.results import Usage
-from mlxchat.engine.prefix_cache import Plan
+from mlxchat.engine.reuse_plan import Plan
 
 TEMPLATE = "the template"
 

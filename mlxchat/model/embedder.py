@@ -185,7 +185,7 @@ def _load_decoder(
         )
         model, final_norm, width = native, native.final_norm, native.config.d_model
     else:
-        from mlxchat.model.zoo import load_zoo_model, validate_architecture
+        from mlxchat.model.zoo_loading import load_zoo_model, validate_architecture
 
         try:
             validate_architecture(config)

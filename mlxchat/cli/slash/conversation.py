@@ -4,7 +4,7 @@ import contextlib
 from typing import TYPE_CHECKING
 
 from mlxchat.cli.options import MOST_ANSWERS
-from mlxchat.cli.render import format_count, format_tree, one_line
+from mlxchat.cli.render import format_count, one_line
 from mlxchat.cli.resume import conversation_names
 from mlxchat.cli.slash.registry import (
     Context,
@@ -137,6 +137,8 @@ def fork(context: Context, argument: str) -> None:
 @command("tree", "", "Draw the branches of the conversation.")
 def tree(context: Context, argument: str) -> None:
     """Draws the branches."""
+    from mlxchat.cli.render_views import format_tree
+
     need_turns_ever(context.session)
     context.say(format_tree(context.session.tree(), context.width))
 
