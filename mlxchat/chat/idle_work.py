@@ -52,7 +52,9 @@ class IdleWork:
             runner.meter.measure_bandwidth(runner.loaded)
         if not runner.reuses or conversation.head is None:
             return
-        target = runner.renderer.settle_target(runner.messages(conversation))
+        messages = runner.messages(conversation)
+        target = runner.renderer.settle_target(messages)
+        runner.reasons.is_respelled = runner.renderer.respells_last(messages)
         if not target or len(target) >= runner.context_limit:
             return
         runner.ahead.forget()
@@ -96,14 +98,15 @@ class IdleWork:
         if is_empty and not plan.start:  # a conversation of the history goes on
             runner.reasons.note_nothing_stored(cause)
         prefix.apply(plan, keep_branch=keep_branch)
-        if lost > 1:
-            runner.reasons.note_lost(lost, cause)
         runner.pin(plan.start)
         before = len(prefix.token_ids)
         try:
             runner.engine.prefill(target, plan, check=context.check)
         finally:
-            self.num_settled += max(len(prefix.token_ids) - before, 0)
+            num_read = max(len(prefix.token_ids) - before, 0)
+            self.num_settled += num_read
+            if lost > 1:
+                runner.reasons.note_lost(lost, num_read, cause)
 
     def keep_prompts(
         self, conversation: Conversation, context: JobContext, *, whole: bool, owner: str = ""

@@ -86,6 +86,7 @@ def read_prompt(
         request = replace(request, cause=cause)
     messages, prompt, begun = _render(runner, conversation, request)
     token_ids = (*prompt.token_ids, *begun.token_ids)
+    runner.reasons.is_respelled = prompt.is_respelled
     _check_room(runner, len(token_ids))
     logits = runner.ahead.take_logits(token_ids)
     if logits is None:
