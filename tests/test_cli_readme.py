@@ -139,7 +139,7 @@ def test_module_map():
     """Every folder is in the map, and every module in the list of its folder."""
     section = README.split("\n## Module map\n")[1].split("\n## ")[0]
     package = REPOSITORY / "mlxchat"
-    assert all(f"`{path.name}`" in section for path in package.glob("[a-z]*.py"))
+    assert all(f"{path.name}`" in section for path in package.glob("[a-z]*.py"))
     for folder in sorted(path.parent for path in package.glob("*/__init__.py")):
         assert f"`mlxchat/{folder.name}/`" in section
         listed = section.split(f"\n`{folder.name}/`\n")[1].split("\n\n`")[0]
