@@ -150,3 +150,14 @@ def test_module_map():
         assert [name for name in sorted(modules) if f"`{name}`" not in listed] == []
         named = set(re.findall(r"`(\w+\.py)`", listed))
         assert [name for name in sorted(named) if not list(folder.rglob(name))] == []
+
+
+def test_links():
+    """Every link inside the README leads to a heading of it, or to a file of the repository."""
+    text = re.sub(r"^```.*?^```", "", README, flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    anchors = {re.sub(r"[^\w -]", "", name.lower()).replace(" ", "-") for name in headings}
+    links = re.findall(r"\]\(([^)]+)\)", text)
+    assert {link[1:] for link in links if link.startswith("#")} <= anchors
+    for link in links:
+        assert link.startswith(("#", "https://")) or (REPOSITORY / link).is_file()
