@@ -316,6 +316,18 @@ def test_resuming_after_the_window_wrapped(models: dict[str, CountingModel]) -> 
     assert (plan.action, plan.start) == ("restore", 119)
 
 
+def test_a_branch_is_kept_once(feeder: Feeder) -> None:
+    """A branch that is left again, read anew meanwhile, takes the place of what was kept of it."""
+    a, b, prefix = LONG[:100], LONG[:30] + OTHER[:60], feeder.prefix
+    kept: list[Any] = []
+    for _ in range(3):
+        feeder.go(a, marks=(30,))
+        prefix.stashes = [*kept]  # as when something else brought the branch back
+        feeder.go(b, marks=(30,), keep_branch=True)
+        kept, prefix.stashes = prefix.stashes, []
+    assert [(stash.base, stash.token_ids) for stash in kept] == [(30, a)]
+
+
 def test_short_branches_are_not_kept(feeder: Feeder) -> None:
     """What is read again sooner than copied is not stashed; nor is anything without being asked."""
     feeder.go(LONG[: 20 + MIN_STASH_TOKENS - 1], marks=(20,))

@@ -120,7 +120,7 @@ class PrefixCache:
             self._resume(stash)
             self._go_to(plan.start)
         if left is not None:
-            self.stashes.append(left)
+            self._keep(left)
         self._thin()  # last: until here any mark may be the one that is needed
 
     def reset(self) -> None:
@@ -145,7 +145,7 @@ class PrefixCache:
         # Where the new sequence can be brought to, to go on as the old one did.
         base = common if cache.can_rewind(common) else max(marks, default=0)
         if is_kept := keep_branch and len(self.token_ids) - base >= MIN_STASH_TOKENS:
-            self.stashes.append(self._copy_branch(base))
+            self._keep(self._copy_branch(base))
         self.cache, self.token_ids, self.marks = cache, list(token_ids), marks
         if is_kept and len(token_ids) == base:
             self._take_mark()
@@ -210,7 +210,7 @@ class PrefixCache:
         base = len(self.token_ids)
         if len(token_ids) - base >= MIN_STASH_TOKENS:
             self._take_mark()
-            self.stashes.append(self._copy(cache, token_ids, base, {}))
+            self._keep(self._copy(cache, token_ids, base, {}))
             self._thin()
 
     def _copy_branch(self, base: int) -> Stash:
@@ -232,6 +232,13 @@ class PrefixCache:
             marks[len(token_ids)] = cache.snapshot()
         mx.eval([list(held.values()) for held in rows if held])
         return Stash(base, list(token_ids), rows, marks)
+
+    def _keep(self, stash: Stash) -> None:
+        """Adds a stash, in the place of those that hold nothing beyond it."""
+        self.stashes = [
+            old for old in self.stashes if old.base < stash.base or old.token_ids != stash.token_ids
+        ]
+        self.stashes.append(stash)
 
     def _resume(self, stash: Stash) -> None:
         """Appends a stash to the live sequence, which stands at its base."""
