@@ -73,7 +73,7 @@ def test_thinking_that_comes_with_the_answer(monkeypatch):
         ({"text": "\n"}, "The model ended without an answer; /retry asks it again."),
         (
             {"text": "", "reasoning": "hm"},
-            "The model ended after its thinking without an answer; /retry asks it again.",
+            "The model ended with its thinking, without an answer; /retry asks it again.",
         ),
         ({"text": "", "reasoning": "hm", "stop_reason": "token_limit"}, "The token limit came"),
         ({"text": "yes"}, ""),

@@ -313,7 +313,7 @@ class Answers:
                 " more."
             )
         if result.stop_reason == "eos_token" and not has_answer:
-            after = " after its thinking" if result.reasoning else ""
+            after = " with its thinking," if result.reasoning else ""
             self.screen.note(f"The model ended{after} without an answer; /retry asks it again.")
         if result.stop_reason == "context_full":
             self.screen.note(
