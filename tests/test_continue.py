@@ -156,6 +156,27 @@ def test_inside_thinking(open_session: Open, kind: str) -> None:
     session.say("more")
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_thinking_that_was_dropped_comes_back(open_session: Open, kind: str) -> None:
+    """What the next turn has no room for is kept for /continue, until that turn is there."""
+    sampling = biased((END_THINK, -1e9), temperature=0.0)
+    session = open_session(kind, REASONING, sampling=sampling, max_tokens=60, think_budget=40)
+    first = session.say("hello")
+    assert first.reasoning
+    assert (bool(first.text), first.stop_reason) == (True, "token_limit")
+    session.settle()
+    assert session.prefix.stashes
+    second = go_on(session)
+    assert second.usage.prefill_tokens == 1
+    session.settle()
+    assert session.prefix.stashes
+    session.say("more")
+    session.set_options(replace(session.options, sampling=biased((IM_END, 1e9))))
+    session.say("and more")
+    session.settle()
+    assert not session.prefix.stashes
+
+
 SWITCHED = CHATML.replace(
     "assistant\n{% endif %}",
     "assistant\n<think>\n{% if enable_thinking is false %}\n</think>\n\n{% endif %}{% endif %}",

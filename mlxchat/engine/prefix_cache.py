@@ -101,12 +101,15 @@ class PrefixCache:
             return stash.base
         return len(stash.token_ids)
 
-    def apply(self, plan: Plan, *, keep_branch: bool = False) -> None:
+    def apply(self, plan: Plan, *, keep_branch: bool = False) -> Stash | None:
         """Brings the cache to `plan.start` ids.
 
         Args:
             plan: Made by `plan` since the last change.
             keep_branch: Stash what is left behind, since the person may come back.
+
+        Returns:
+            What was stashed.
         """
         stash = self.stashes.pop(plan.stash) if plan.stash is not None else None
         target = stash.base if stash else plan.start
@@ -122,6 +125,7 @@ class PrefixCache:
         if left is not None:
             self._keep(left)
         self._thin()  # last: until here any mark may be the one that is needed
+        return left
 
     def reset(self) -> None:
         """Forgets everything, marks and stashes included."""
@@ -159,6 +163,10 @@ class PrefixCache:
         """Takes a mark at the current position and thins old ones to the budget."""
         self._take_mark()
         self._thin()
+
+    def drop_stash(self, stash: Stash) -> None:
+        """Lets go of a stash that will not be wanted again, if it is still there."""
+        self.stashes = [held for held in self.stashes if held is not stash]
 
     def drop_mark(self, position: int) -> None:
         """Lets go of a mark that will not be wanted again, if it is still there."""
