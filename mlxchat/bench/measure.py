@@ -151,21 +151,25 @@ def measure(system: Measurable, request: Request, emit: Emit) -> None:
     for note in notes:
         emit("note", note)
     too_deep: int | None = None
+    left_out: list[str] = []
     for number, test in enumerate(tests):
+        if too_deep is not None and test.depth >= too_deep:
+            left_out.append(test.name)
+            continue
         try:
-            if too_deep is not None and test.depth >= too_deep:
-                continue  # said once
             _measure_test(system, test, number, request, emit)
         except NotMeasuredError as problem:
             if str(problem):
                 emit("note", f"{test.name} left out: {problem}")
         except OverBudgetError:
             too_deep = test.depth
-            emit(
-                "note",
-                f"depths from {test.depth} on left out: reading so many tokens takes more than"
-                f" {FILL_BUDGETS * request.budget_s:g} s; --budget 0 takes the time",
-            )
+            left_out.append(test.name)
+    if left_out:
+        emit(
+            "note",
+            f"{', '.join(left_out)} left out: reading so many tokens takes more than"
+            f" {FILL_BUDGETS * request.budget_s:g} s; --budget 0 takes the time",
+        )
     emit("facts", system.facts())  # rates once more: what else the machine did may have ended
 
 
