@@ -34,9 +34,9 @@ class RenderedPrompt:
         message_ends: For each message, how many ids at the start do not depend on later
             messages; the last one is the length. Where it is not known exactly, less.
         text: The rendered text.
-        is_respelled: The last answer, which came without thinking, is shown as it was generated, but
-            the tokenizer would not have written it in those ids (held text that begins where it
-            wants a space, for instance).
+        is_respelled: The last answer, which came without thinking, is shown as it was generated,
+            but the tokenizer would not have written it in those ids (held text that begins where
+            it wants a space, for instance).
     """
 
     token_ids: tuple[int, ...]
