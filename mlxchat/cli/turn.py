@@ -316,11 +316,15 @@ class Answers:
         if self._as_json:
             self.screen.line(json.dumps(result.to_json()))
         self.tell_load()
-        if result.stop_reason == "token_limit" and result.reasoning and not result.text.strip():
+        has_answer = bool(result.text.strip())
+        if result.stop_reason == "token_limit" and result.reasoning and not has_answer:
             self.screen.note(
                 "The token limit came before the answer; /continue goes on, --max-tokens allows"
                 " more."
             )
+        if result.stop_reason == "eos_token" and not has_answer:
+            after = " with its thinking," if result.reasoning else ""
+            self.screen.note(f"The model ended{after} without an answer; /retry asks it again.")
         if result.stop_reason == "context_full":
             self.screen.note(
                 "The context is full, so the answer ends here; /compact makes room, then /continue"
