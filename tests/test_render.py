@@ -302,4 +302,4 @@ def test_what_foresaw_tokens(kind, forced, expected):
 def test_what_nothing_was_gained_by_is_not_told(saved_s):
     """Speculation stands in the line after an answer where it saved or cost a millisecond."""
     result = replace(make_result(), speculation=Speculation("lookup", 8, 6, saved_s))
-    assert ("lookup" in render.format_turn_line(result)) is (saved_s == 0.002)
+    assert ("lookup" in render_turn.format_turn_line(result)) is (saved_s == 0.002)
