@@ -9,8 +9,7 @@ import os
 import sys
 from typing import Any
 
-# Processors (of AVX-512) for which it multiplies small matrices as they are, where it copies them
-# first for others; and how many multiplications small are.
+# Processors (of AVX-512) with kernels for small matrices; and how many multiplications small are.
 _CORES_WITH_SMALL_KERNELS = ("SkylakeX", "Cooperlake", "SapphireRapids")
 _SMALL_PRODUCT = 1_000_000
 # Beyond so many threads they copy faster together than one multiplies.
@@ -67,12 +66,17 @@ def openblas_core() -> str:
     return "" if _hook.handle is None else _hook.handle.openblas_get_corename().decode()
 
 
+def has_small_kernels() -> bool:
+    """Whether it multiplies small matrices as they are, where it copies them first for others."""
+    return openblas_core() in _CORES_WITH_SMALL_KERNELS
+
+
 def small_product() -> int:
     """Returns up to how many weights times one row are best multiplied at once; 0 if any number.
 
     Larger matrices are faster part by part (3 times at 2048 x 2048 with two threads, measured).
     """
-    if openblas_core() not in _CORES_WITH_SMALL_KERNELS:
+    if not has_small_kernels():
         return 0
     return _SMALL_PRODUCT if _hook.handle.openblas_get_num_threads() <= _FEW_THREADS else 0
 

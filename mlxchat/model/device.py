@@ -17,7 +17,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mlxchat.errors import BackendError
-from mlxchat.openblas import explain_absence, openblas, openblas_core, small_product
+from mlxchat.openblas import (
+    explain_absence,
+    has_small_kernels,
+    openblas,
+    openblas_core,
+    small_product,
+)
 
 Backend = Literal["metal", "cuda", "cpu"]
 Blas = Literal["accelerate", "openblas", "bundled", "none"]
@@ -40,8 +46,10 @@ class DevicePlan:
         float32: Weights become float32 at load, quantised ones where memory allows.
         fast_kernels: `mx.fast` has kernels of its own (GPU); else norms and rotations are written
             out and compiled, which measured 2 to 3 times faster on the CPU backend.
-        matvec: How one row is multiplied: "row" is x @ W.T; "column" is W @ x (OpenBLAS: up to 4.7x
-            faster at 256 x 1536); "transposed" keeps W.T in memory (reference BLAS: 2.8x faster).
+        matvec: How one row is multiplied: "row" is x @ W.T; "column" is W @ x, for a BLAS that
+            multiplies small matrices as they are; "transposed" keeps W.T in memory, for one that
+            copies them first (OpenBLAS for AVX2: 1.1 to 1.2x faster) or walks through them
+            (reference BLAS: 2.8x).
         memory_bytes: Memory that the backend can use.
         most_weights: A larger matrix times one "column" is multiplied part by part, with so many
             weights at once (see `openblas.small_product`); 0 if in one go.
@@ -135,12 +143,13 @@ def make_device_plan() -> DevicePlan:
     blas: Blas = "accelerate" if sys.platform == "darwin" else "bundled"
     if openblas() is not None:
         blas = "openblas"
+    is_small_fast = blas == "accelerate" or has_small_kernels()
     return DevicePlan(
         backend="cpu",
         blas=blas,
         float32=True,
         fast_kernels=False,
-        matvec="transposed" if blas == "bundled" else "column",
+        matvec="column" if is_small_fast else "transposed",
         memory_bytes=total_memory_bytes(),
         most_weights=small_product(),
     )
