@@ -14,6 +14,8 @@ from mlxchat.engine.engine import KV_TOLERANCE_SHARE  # noqa: E402
 from mlxchat.model import one_row  # noqa: E402
 from mlxchat.model.kv_quantization import make_kv_plan  # noqa: E402
 from mlxchat.model.transformer import Transformer  # noqa: E402
+from mlxchat.model.weights import multiply_few  # noqa: E402
+from mlxchat.openblas import SmallProduct  # noqa: E402
 
 IDS = mx.random.randint(0, 160, (1, 30), key=mx.random.key(5))
 
@@ -21,7 +23,7 @@ IDS = mx.random.randint(0, 160, (1, 30), key=mx.random.key(5))
 def make(folder: Path, name: str, **plan: Any) -> Transformer:
     config = {**SMALL, **FAMILIES[name]}
     save(make_oracle(config), config, folder)
-    settings = {"matvec": "column", "most_weights": 0} | plan
+    settings = {"transposes": False} | plan
     return load(folder, DevicePlan("cpu", "bundled", True, False, memory_bytes=2**33, **settings))
 
 
@@ -37,11 +39,11 @@ def assert_equal_steps(model: Transformer, make_cache: Any, tolerance: float) ->
         assert mx.abs(got - want).max().item() <= tolerance * mx.abs(want).max().item()
 
 
-@pytest.mark.parametrize("matvec", ["column", "transposed"])
+@pytest.mark.parametrize("transposes", [False, True])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_it_gives_the_logits_of_many_rows(name: str, matvec: str, tmp_path: Path) -> None:
+def test_it_gives_the_logits_of_many_rows(name: str, transposes: bool, tmp_path: Path) -> None:
     """Both layouts of the weights, over full caches and windows; only a soft-cap is refused."""
-    model = make(tmp_path, name, matvec=matvec)
+    model = make(tmp_path, name, transposes=transposes)
     assert (model._one_row is None) == (model.config.attn_softcap is not None)
     assert_equal_steps(model, model.make_cache, 1e-5)
 
@@ -49,7 +51,7 @@ def test_it_gives_the_logits_of_many_rows(name: str, matvec: str, tmp_path: Path
 @pytest.mark.parametrize("bits", [8, 4])
 def test_it_reads_quantised_rows(bits: int, tmp_path: Path) -> None:
     """Keys and values may be quantised: rounding moves a value to the next step now and then."""
-    model = make(tmp_path, "qwen3", most_weights=5000)
+    model = make(tmp_path, "qwen3", small=SmallProduct(5000, 64))
     plan = make_kv_plan(model, bits)
     assert_equal_steps(model, lambda: plan.apply(model.make_cache()), KV_TOLERANCE_SHARE[bits])
 
@@ -115,3 +117,17 @@ def test_it_takes_few_operations(tmp_path: Path) -> None:
         mx.export_to_dot(str(tmp_path / "graph.dot"), logits)
         counts.append((tmp_path / "graph.dot").read_text().count("shape=rectangle"))
     assert counts[1] - counts[0] > 10 * SMALL["num_hidden_layers"]
+
+
+@pytest.mark.parametrize("num_rows", [1, 3, 8])
+@pytest.mark.parametrize("n_out", [16, 160, 161, 1031])
+def test_parts_of_a_matrix_are_its_product(n_out: int, num_rows: int) -> None:
+    """Whether the parts are even (160), leave a rest, or one holds all."""
+    keys = mx.random.split(mx.random.key(n_out))
+    x, weight = (
+        mx.random.normal((num_rows, 48), key=keys[0]),
+        mx.random.normal((n_out, 48), key=keys[1]),
+    )
+    got, want = multiply_few(x, weight, SmallProduct(48 * 400, 300)), x @ weight.T
+    assert got.shape == want.shape
+    assert mx.allclose(got, want, atol=1e-4)

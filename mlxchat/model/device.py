@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from mlxchat.errors import BackendError
 from mlxchat.openblas import (
+    SmallProduct,
     explain_absence,
     has_small_kernels,
     openblas,
@@ -46,22 +47,20 @@ class DevicePlan:
         float32: Weights become float32 at load, quantised ones where memory allows.
         fast_kernels: `mx.fast` has kernels of its own (GPU); else norms and rotations are written
             out and compiled, which measured 2 to 3 times faster on the CPU backend.
-        matvec: How one row is multiplied: "row" is x @ W.T; "column" is W @ x, for a BLAS that
-            multiplies small matrices as they are; "transposed" keeps W.T in memory, for one that
-            copies them first (OpenBLAS for AVX2: 1.1 to 1.2x faster) or walks through them
-            (reference BLAS: 2.8x).
+        transposes: Matrices are kept as W.T, for a BLAS that copies them before it multiplies
+            (OpenBLAS for AVX2: one row 1.1 to 1.2x faster) or walks through them (reference: 2.8x).
         memory_bytes: Memory that the backend can use.
-        most_weights: A larger matrix times one "column" is multiplied part by part, with so many
-            weights at once (see `openblas.small_product`); 0 if in one go.
+        small: A few rows are multiplied with larger matrices part by part (`multiply_few`); None if
+            in one go.
     """
 
     backend: Backend
     blas: Blas
     float32: bool
     fast_kernels: bool
-    matvec: Literal["row", "column", "transposed"]
+    transposes: bool
     memory_bytes: int
-    most_weights: int = 0
+    small: SmallProduct | None = None
 
     def can_dequantise(self, num_bytes: int) -> bool:
         """Whether float32 copies of this many bytes fit."""
@@ -139,19 +138,18 @@ def make_device_plan() -> DevicePlan:
         )
         if backend == "metal":
             mx.set_wired_limit(memory)  # keeps weights resident between turns
-        return DevicePlan(backend, "none", False, True, "row", memory)
+        return DevicePlan(backend, "none", False, True, False, memory)
     blas: Blas = "accelerate" if sys.platform == "darwin" else "bundled"
     if openblas() is not None:
         blas = "openblas"
-    is_small_fast = blas == "accelerate" or has_small_kernels()
     return DevicePlan(
         backend="cpu",
         blas=blas,
         float32=True,
         fast_kernels=False,
-        matvec="column" if is_small_fast else "transposed",
+        transposes=not (blas == "accelerate" or has_small_kernels()),
         memory_bytes=total_memory_bytes(),
-        most_weights=small_product(),
+        small=small_product(),
     )
 
 
