@@ -725,7 +725,7 @@ LEFT_OUT = {
     "bitnet": "its matrix product exists as a Metal kernel only",
     "prism_hadamard_qwen35": "takes 2-bit packed weights only; random plain ones do not fit it",
     "olmo": "its module ends the process unless the package ai2-olmo is installed",
-    "phi3small": "refused by zoo.py: mlx-lm's prefill for it sees later tokens",
+    "phi3small": "refused by zoo_loading.py: mlx-lm's prefill for it sees later tokens",
 }
 # Has a config, but its kernels exist for Metal only.
 NEEDS_METAL = frozenset({"muse_spark"})

@@ -8,8 +8,10 @@ import random
 import sys
 from pathlib import Path
 
-from mlxchat.engine.prompt_store import MIN_IDS, BrokenChainError, Budget, PromptStore
+from mlxchat.engine.prompt_store import BrokenChainError, PromptStore
+from mlxchat.engine.store_budget import Budget
 from mlxchat.engine.stored_file import BadFileError, Description, FileWriter, TensorShape
+from mlxchat.engine.stored_name import MIN_IDS
 
 KEY = "0123456789abcdef" * 4
 ROOMY = Budget(max_bytes=1 << 40, disk_share=1.0, min_free_bytes=0)

@@ -18,7 +18,8 @@ from mlxchat.model.loader import load_model, load_native
 from mlxchat.model.quantization import read_quantization
 from mlxchat.model.tables import output_table
 from mlxchat.model.transformer import Transformer
-from mlxchat.model.zoo import ZooModel, load_zoo_model
+from mlxchat.model.zoo import ZooModel
+from mlxchat.model.zoo_loading import load_zoo_model
 
 mx = load_mlx()
 

@@ -4,12 +4,14 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from adapters import write_adapter
 from command_line import CommandLine
 from test_parity import make_oracle
 from tiny import make_tiny_folder
+from tiny_bert import write_encoder
 
 from mlxchat.chat import switching
 from mlxchat.chat.history import History
@@ -214,3 +216,78 @@ def test_measured(model: Path, make_adapter: Callable[..., Path]) -> None:
     options = ("-p", "8", "-n", "4", "-d", "0", "-r", "1", "--against", "mlx-lm")
     table = run("bench", "-m", model, "--adapter", tone, *options)
     assert "tiny+tone" in table
+
+
+def test_looked_into(model: Path, make_adapter: Callable[..., Path]) -> None:
+    """`inspect` and `embed` see the model with its adapter: the option's, else the settings'."""
+    tone = make_adapter("tone", scale=40.0)
+    added = ("-m", model, "--adapter", tone)
+
+    def look(*arguments: object) -> Any:
+        return json.loads(run(*arguments, "--json"))
+
+    def ranks(*options: object) -> Any:
+        return look("inspect", "lens", "hello", "--chat", *options)["layers"][-1]["positions"][-1]
+
+    assert ranks(*added) != ranks("-m", model)
+    first = look("generate", "hello", *added, "--no-think", *GREEDY)["tokens"][0]
+    assert ranks(*added)["top"][0][0] == first
+    plain, changed = look("embed", "hello", "-m", model), look("embed", "hello", *added)
+    assert plain["vectors"] != changed["vectors"]
+    assert "tiny+tone" in run("embed", "hello", *added)
+    assert "tiny+tone" in run("inspect", "walk", "hello", *added)
+    run("config", "set", f'models."{model}".adapter', tone)
+    assert look("embed", "hello", "-m", model) == changed
+    assert look("embed", "hello", "-m", model, "--adapter", "off") == plain
+
+
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_parameters(model: Path, make_adapter: Callable[..., Path], kind: str) -> None:
+    """What an adapter adds is listed apart; whole tensors stand in the place of the model's."""
+    tone = make_adapter("tone", kind=kind)
+    parameters = ("inspect", "parameters", "-m", model, "--json")
+    plain, added = json.loads(run(*parameters)), json.loads(run(*parameters, "--adapter", tone))
+    names = [tensor["name"] for tensor in added["tensors"]]
+    assert len(set(names)) == len(names)
+    if kind == "full":
+        assert added["total_params"] == plain["total_params"]
+        assert added["groups"].keys() == plain["groups"].keys()
+    else:
+        group = added["groups"]["adapter"]
+        assert group["tensors"] == len(names) - len(plain["tensors"]) > 0
+        assert group["params"] == added["total_params"] - plain["total_params"] > 0
+        shown = run("inspect", "parameters", "-m", model, "--adapter", tone)
+        assert "tiny+tone" in shown
+        assert any(row.startswith("adapter ") for row in shown.splitlines())
+
+
+@pytest.mark.parametrize(
+    "command", [("inspect", "lens", "hi"), ("inspect", "parameters"), ("embed", "hi")]
+)
+def test_what_looks_is_refused_alike(
+    command: tuple[str, ...], model: Path, make_adapter: Callable[..., Path], tmp_path: Path
+) -> None:
+    """An adapter that is missing, or is not for the model, is refused as `generate` refuses it."""
+    tone, other = make_adapter("tone"), make_oracle({**read_config(model), "hidden_size": 32})
+    wide = write_adapter(tmp_path / "wide", other)
+    for adapter in (tmp_path / "none", wide):
+        options = ("-m", model, "--adapter", adapter)
+        run("generate", "hi", *options, code=1)
+        wanted = run.stderr
+        run(*command, *options, code=1)
+        assert run.stderr == wanted
+    config = json.loads((tone / "adapter_config.json").read_text())
+    (tone / "adapter_config.json").write_text(json.dumps({**config, "model": "a/b"}))
+    run(*command, "-m", model, "--adapter", tone)
+    if command[-1] != "parameters":
+        assert "adapter tone was trained on a/b; on another model it may say" in run.stderr
+
+
+def test_an_encoder_takes_no_adapter(
+    model: Path, make_adapter: Callable[..., Path], tmp_path: Path
+) -> None:
+    """An adapter beside an encoder is refused with what to do."""
+    encoder, tone = write_encoder(tmp_path / "encoder"), make_adapter("tone")
+    for command in (("embed", "hi"), ("inspect", "attention", "hi")):
+        run(*command, "-m", encoder, "--adapter", tone, code=1)
+        assert "is an encoder, and adapters are for models that chat; leave tone" in run.stderr

@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mlxchat.chat.attached import make_title, split_attached
 from mlxchat.cli.attachments import (
     Attachment,
     Attachments,
     find_references,
     format_own_words,
-    split_attached,
 )
 from mlxchat.cli.files import find_files
 from mlxchat.errors import AttachError
@@ -187,9 +187,9 @@ def test_what_is_attached_is_told_apart(texts, own):
     """What a message is made of is found again, whatever the files hold."""
     files = [Attachment(f"{n}.txt", text, 1) for n, text in enumerate(texts)]
     message = Attachments(pending=files).compose(own, lambda t: None, print, is_literal=True)
-    attached, rest, count = split_attached(message)
-    if split_attached(own)[2] == 0:
-        assert (rest, count) == (own, len(texts))
+    attached, rest, names = split_attached(message)
+    if not split_attached(own)[2]:
+        assert (rest, names) == (own, [file.name for file in files])
     assert attached + rest == message
 
 
@@ -200,6 +200,18 @@ def test_own_words():
     )
     assert format_own_words(message) == "[2 attached] what is it?"
     assert format_own_words("see:\n\n```\nx\n```") == "see: ``` x ```"
+
+
+def test_titles():
+    """A conversation is called by the person's words; without any, by what is attached."""
+    files = [Attachment("a b.py", "x", 1), Attachment("ls", "y", 1, "exit status 0")]
+    compose = Attachments(pending=files).compose
+    assert make_title(compose("why?", lambda t: None, print)) == "why?"
+    assert make_title(compose(" ", lambda t: None, print)) == (
+        "a b.py, Output of `ls` (exit status 0)"
+    )
+    assert make_title("x" * 300) == "x" * 200
+    assert make_title("") == ""
 
 
 def test_estimated_tokens():

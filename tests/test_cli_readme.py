@@ -136,18 +136,28 @@ def _is_script(path):
 
 
 def test_module_map():
-    """Every folder and every module is named in the map, alone or with its family."""
+    """Every folder is in the README's map, every module in its folder's list in mlxchat/."""
     section = README.split("\n## Module map\n")[1].split("\n## ")[0]
-    for path in (REPOSITORY / "mlxchat").iterdir():
-        if path.is_dir() and (path / "__init__.py").exists():
-            assert f"`mlxchat/{path.name}/`" in section
-    families = re.compile(r"history_|import_|render_|slash/|inspect/")
-    missing = [
-        str(path)
-        for path in sorted((REPOSITORY / "mlxchat").rglob("*.py"))
-        if not path.name.startswith("__")
-        and f"{path.name}`" not in section
-        and not families.search(f"{path.parent.name}/{path.name}")
-        and "builtin" not in path.parts
-    ]
-    assert missing == []
+    package = REPOSITORY / "mlxchat"
+    lists = (package / "README.md").read_text().split("\n## ")
+    for path in package.glob("[a-z]*.py"):
+        assert f"{path.name}`" in section
+        assert f"`{path.name}`" in lists[0]
+    for folder in sorted(path.parent for path in package.glob("*/__init__.py")):
+        assert f"`mlxchat/{folder.name}/`" in section
+        (listed,) = (text for text in lists if text.startswith(f"{folder.name}/\n"))
+        modules = {path.name for path in folder.glob("*.py")} - {"__init__.py"}
+        assert [name for name in sorted(modules) if f"`{name}`" not in listed] == []
+        named = set(re.findall(r"`(\w+\.py)`", listed))
+        assert [name for name in sorted(named) if not list(folder.rglob(name))] == []
+
+
+def test_links():
+    """Every link inside the README leads to a heading of it, or to a file of the repository."""
+    text = re.sub(r"^```.*?^```", "", README, flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    anchors = {re.sub(r"[^\w -]", "", name.lower()).replace(" ", "-") for name in headings}
+    links = re.findall(r"\]\(([^)]+)\)", text)
+    assert {link[1:] for link in links if link.startswith("#")} <= anchors
+    for link in links:
+        assert link.startswith(("#", "https://")) or (REPOSITORY / link).is_file()

@@ -106,17 +106,24 @@ def test_the_shorter_answer_stays_in_the_tree(open_session: Open) -> None:
     assert third.text.startswith(first.text)
 
 
+@pytest.mark.parametrize("settles", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_after_a_stop_string(open_session: Open, kind: str) -> None:
-    """It goes on past the string, which is then a part of the answer; the next one ends it."""
+def test_after_a_stop_string(open_session: Open, kind: str, settles: bool) -> None:
+    """It goes on past the string, which is then a part of the answer; the next one ends it.
+
+    What the next turn will begin with was read in idle time; the answer is not read again.
+    """
     whole = open_session(kind, sampling=GREEDY, max_tokens=24).say("hello")
-    stop = whole.text[4:6]
+    stop = whole.text[12:14]
     session = open_session(kind, sampling=GREEDY, max_tokens=24, stop=(stop,))
     first = session.say("hello")
     assert first.stop_reason == "stop_string"
+    if settles:
+        session.settle()
     second = go_on(session)
+    assert second.usage.prefill_tokens <= (len(stop) if settles else len(first.tokens) + 1)
     assert second.text.startswith(first.text + stop)
-    assert whole.text.startswith(second.text[:20])
+    assert whole.text.startswith(second.text[:25])
     assert (stop in second.text[len(first.text + stop) :]) is False
     session.say("more")
 

@@ -14,7 +14,7 @@ from mlxchat.model.device import load_mlx
 mx = load_mlx()
 
 from mlxchat.engine.engine import Engine  # noqa: E402
-from mlxchat.engine.prefix_cache import Plan  # noqa: E402
+from mlxchat.engine.reuse_plan import Plan  # noqa: E402
 from mlxchat.engine.sampling import Sampler, Sampling  # noqa: E402
 from mlxchat.model.kv_cache import RowCache  # noqa: E402
 

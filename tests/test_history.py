@@ -512,6 +512,18 @@ def test_titles(open_session):
     assert not record().summary.is_titled
 
 
+def test_a_title_without_what_is_attached(open_session):
+    """The title is the person's words, also where the message begins with a file."""
+    session = open_session()
+    session.send("notes.md:\n```md\n" + "some notes\n" * 99 + "```\n\nwhat do they say?").result()
+    assert record().summary.title == "what do they say?"
+    with history() as found:
+        assert [summary.title for summary in found.summaries()] == ["what do they say?"]
+        assert {hit.title for hit in history_search.search(found, ["notes"]).hits} == {
+            "what do they say?"
+        }
+
+
 def test_numbers_are_never_used_again(say):
     """The number of a deleted conversation is not given to another."""
     say("one")

@@ -13,8 +13,9 @@ from scripted import ScriptedSession
 
 from mlxchat.chat import history_file
 from mlxchat.chat.export import FORMATS, format_export, to_json
-from mlxchat.chat.history import History, Record
+from mlxchat.chat.history import History
 from mlxchat.chat.history_import import import_file
+from mlxchat.chat.history_record import Record
 from mlxchat.chat.recorder import Recorder
 from mlxchat.chat.session import ChatOptions
 from mlxchat.cli.render import sanitize

@@ -15,7 +15,7 @@ from architectures import make_model as make_zoo_model  # noqa: E402
 from test_parity import FAMILIES, SMALL, load, make_oracle, save  # noqa: E402
 
 from mlxchat.engine.engine import HALF_TOLERANCE_SHARE, Engine  # noqa: E402
-from mlxchat.engine.prefix_cache import Plan  # noqa: E402
+from mlxchat.engine.reuse_plan import Plan  # noqa: E402
 from mlxchat.errors import ContextFullError, UnsupportedModelError, UsageError  # noqa: E402
 from mlxchat.lens.edits import Add, Both, Replace  # noqa: E402
 from mlxchat.lens.trace import Recorder, trace, unembed  # noqa: E402

@@ -21,13 +21,14 @@ from matrix_models import (
     names,
 )
 
-from mlxchat.engine.prefix_cache import Plan, PrefixCache
+from mlxchat.engine.prefix_cache import PrefixCache
+from mlxchat.engine.reuse_plan import Plan
 from mlxchat.errors import ContextFullError, UnsupportedModelError
 from mlxchat.model import zoo
 from mlxchat.model.kv_cache import FullKV, RowCache
 from mlxchat.model.state_cache import Opaque, RecurrentState
 from mlxchat.model.window_cache import ChunkedKV, WindowKV
-from mlxchat.model.zoo import validate_architecture
+from mlxchat.model.zoo_loading import validate_architecture
 from mlxchat.settings import KV_BITS
 
 ONE_PER_KIND = [

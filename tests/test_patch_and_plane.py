@@ -17,7 +17,7 @@ from mlxchat.lens.patchscope import Place, patch_states  # noqa: E402
 from mlxchat.lens.trace import trace  # noqa: E402
 from mlxchat.lens.writing import write_tokens  # noqa: E402
 from mlxchat.model.loader import load_model  # noqa: E402
-from mlxchat.model.zoo import load_zoo_model  # noqa: E402
+from mlxchat.model.zoo_loading import load_zoo_model  # noqa: E402
 
 SOURCE, TARGET = [7, 30, 31, 40, 41], [9, 50, 51, 52]
 

@@ -18,13 +18,11 @@ from mlxchat.engine.chunking import PrefillChunker  # noqa: E402
 from mlxchat.engine.engine import Engine  # noqa: E402
 from mlxchat.engine.prefix_cache import (  # noqa: E402
     MIN_STASH_TOKENS,
-    Held,
-    Plan,
     PrefixCache,
     choose_mark_to_drop,
-    count_common,
-    make_plan,
 )
+from mlxchat.engine.reuse_plan import Held, Plan, make_plan  # noqa: E402
+from mlxchat.engine.token_ids import count_common  # noqa: E402
 from mlxchat.model.kv_cache import RowCache  # noqa: E402
 
 # -- the planner -----------------------------------------------------------------------------------

@@ -15,8 +15,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from stored import KEY, is_right, make_ids, make_store, read, write
 
-from mlxchat.engine.prompt_store import MIN_IDS, BrokenChainError, Budget
+from mlxchat.engine.prompt_store import BrokenChainError
+from mlxchat.engine.store_budget import Budget
 from mlxchat.engine.stored_file import TEMPORARY_PREFIX, BadFileError, FileWriter
+from mlxchat.engine.stored_name import MIN_IDS
 
 IDS = make_ids(0, 100)
 

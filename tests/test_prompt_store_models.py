@@ -13,7 +13,8 @@ mx = load_mlx()
 
 from mlxchat.engine.chunking import PrefillChunker  # noqa: E402
 from mlxchat.engine.engine import Engine  # noqa: E402
-from mlxchat.engine.prompt_store import Budget, PromptStore  # noqa: E402
+from mlxchat.engine.prompt_store import PromptStore  # noqa: E402
+from mlxchat.engine.store_budget import Budget  # noqa: E402
 from mlxchat.engine.stored_file import FileWriter  # noqa: E402
 from mlxchat.engine.stored_prefix import MAX_DEPTH, StoredPrefixes, make_key  # noqa: E402
 from mlxchat.model.zoo import ZooModel  # noqa: E402
@@ -303,7 +304,7 @@ class StopError(Exception):
 
 def test_storing_gives_way_and_goes_on(dense, tmp_path, monkeypatch):
     """Between two pieces the sequence may grow; what is stored is still the prefix."""
-    monkeypatch.setattr("mlxchat.engine.stored_prefix.PIECE_BYTES", 1024)
+    monkeypatch.setattr("mlxchat.engine.stored_layers.PIECE_BYTES", 1024)
     engine, prefixes = open_prefixes(dense, tmp_path)
     ids = make_ids(4, size=VOCAB_SIZE)
     feed(engine, ids[:60], leave=0)

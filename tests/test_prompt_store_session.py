@@ -12,8 +12,9 @@ from stored import ROOMY
 from tiny import CHATML, REASONING, TinySession, make_tiny_folder
 
 from mlxchat import paths
-from mlxchat.engine.prompt_store import MIN_IDS, PromptStore
+from mlxchat.engine.prompt_store import PromptStore
 from mlxchat.engine.stored_file import FileWriter, TensorShape
+from mlxchat.engine.stored_name import MIN_IDS
 
 SYSTEM = "You are the keeper of a small museum by the sea. Answer in short sentences, and be kind."
 

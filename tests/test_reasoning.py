@@ -6,13 +6,8 @@ from hypothesis import strategies as st
 from small_templates import SMALL_TEMPLATES
 from template_fixtures import Example, stand_in
 
-from mlxchat.chat.reasoning import (
-    Markers,
-    ReasoningSplitter,
-    find_markers,
-    is_closed_by,
-    opened_by,
-)
+from mlxchat.chat.reasoning import ReasoningSplitter
+from mlxchat.chat.reasoning_markers import Markers, find_markers, is_closed_by, opened_by
 from mlxchat.chat.template import ChatTemplate
 
 # In `PLAIN` the markers are ordinary text; in `CONTROL` they are special tokens.

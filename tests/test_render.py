@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlxchat.chat.read_ahead import DraftCost
-from mlxchat.chat.results import CacheUse, LoadProgress, PrefillProgress, Verify
+from mlxchat.chat.results import CacheUse, LoadProgress, PrefillProgress, Speculation, Verify
 from mlxchat.chat.session import ChatOptions
-from mlxchat.cli import render
+from mlxchat.cli import render, render_turn, render_views
 
 # What a terminal obeys or what turns the reading direction over.
 FORBIDDEN = {
@@ -123,7 +123,7 @@ def test_format_progress(event, elapsed_s, line):
 
 def test_turn_line():
     """After an answer: tokens, time to first token, rate with its depth, reused and read."""
-    assert render.format_turn_line(make_result()) == (
+    assert render_turn.format_turn_line(make_result()) == (
         "312 tokens · ttft 0.08 s · 54.1 tok/s at depth 2 310 (81 % of bandwidth)"
         " · reused 2 290, read 20"
     )
@@ -131,7 +131,7 @@ def test_turn_line():
 
 def test_an_answer_that_begins_at_once():
     """Where nothing was left to read, the time to the first token keeps its digits."""
-    line = render.format_turn_line(make_result(ttft_s=0.0018))
+    line = render_turn.format_turn_line(make_result(ttft_s=0.0018))
     assert line.startswith("312 tokens · ttft 0.002 s · 54.1 tok/s")
 
 
@@ -143,7 +143,7 @@ def test_turn_line_says_why():
         decode_tok_per_s=None,
         bandwidth_use=None,
     )
-    assert render.format_turn_line(result) == (
+    assert render_turn.format_turn_line(result) == (
         "312 tokens (stopped at the token limit) · ttft 0.08 s · reused 2 290, read 20 (why)"
     )
 
@@ -163,13 +163,13 @@ cache: reused 2 290, read 20"""
 
 def test_timing_report():
     """The report has every phase with its time, tokens and rate, and fits into 80 columns."""
-    assert render.format_timing(make_result()) == TIMING
+    assert render_turn.format_timing(make_result()) == TIMING
     assert max(map(len, TIMING.split("\n")[:-2])) <= 80
 
 
 def test_timing_report_of_an_empty_answer():
     """Missing figures are left out, idle work and the cache's reason are named."""
-    report = render.format_timing(
+    report = render_turn.format_timing(
         make_result(
             decode_tok_per_s=None,
             prefill_tok_per_s=None,
@@ -188,10 +188,10 @@ def test_timing_report_of_an_empty_answer():
 
 def test_verify_line():
     """--verify says plainly whether the tokens are equal."""
-    assert render.format_verify(Verify(True, 1.5e-6, (1, 2, 3))) == (
+    assert render_turn.format_verify(Verify(True, 1.5e-6, (1, 2, 3))) == (
         "verify: tokens equal a from-scratch prefill of 3 tokens, logits differ by at most 1.5e-06"
     )
-    differs = render.format_verify(Verify(False, 2.0, (1,), holds=False))
+    differs = render_turn.format_verify(Verify(False, 2.0, (1,), holds=False))
     assert "DIFFER" in differs
     assert differs.endswith("more than rounding explains")
 
@@ -263,13 +263,13 @@ def test_toolbar_and_stats():
     try:
         assert render.format_toolbar(session, None, "") == "built-in model · loading"
         assert render.format_toolbar(session, "a\x1b", "loading 3") == "a␛ · loading 3"
-        assert render.format_stats(session) == "turns    0\ncontext  0 tokens"
+        assert render_views.format_stats(session) == "turns    0\ncontext  0 tokens"
         session.send("hello").result()
         assert (
             render.format_toolbar(session, None, "")
             == "builtin · 10 of 512 tokens (2 %) ░░░░░░░░ · 54.1 tok/s · 934 MiB · 2 290 cached"
         )
-        assert render.format_stats(session) == (
+        assert render_views.format_stats(session) == (
             "model    builtin (fake, 3.0 M parameters)\n"
             "backend  CPU (fake)\n"
             "weights  3.8 MiB\n"
@@ -279,3 +279,18 @@ def test_toolbar_and_stats():
         )
     finally:
         session.close()
+
+
+@pytest.mark.parametrize(
+    ("kind", "forced", "expected"),
+    [
+        ("lookup", 0, "lookup saved 1.5 s (75 % accepted)"),
+        ("lookup", 8, "grammar saved 1.5 s (75 % accepted)"),
+        ("draft", 3, "grammar and draft saved 1.5 s (75 % accepted)"),
+    ],
+)
+def test_what_foresaw_tokens(kind, forced, expected):
+    """The line names the grammar where it left no choice; the JSON names the drafter."""
+    told = Speculation(kind, 8, 6, 1.5, forced)
+    assert render_turn.format_speculation(told) == expected
+    assert told.to_json() == {"kind": kind, "drafted": 8, "accepted": 6}

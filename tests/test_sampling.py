@@ -16,15 +16,15 @@ from mlxchat.model.device import load_mlx
 
 mx = load_mlx()
 
-from mlxchat.engine import sampling as sampling_module  # noqa: E402
+from mlxchat.engine import truncation  # noqa: E402
 from mlxchat.engine.options import SamplingSettings  # noqa: E402
 from mlxchat.engine.sampling import (  # noqa: E402
     Sampler,
     Sampling,
     resolve_sampling,
     sample_rows,
-    truncated_logprobs,
 )
+from mlxchat.engine.truncation import truncated_logprobs  # noqa: E402
 
 PLAIN = Sampling(temperature=1.0, top_p=1.0)
 # Distances between values are far above float32 rounding, so that borders are not a matter of luck.
@@ -221,7 +221,7 @@ def test_however_few_are_sorted(
     """Ties, padding and any number of halvings keep what the definitions keep."""
     row = [x / 8 for x in logits]
     limits = {"temperature": 0.7, "top_k": 0, "top_p": top_p, "min_p": min_p}
-    monkeypatch.setattr(sampling_module, "_MOST_SORTED", most)
+    monkeypatch.setattr(truncation, "_MOST_SORTED", most)
     if not is_near_border(row, **limits):
         assert kept_by_us(row, **limits) == kept_by_reference(row, **limits)
 

@@ -27,7 +27,7 @@ from mlxchat.lens.steering import SWEEP, make_vector  # noqa: E402
 from mlxchat.lens.trace import trace  # noqa: E402
 from mlxchat.lens.writing import write_tokens  # noqa: E402
 from mlxchat.model.loader import load_model  # noqa: E402
-from mlxchat.model.zoo import load_zoo_model  # noqa: E402
+from mlxchat.model.zoo_loading import load_zoo_model  # noqa: E402
 
 POSITIVE = [[7, 8, 9 + i, 10] for i in range(6)]
 NEGATIVE = [[7, 8, 9 + i, 20 + i, 30] for i in range(6)]

@@ -41,7 +41,7 @@ from tiny import (
 from mlxchat.chat.conversation import Node
 from mlxchat.chat.draft import Typed
 from mlxchat.chat.results import TurnResult
-from mlxchat.engine.prefix_cache import count_common
+from mlxchat.engine.token_ids import count_common
 from mlxchat.engine.worker import Job, JobCancelledError
 from mlxchat.errors import ContextFullError
 

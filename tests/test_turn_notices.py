@@ -1,6 +1,7 @@
 """What a turn says about itself: the reason of its reuse, and notices of switches."""
 
 import re
+from contextlib import closing
 from dataclasses import replace
 
 import pytest
@@ -8,8 +9,11 @@ from tiny import KINDS, REASONING, TinySession, biased, checked, make_tiny_folde
 
 from mlxchat.chat.results import LoadProgress
 from mlxchat.chat.session import ChatOptions, Session
+from mlxchat.engine.grammar import Grammar
+from mlxchat.engine.options import SamplingSettings
 from mlxchat.engine.worker import JobCancelledError
 from mlxchat.errors import CheckpointError, ContextFullError, TemplateError
+from mlxchat.model.hub import resolve_model
 
 NO_SWITCH = "this model's template has no switch to turn thinking off"
 
@@ -64,6 +68,22 @@ def test_a_stop_string_is_named(folder, settles):
     if not settles:
         assert follow.usage.cached_tokens == first.usage.prompt_tokens + at
     session.close()
+
+
+@pytest.mark.parametrize("settles", [False, True])
+def test_the_tokenizer_is_named(settles):
+    """Held text that begins without the space that the tokenizer puts there is encoded anew."""
+    held = Grammar("regex", "[(]Paris, the capital of Fra.*")
+    folder, sampling = resolve_model(None).path, SamplingSettings(temperature=0.0)
+    options = {"sampling": sampling, "max_tokens": 30, "grammar": held, "stop": ("anc",)}
+    with closing(TinySession(folder, **options)) as session:
+        session.say("hello")
+        session.set_options(replace(session.options, grammar=None, stop=()))
+        if settles:
+            session.settle()
+        follow = checked(session, session.send("and now"))
+    moved = r" dropped or moved \d+ ids of the last turn; \d+ were read since\)"
+    assert re.search(rf"\(the tokenizer{moved if settles else ': '}", follow.cache.reason)
 
 
 CHANGES = {

@@ -23,7 +23,9 @@ from architectures import (
 from mlxchat.errors import CheckpointError, UnsupportedModelError
 from mlxchat.model.device import make_device_plan
 from mlxchat.model.sequence_cache import SequenceCache
-from mlxchat.model.zoo import ZooModel, convert_to_float32, load_zoo_model
+from mlxchat.model.zoo import ZooModel
+from mlxchat.model.zoo_float32 import convert_to_float32
+from mlxchat.model.zoo_loading import load_zoo_model
 
 LENGTH, FORK, PIN = 76, 50, 44  # the window of 16 and the chunk of 8 wrap several times
 TOLERANCE = 1e-3

@@ -403,7 +403,7 @@ class OurEngine:
 
     def _store_history(self, depth: int, limit: Limit) -> None:
         """Stores the first `depth` ids, unless they are, and empties the cache."""
-        from mlxchat.engine.prompt_store import MIN_IDS
+        from mlxchat.engine.stored_name import MIN_IDS
 
         if depth < MIN_IDS:
             raise NotMeasuredError(f"less than {MIN_IDS} tokens are not stored")

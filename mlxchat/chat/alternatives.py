@@ -15,7 +15,7 @@ from mlxchat.chat.request import TurnRequest
 from mlxchat.chat.results import Alternatives, BatchProgress, Notice, TurnResult
 from mlxchat.chat.turn import TurnRunner
 from mlxchat.engine.batch import Batch, can_batch
-from mlxchat.engine.prefix_cache import Plan
+from mlxchat.engine.reuse_plan import Plan
 from mlxchat.engine.sampling import Sampler
 from mlxchat.engine.worker import JobContext
 from mlxchat.errors import MemoryShortError

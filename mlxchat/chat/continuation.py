@@ -61,10 +61,7 @@ def begin_again(node: Node, renderer: PromptRenderer, prompt: RenderedPrompt) ->
         prompt: The conversation up to the question.
     """
     message, origin = node.message, node.origin
-    token_ids = origin.token_ids if origin is not None else ()
-    if not token_ids:
-        text = _as_generated(message, renderer, prompt)
-        token_ids = tuple(renderer.tokenizer.encode(text, is_continuation=True))
+    token_ids = begun_ids(node, renderer, prompt)
     splitter = renderer.splitter(prompt)
     for token_id in token_ids:
         splitter.push(token_id)
@@ -74,6 +71,14 @@ def begin_again(node: Node, renderer: PromptRenderer, prompt: RenderedPrompt) ->
         at = answer.find(message.content)
         answer = answer[: max(at, 0) + len(message.content)]
     return Begun(token_ids, split.reasoning or "", answer)
+
+
+def begun_ids(node: Node, renderer: PromptRenderer, prompt: RenderedPrompt) -> tuple[int, ...]:
+    """Returns the ids of an answer as far as it had come; arguments are those of `begin_again`."""
+    if node.origin is not None and node.origin.token_ids:
+        return node.origin.token_ids
+    text = _as_generated(node.message, renderer, prompt)
+    return tuple(renderer.tokenizer.encode(text, is_continuation=True))
 
 
 def _as_generated(message: Message, renderer: PromptRenderer, prompt: RenderedPrompt) -> str:

@@ -49,7 +49,7 @@ def report_speculation(speculator: Speculator | None) -> Speculation | None:
     if speculator is None:
         return None
     stats = speculator.stats
-    return Speculation(stats.kind, stats.drafted, stats.accepted, stats.saved_s)
+    return Speculation(stats.kind, stats.drafted, stats.accepted, stats.saved_s, stats.forced)
 
 
 def load_draft_model(

@@ -123,6 +123,8 @@ def embed(
     passages: Sequence[Passage],
     options: EmbedOptions,
     context: "JobContext",
+    *,
+    adapter: str | None = None,
 ) -> Embedded:
     """Loads a model and embeds texts; on the worker thread.
 
@@ -131,6 +133,7 @@ def embed(
         passages: Texts, and whole files that are still to be cut.
         options: How.
         context: The job's; gets `LoadProgress` and `PrefillProgress`.
+        adapter: A folder that changes the model's weights.
 
     Raises:
         UsageError: An option does not suit the model, or there is nothing to embed.
@@ -141,8 +144,13 @@ def embed(
     load_mlx()
     from mlxchat.engine import vectors as v
 
-    folder, embedder = _load(name, context)
+    folder, embedder = _load(name, adapter, context)
     hints = _hint_at_prefixes(folder.name, embedder, options)
+    shown, added = "builtin" if folder.is_builtin else folder.name, embedder.adapter
+    if added is not None:
+        from mlxchat.chat.loading import adapter_notices
+
+        shown, hints = f"{shown}+{added.name}", [*hints, *adapter_notices(added, folder)]
     options = _follow_model(embedder, options)
     pieces = list(_cut(passages, options, embedder))
     if not pieces:
@@ -160,7 +168,7 @@ def embed(
     hits, likeness = _compare(pieces, made, asked, options)
     assert options.pooling is not None
     return Embedded(
-        model="builtin" if folder.is_builtin else folder.name,
+        model=shown,
         passages=tuple(pieces),
         num_tokens=tuple(len(one) for one, _ in ids),
         vectors=made,
@@ -180,7 +188,9 @@ def embed(
     )
 
 
-def _load(name: str | None, context: "JobContext") -> "tuple[ModelFolder, Embedder]":
+def _load(
+    name: str | None, adapter: str | None, context: "JobContext"
+) -> "tuple[ModelFolder, Embedder]":
     """Finds, fetches and loads the model."""
     from mlxchat.model.embedder import load_embedder
     from mlxchat.model.hub import resolve_model
@@ -193,6 +203,7 @@ def _load(name: str | None, context: "JobContext") -> "tuple[ModelFolder, Embedd
     return folder, load_embedder(
         folder.path,
         lambda _, done, total: context.progress(LoadProgress("load", done, total)),
+        adapter=adapter,
     )
 
 

@@ -12,7 +12,7 @@ from datetime import datetime
 from html import escape
 from typing import Any, Literal
 
-from mlxchat.chat.history import MessageRecord, Record, TurnRecord
+from mlxchat.chat.history_record import MessageRecord, Record, TurnRecord
 from mlxchat.counts import format_ttft
 
 Format = Literal["md", "json", "jsonl", "html"]

@@ -1,150 +1,33 @@
-"""What was said, found again: lists, whole conversations, search, deletion.
+"""What was said, found again: lists, counts, whole conversations, deletion.
 
-Reads and tidies the tables of `history_file.py`; live turns are written by `recorder.py`, files for
-people by `export.py`. A conversation that is restored renders to the very ids it had: the generated
-ids, the template's date and the switches are stored with it.
+Reads and tidies the tables of `history_file.py`; what is kept of one conversation is
+`history_record.py`'s. Live turns are written by `recorder.py`, files for people by `export.py`.
 """
 
 import json
 import os
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from datetime import datetime
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from mlxchat.chat import history_file
-from mlxchat.chat.conversation import Conversation, Node, Origin
-from mlxchat.chat.history_file import transaction, unpack_ids
-from mlxchat.chat.template import Message, Role
+from mlxchat.chat.history_file import transaction
+from mlxchat.chat.history_record import (
+    SUMMARY,
+    Record,
+    Restored,
+    Summary,
+    make_summary,
+    read_record,
+    restore_record,
+)
 from mlxchat.errors import HistoryError
 
 if TYPE_CHECKING:
     import sqlite3
 
 T = TypeVar("T")
-State = Literal["kept", "partial", "dropped"]
-_UNKNOWN = Origin()
-
-
-@dataclass(frozen=True, slots=True)
-class Summary:
-    """One conversation in a list.
-
-    Attributes:
-        title: As the person named it, else the first question.
-        num_questions: On all branches.
-        is_partial: An answer in it was never finished.
-    """
-
-    id: int
-    kind: str
-    title: str
-    is_titled: bool
-    model: str | None
-    created_at: float
-    updated_at: float
-    num_questions: int
-    is_partial: bool
-
-
-@dataclass(frozen=True, slots=True)
-class MessageRecord:
-    """One stored message."""
-
-    id: int
-    parent: int | None
-    role: Role
-    state: State
-    content: str
-    reasoning: str | None
-    inline: str | None
-    content_ids: tuple[int, ...] | None
-    reasoning_ids: tuple[int, ...] | None
-    created_at: float
-    origin: Origin = _UNKNOWN
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether nothing of it was ever shown."""
-        return not self.content and not self.reasoning
-
-    def to_message(self, *, with_ids: bool = True) -> Message:
-        """Returns it as a conversation holds it."""
-        message = Message(self.role, self.content, self.reasoning, inline=self.inline)
-        if not with_ids:
-            return message
-        return replace(message, content_ids=self.content_ids, reasoning_ids=self.reasoning_ids)
-
-
-@dataclass(frozen=True, slots=True)
-class TurnRecord:
-    """One stored turn: which question and answer, with what, and what came of it.
-
-    Attributes:
-        result: The JSON contract's object; None for a turn that did not end well.
-    """
-
-    id: int
-    question: int | None
-    answer: int
-    state: Literal["running", "done", "dropped", "failed"]
-    model: str | None
-    commit: str | None
-    fingerprint: str | None
-    settings: dict[str, Any]
-    result: dict[str, Any] | None
-    error: str | None
-    started_at: float
-    ended_at: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """All that is stored of one conversation; messages and turns in the order of arrival."""
-
-    summary: Summary
-    head: int | None
-    system: str | None
-    system_id: int | None
-    template_now: datetime | None
-    think: bool | None
-    keep_thinking: bool
-    messages: tuple[MessageRecord, ...]
-    turns: tuple[TurnRecord, ...]
-
-    @property
-    def adapter(self) -> str | None:
-        """The adapter of the model that was asked last."""
-        path = self.turns[-1].settings.get("adapter") if self.turns else None
-        return path if isinstance(path, str) else None
-
-    def path(self) -> list[MessageRecord]:
-        """Returns the messages from the first to the head, unanswered and empty ones included."""
-        by_id = {message.id: message for message in self.messages}
-        path, at = [], self.head
-        while at is not None and at in by_id:
-            path.append(by_id[at])
-            at = by_id[at].parent
-        return path[::-1]
-
-
-@dataclass(frozen=True, slots=True)
-class Restored:
-    """A conversation ready to go on.
-
-    Attributes:
-        rows: The database's number of each message, by its number in the tree.
-        partial: Answers that were never finished.
-        unanswered: The question that the head stands before, because no answer to it was shown.
-    """
-
-    record: Record
-    conversation: Conversation
-    rows: dict[int, int]
-    partial: frozenset[int] = frozenset()
-    unanswered: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,19 +44,6 @@ class Stats:
     oldest_at: float | None = None
     newest_at: float | None = None
     turns_by_model: dict[str, int] = field(default_factory=dict)
-
-
-_SUMMARY = """
-    SELECT c.id, c.kind, c.model, c.created_at, c.updated_at, c.title IS NOT NULL AS is_titled,
-        coalesce(c.title, (
-            SELECT substr(content, 1, 200) FROM messages
-            WHERE conversation = c.id AND role = 'user' ORDER BY id LIMIT 1
-        ), '') AS title,
-        (SELECT count(*) FROM messages
-            WHERE conversation = c.id AND role = 'user' AND state = 'kept') AS num_questions,
-        EXISTS (SELECT 1 FROM messages
-            WHERE conversation = c.id AND state = 'partial') AS is_partial
-    FROM conversations c"""
 
 
 class History:
@@ -207,9 +77,9 @@ class History:
     def summaries(self, limit: int | None = None, kind: str | None = None) -> list[Summary]:
         """Returns the conversations, the one with the newest turn first."""
         where = "" if kind is None else "WHERE kind = ?"
-        sql = f"{_SUMMARY} {where} ORDER BY c.activity DESC LIMIT ?"
+        sql = f"{SUMMARY} {where} ORDER BY c.activity DESC LIMIT ?"
         values = [*([] if kind is None else [kind]), -1 if limit is None else limit]
-        return [_summary(row) for row in self._rows(sql, *values)]
+        return [make_summary(row) for row in self._rows(sql, *values)]
 
     def find(self, reference: str) -> int:
         """Returns the number of the conversation that a person named.
@@ -283,102 +153,11 @@ class History:
 
     def record(self, number: int) -> Record:
         """Reads all that is stored of a conversation."""
-        summary = self._rows(f"{_SUMMARY} WHERE c.id = ?", number)
-        if not summary:
-            raise HistoryError(f"there is no conversation {number}; it was deleted")
-        row = self._rows("SELECT * FROM conversations WHERE id = ?", number)[0]
-        messages = self._messages(number)
-        texts = {message.id: message.content for message in messages}
-        now = row["template_now"]
-        return Record(
-            _summary(summary[0]),
-            row["head"],
-            texts.get(row["system"]),
-            row["system"],
-            None if now is None else datetime.fromisoformat(now),
-            None if row["think"] is None else bool(row["think"]),
-            bool(row["keep_thinking"]),
-            tuple(message for message in messages if message.role != "system"),
-            tuple(self._turns(number, {message.id: message for message in messages})),
-        )
-
-    def _messages(self, number: int) -> list[MessageRecord]:
-        said: dict[tuple[int, str], str] = {}
-        for row in self._rows(
-            "SELECT * FROM deltas WHERE message IN (SELECT id FROM messages WHERE conversation = ?)"
-            " ORDER BY id",
-            number,
-        ):
-            key = (row["message"], row["kind"])
-            said[key] = said.get(key, "") + row["text"]
-        found = []
-        for row in self._rows("SELECT * FROM messages WHERE conversation = ? ORDER BY id", number):
-            reasoning = (row["reasoning"] or "") + said.get((row["id"], "reasoning"), "")
-            found.append(
-                MessageRecord(
-                    row["id"],
-                    row["parent"],
-                    row["role"],
-                    row["state"],
-                    row["content"] + said.get((row["id"], "answer"), ""),
-                    reasoning if reasoning or row["reasoning"] is not None else None,
-                    row["inline"],
-                    unpack_ids(row["content_ids"]),
-                    unpack_ids(row["reasoning_ids"]),
-                    row["created_at"],
-                    Origin(
-                        row["fingerprint"],
-                        row["stop_reason"],
-                        unpack_ids(row["generated_ids"]) or (),
-                    ),
-                )
-            )
-        return found
-
-    def _turns(self, number: int, messages: dict[int, MessageRecord]) -> list[TurnRecord]:
-        return [
-            TurnRecord(
-                row["id"],
-                row["question"],
-                row["answer"],
-                row["state"],
-                row["model"],
-                row["model_commit"],
-                row["fingerprint"],
-                json.loads(row["settings"]),
-                _whole_result(row, messages.get(row["answer"])),
-                row["error"],
-                row["started_at"],
-                row["ended_at"],
-            )
-            for row in self._rows("SELECT * FROM turns WHERE conversation = ? ORDER BY id", number)
-        ]
+        return read_record(self._rows, number)
 
     def restore(self, number: int) -> Restored:
         """Reads a conversation so that it can go on where it was left."""
-        record = self.record(number)
-        usable = [m for m in record.messages if m.state != "dropped" and not m.is_empty]
-        nodes = {message.id: index for index, message in enumerate(usable, start=1)}
-        conversation = Conversation(record.system)
-        turns = {turn.answer: turn for turn in record.turns}
-        for message in usable:
-            parent = nodes.get(message.parent) if message.parent is not None else None
-            origin = _origin(message, turns.get(message.id))
-            node = Node(nodes[message.id], parent, message.to_message(), origin)
-            conversation.nodes[node.id] = node
-        path = [nodes[message.id] for message in record.path() if message.id in nodes]
-        conversation.head = path[-1] if path else None
-        unanswered = None
-        if path and conversation.nodes[path[-1]].message.role == "user":
-            unanswered = path[-1]  # a question without an answer is no place to ask the next one
-            conversation.head = conversation.nodes[unanswered].parent
-        return Restored(
-            record,
-            conversation,
-            {node: message for message, node in nodes.items()},
-            frozenset(nodes[message.id] for message in usable if message.state == "partial"),
-            unanswered,
-        )
+        return restore_record(self.record(number))
 
     # -- changes -----------------------------------------------------------------------------------
 
@@ -447,64 +226,3 @@ def open_history(path: Path | None = None) -> History | None:
     """
     place = path or history_file.history_path()
     return History(place) if os.path.exists(place) else None
-
-
-def describe(conversation: Conversation, model: str, now: datetime | None) -> Record:
-    """Returns the record of a conversation that is not stored; its number is 0."""
-    at = time.time()
-    messages = tuple(
-        MessageRecord(
-            node.id,
-            node.parent,
-            node.message.role,
-            "kept",
-            node.message.content,
-            node.message.reasoning,
-            node.message.inline,
-            node.message.content_ids,
-            node.message.reasoning_ids,
-            at,
-            node.origin or Origin(),
-        )
-        for node in conversation.nodes.values()
-    )
-    questions = [message.content for message in messages if message.role == "user"]
-    title = questions[0][:200] if questions else ""
-    summary = Summary(0, "chat", title, False, model, at, at, len(questions), False)
-    head, system = conversation.head, conversation.system
-    return Record(summary, head, system, None, now, None, False, messages, ())
-
-
-def _summary(row: "sqlite3.Row") -> Summary:
-    names = [name for name in Summary.__slots__ if name not in ("is_titled", "is_partial")]
-    return Summary(
-        **{name: row[name] for name in names},
-        is_titled=bool(row["is_titled"]),
-        is_partial=bool(row["is_partial"]),
-    )
-
-
-def _origin(message: MessageRecord, turn: TurnRecord | None) -> Origin | None:
-    """Returns how an answer came about, as its own row or, in older histories, its turn says."""
-    if message.role != "assistant":
-        return None
-    origin = message.origin
-    if message.state == "partial":  # the program ended before it did
-        return replace(origin, stop_reason="user_cancelled")
-    if turn is None:
-        return origin
-    fingerprint = origin.fingerprint or turn.fingerprint
-    if origin.stop_reason is not None or turn.result is None:
-        return replace(origin, fingerprint=fingerprint)
-    token_ids = tuple(turn.result["tokens"]) if message.content_ids is not None else ()
-    return Origin(fingerprint, turn.result.get("stop_reason"), token_ids)
-
-
-def _whole_result(row: "sqlite3.Row", answer: MessageRecord | None) -> dict[str, Any] | None:
-    """Puts back what a stored result leaves out because it is stored with the answer."""
-    if row["result"] is None or answer is None:
-        return None
-    result: dict[str, Any] = json.loads(row["result"])
-    ids = unpack_ids(row["tokens"]) or ()
-    whole = {"text": answer.content, "reasoning": answer.reasoning, "tokens": list(ids)}
-    return {**result, **whole}

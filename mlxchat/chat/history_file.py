@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from mlxchat import paths
+from mlxchat.chat.attached import make_title
 from mlxchat.errors import HistoryError
 
 if TYPE_CHECKING:
@@ -121,6 +122,7 @@ def open_history_file(path: Path) -> "sqlite3.Connection":
     db = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
     try:
         db.row_factory = sqlite3.Row
+        _add_functions(db)
         _use_wal(db)
         # What is deleted is overwritten; on a Mac, "synced" shall mean "survives a power cut".
         for pragma in ("synchronous = NORMAL", "foreign_keys = ON", "secure_delete = ON"):
@@ -131,6 +133,11 @@ def open_history_file(path: Path) -> "sqlite3.Connection":
         db.close()
         raise
     return db
+
+
+def _add_functions(db: "sqlite3.Connection") -> None:
+    """Makes known to SQL what a conversation without a title is called."""
+    db.create_function("title_of", 1, make_title, deterministic=True)
 
 
 def open_for_reading(path: Path) -> "sqlite3.Connection":
@@ -155,6 +162,7 @@ def open_for_reading(path: Path) -> "sqlite3.Connection":
     try:
         db = sqlite3.connect(f"{path.absolute().as_uri()}?{mode}", uri=True, isolation_level=None)
         db.row_factory = sqlite3.Row
+        _add_functions(db)
         _check_version(db, path)
     except sqlite3.Error as error:
         raise explain(error, path) from None

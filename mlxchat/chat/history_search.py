@@ -126,7 +126,7 @@ def _fold(db: "sqlite3.Connection") -> None:
 
 
 _TITLE = """coalesce(c.title, (
-    SELECT substr(content, 1, 200) FROM messages
+    SELECT title_of(content) FROM messages
     WHERE conversation = c.id AND role = 'user' ORDER BY id LIMIT 1), '') AS title"""
 
 

@@ -5,8 +5,11 @@ Runs on the worker thread, and gives way within one chunk.
 
 from typing import TYPE_CHECKING
 
+from mlxchat.chat.continuation import CUT_OFF, begun_ids
 from mlxchat.chat.conversation import Conversation
+from mlxchat.engine.token_ids import count_common
 from mlxchat.engine.worker import JobCancelledError, JobContext
+from mlxchat.errors import TemplateError
 
 if TYPE_CHECKING:
     from mlxchat.chat.turn import TurnRunner
@@ -49,34 +52,61 @@ class IdleWork:
             runner.meter.measure_bandwidth(runner.loaded)
         if not runner.reuses or conversation.head is None:
             return
-        target = runner.renderer.settle_target(runner.messages(conversation))
+        messages = runner.messages(conversation)
+        target = runner.renderer.settle_target(messages)
+        runner.reasons.is_respelled = runner.renderer.respells_last(messages)
         if not target or len(target) >= runner.context_limit:
             return
         runner.ahead.forget()
         try:
             context.check()
-            self._settle(target, context, keep_branch, cause)
+            marks = len(target), *self._find_continuation(conversation, target)
+            self._settle(target, marks, context, keep_branch, cause)
         except JobCancelledError:
             return
 
+    def _find_continuation(
+        self, conversation: Conversation, target: tuple[int, ...]
+    ) -> tuple[int, ...]:
+        """Returns where /continue will leave the ids of the next turn, if it goes on from there.
+
+        A stop string is in the ids that it goes on with, and not in those of the next turn.
+        """
+        runner, node = self._runner, conversation.nodes[conversation.head or 0]
+        is_cut = node.origin is not None and node.origin.stop_reason in CUT_OFF
+        if not is_cut or runner.engine.prefix.is_trimmable:
+            return ()
+        try:
+            prompt = runner.renderer.render_ids(runner.messages(conversation)[:-1])
+        except TemplateError:
+            return ()
+        whole = (*prompt.token_ids, *begun_ids(node, runner.renderer, prompt))
+        return (min(count_common(target, whole), len(whole) - 1),)
+
     def _settle(
-        self, target: tuple[int, ...], context: JobContext, keep_branch: bool, cause: str
+        self,
+        target: tuple[int, ...],
+        marks: tuple[int, ...],
+        context: JobContext,
+        keep_branch: bool,
+        cause: str,
     ) -> None:
         runner, prefix = self._runner, self._runner.engine.prefix
-        plan = prefix.plan(target, marks=(len(target),), leave=0)
+        plan = prefix.plan(target, marks=marks, leave=0)
         is_empty, lost = not plan.num_held, plan.num_held - plan.start
         plan = runner.keeping.restore(target, plan, context.check, leave=0, keep_branch=keep_branch)
         if is_empty and not plan.start:  # a conversation of the history goes on
             runner.reasons.note_nothing_stored(cause)
         prefix.apply(plan, keep_branch=keep_branch)
-        if lost > 1:
-            runner.reasons.note_lost(lost, cause)
         runner.pin(plan.start)
         before = len(prefix.token_ids)
         try:
             runner.engine.prefill(target, plan, check=context.check)
         finally:
-            self.num_settled += max(len(prefix.token_ids) - before, 0)
+            num_read = max(len(prefix.token_ids) - before, 0)
+            self.num_settled += num_read
+            if lost > 1:
+                runner.reasons.note_lost(lost, num_read, cause)
 
     def keep_prompts(
         self, conversation: Conversation, context: JobContext, *, whole: bool, owner: str = ""

@@ -25,7 +25,7 @@ from mlxchat.chat.turn import TurnRunner
 from mlxchat.engine.batch import copy_live
 from mlxchat.engine.batch_prefill import can_read_together, choose_prompts, read_together
 from mlxchat.engine.engine import Logits, reset_peak_memory
-from mlxchat.engine.prefix_cache import Plan
+from mlxchat.engine.reuse_plan import Plan
 from mlxchat.engine.timing import Stopwatch
 from mlxchat.engine.token_ids import count_common
 from mlxchat.engine.worker import JobCancelledError, JobContext

@@ -87,7 +87,7 @@ def load_folder(
         notices=(
             *info.notices,
             *_context_notices(options, info),
-            *([] if adapter is None else _adapter_notices(adapter, folder)),
+            *([] if adapter is None else adapter_notices(adapter, folder)),
             *filter(None, [runner.engine.kv_notice, runner.foresight.explain_off(options)]),
             *runner.template_notices(),
         ),
@@ -104,7 +104,7 @@ def name_to_reopen(folder: ModelFolder) -> str:
     return str(folder.path) if is_local else folder.name
 
 
-def _adapter_notices(adapter: Adapter, folder: ModelFolder) -> list[str]:
+def adapter_notices(adapter: Adapter, folder: ModelFolder) -> list[str]:
     """Says what an adapter was trained on, where that has another name than the model."""
     base = adapter.base
     if base is None or Path(base).name.lower() == Path(folder.name).name.lower():

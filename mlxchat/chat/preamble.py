@@ -9,7 +9,8 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from mlxchat.chat.prompt import RenderedPrompt
-from mlxchat.chat.reasoning import ReasoningSplitter, is_closed_by
+from mlxchat.chat.reasoning import ReasoningSplitter
+from mlxchat.chat.reasoning_markers import is_closed_by
 from mlxchat.engine.constraint import Constraint
 from mlxchat.engine.grammar import Grammar, TokenTable
 from mlxchat.errors import MlxchatError

@@ -12,14 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from mlxchat.chat.layout import Field, FieldFinder
-from mlxchat.chat.reasoning import (
-    Markers,
-    ReasoningSplitter,
-    Split,
-    find_markers,
-    is_closed_by,
-    opened_by,
-)
+from mlxchat.chat.reasoning import ReasoningSplitter, Split
+from mlxchat.chat.reasoning_markers import Markers, find_markers, is_closed_by, opened_by
 from mlxchat.chat.splice import SegmentEncoder, Span, count_common_ids
 from mlxchat.chat.template import ChatTemplate, Message
 from mlxchat.engine.token_ids import count_common
@@ -40,11 +34,14 @@ class RenderedPrompt:
         message_ends: For each message, how many ids at the start do not depend on later
             messages; the last one is the length. Where it is not known exactly, less.
         text: The rendered text.
+        is_respelled: The last answer is shown as it was generated, but the tokenizer would not have
+            written it in those ids (held text that begins where it wants a space, for instance).
     """
 
     token_ids: tuple[int, ...]
     message_ends: tuple[int, ...]
     text: str
+    is_respelled: bool = False
 
 
 class PromptRenderer:
@@ -117,7 +114,10 @@ class PromptRenderer:
         """Encode a text with the ids of its fields in their places."""
         token_ids: list[int] = []
         ends = [0] * len(messages)
-        for segment in self._encoder.encode(text, spans):
+        segments = self._encoder.encode(text, spans)
+        unfit = {span.owner for span in spans} - {segment.owner for segment in segments}
+        last = max((fields[span.owner].message for span in spans), default=0)
+        for segment in segments:
             if segment.owner >= 0:
                 message = fields[segment.owner].message
                 if message and not ends[message - 1]:
@@ -129,7 +129,8 @@ class PromptRenderer:
         ends[-1] = len(token_ids)
         for index in range(1, len(ends)):
             ends[index] = max(ends[index], ends[index - 1])
-        return RenderedPrompt(tuple(token_ids), tuple(ends), text)
+        is_respelled = any(fields[owner].message == last for owner in unfit)
+        return RenderedPrompt(tuple(token_ids), tuple(ends), text, is_respelled)
 
     def _system_end(self, system: Message, token_ids: tuple[int, ...]) -> int:
         """How many ids the system text alone decides."""
@@ -208,6 +209,13 @@ class PromptRenderer:
                 return ()
             common = token_ids if common is None else common[: count_common(common, token_ids)]
         return self._without_blank(common or ())
+
+    def respells_last(self, messages: Sequence[Message]) -> bool:
+        """Whether the next prompt has other ids for the last answer (see `RenderedPrompt`)."""
+        try:
+            return self.render_ids([*messages, Message("user", NEXT_QUESTIONS[-1])]).is_respelled
+        except TemplateError:
+            return False
 
     def draft_target(
         self, messages: Sequence[Message], draft: str, stable: str

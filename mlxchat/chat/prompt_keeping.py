@@ -8,8 +8,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from mlxchat.chat.template import Message
-from mlxchat.engine.prefix_cache import Plan, PrefixCache
-from mlxchat.engine.prompt_store import MIN_IDS, Budget, PromptStore, What, make_label
+from mlxchat.engine.prefix_cache import PrefixCache
+from mlxchat.engine.prompt_store import PromptStore, make_label
+from mlxchat.engine.reuse_plan import Plan
+from mlxchat.engine.store_budget import Budget
+from mlxchat.engine.stored_name import MIN_IDS, What
 from mlxchat.engine.stored_prefix import StoredPrefixes, make_key
 from mlxchat.engine.token_ids import count_common
 from mlxchat.model.loader import LoadedModel

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from mlxchat.chat.template import Message
     from mlxchat.chat.turn import TurnRunner
     from mlxchat.engine.engine import Logits
-    from mlxchat.engine.prefix_cache import Plan
+    from mlxchat.engine.reuse_plan import Plan
 
 
 class ReadAhead:

@@ -17,7 +17,7 @@ from mlxchat.chat.results import Notice, PrefillProgress
 from mlxchat.chat.template import Message
 from mlxchat.counts import format_count
 from mlxchat.engine.engine import Engine, Logits, reset_peak_memory
-from mlxchat.engine.prefix_cache import Plan
+from mlxchat.engine.reuse_plan import Plan
 from mlxchat.engine.timing import Stopwatch
 from mlxchat.engine.worker import JobContext
 from mlxchat.errors import ContextFullError, TemplateError
@@ -86,6 +86,7 @@ def read_prompt(
         request = replace(request, cause=cause)
     messages, prompt, begun = _render(runner, conversation, request)
     token_ids = (*prompt.token_ids, *begun.token_ids)
+    runner.reasons.is_respelled = prompt.is_respelled
     _check_room(runner, len(token_ids))
     logits = runner.ahead.take_logits(token_ids)
     if logits is None:

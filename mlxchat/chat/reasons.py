@@ -7,7 +7,7 @@ thinking, a stop string, what settling lost) is remembered here from one turn to
 from dataclasses import dataclass
 
 from mlxchat.chat.results import Usage
-from mlxchat.engine.prefix_cache import Plan
+from mlxchat.engine.reuse_plan import Plan
 
 TEMPLATE = "the template"
 
@@ -18,10 +18,12 @@ class RereadReasons:
 
     Attributes:
         own_cause: Why ids are lost where the person changed nothing.
+        is_respelled: As the newest prompt says of the last answer: then that is why.
         settled: What the work in idle time found; empty where it lost nothing.
     """
 
     own_cause: str = TEMPLATE
+    is_respelled: bool = False
     settled: str = ""
 
     def explain(self, plan: Plan, cause: str, num_earlier: int) -> str:
@@ -39,16 +41,26 @@ class RereadReasons:
             return self.settled
         if not plan.num_held:
             return f"{cause}: {plan.reason}" if cause and is_behind else plan.reason
-        return f"{cause or self.own_cause}: {plan.reason}"
+        return f"{cause or self._find_own_cause()}: {plan.reason}"
+
+    def _find_own_cause(self) -> str:
+        return "the tokenizer" if self.is_respelled else self.own_cause
 
     def note_nothing_stored(self, cause: str) -> None:
         """A conversation of the history goes on, and all of it was read in idle time."""
         what = "no keys and values were stored, the text was read again"
         self.settled = f"{cause}: {what}" if cause else what
 
-    def note_lost(self, num_ids: int, cause: str) -> None:
-        """Settling lost ids of the last turn; where the person is the cause, the turn says so."""
-        note = f"{self.own_cause} dropped or moved {num_ids} ids of the last turn"
+    def note_lost(self, num_ids: int, num_read: int, cause: str) -> None:
+        """Settling lost ids of the last turn; where the person is the cause, the turn says so.
+
+        Args:
+            num_ids: How many.
+            num_read: Ids that were read since, in their place and after them.
+            cause: What the person changed.
+        """
+        note = f"{self._find_own_cause()} dropped or moved {num_ids} ids of the last turn"
+        note += f"; {num_read} were read since" if num_read else ""
         self.settled = "" if cause else note
 
 

@@ -23,7 +23,7 @@ from mlxchat.errors import HistoryError, MlxchatError
 if TYPE_CHECKING:
     import sqlite3
 
-    from mlxchat.chat.history import Restored
+    from mlxchat.chat.history_record import Restored
     from mlxchat.chat.options import ChatOptions
 
     Work = Callable[[sqlite3.Connection], object]

@@ -178,12 +178,21 @@ class Speculation:
         drafted: Tokens that were foreseen and judged.
         accepted: Those that stood.
         saved_s: Seconds less than step by step, as measured; no part of the JSON contract.
+        forced: Those of the drafted that a grammar left no choice about; no part of it either.
     """
 
     kind: Literal["lookup", "draft"]
     drafted: int
     accepted: int
     saved_s: float
+    forced: int = 0
+
+    @property
+    def source(self) -> str:
+        """What foresaw them, for people."""
+        if self.forced == self.drafted > 0:
+            return "grammar"
+        return f"grammar and {self.kind}" if self.forced else self.kind
 
     def to_json(self) -> dict[str, Any]:
         """Returns the `speculation` object of the JSON contract."""

@@ -11,7 +11,7 @@ from mlxchat.chat.session_base import SessionBase
 from mlxchat.errors import UsageError
 
 if TYPE_CHECKING:
-    from mlxchat.chat.history import Record, Restored
+    from mlxchat.chat.history_record import Record, Restored
 
 
 class SessionHistory(SessionBase):
@@ -63,7 +63,8 @@ class SessionHistory(SessionBase):
 
     def record(self) -> "Record":
         """Returns the conversation as the history holds it, or would hold it."""
-        from mlxchat.chat.history import History, describe
+        from mlxchat.chat.history import History
+        from mlxchat.chat.history_record import describe
 
         number = self.recorder.conversation_id if self.recorder is not None else None
         if self.recorder is None or number is None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mlxchat.chat.history import Record, TurnRecord
+from mlxchat.chat.history_record import Record, TurnRecord
 
 # Where the time of a turn goes, in the order in which it passes.
 PHASES = ("template", "restore", "prefill", "first token", "decode", "rest")

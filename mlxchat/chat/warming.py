@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from mlxchat.chat.results import Notice, PrefillProgress
 from mlxchat.chat.template import Message
 from mlxchat.counts import format_count
-from mlxchat.engine.prompt_store import MIN_IDS
+from mlxchat.engine.stored_name import MIN_IDS
 from mlxchat.engine.worker import JobContext
 from mlxchat.errors import ContextFullError, MlxchatError, UsageError
 

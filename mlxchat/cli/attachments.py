@@ -1,7 +1,7 @@
 """What goes into the next message beside its text: files and the output of commands.
 
 `@path` in a message names a file; `files` reads it, `shell` runs commands. Attached texts stand in
-fences before the message, each with its name.
+fences before the message, each with its name, as `chat/attached.py` tells them apart again.
 """
 
 import re
@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from mlxchat.chat.attached import split_attached
 from mlxchat.cli.files import MAX_KIB, TextFile, exists, find_files, is_folder
 from mlxchat.cli.render import format_bytes, format_count, one_line
 from mlxchat.errors import AttachError
@@ -21,7 +22,6 @@ _REFERENCE = re.compile(
     re.MULTILINE,
 )
 _FENCED = re.compile(r"^ {0,3}(`{3,}|~{3,}).*?(?:^ {0,3}\1[`~]*[ \t]*$|\Z)", re.M | re.S)
-_BLOCK = re.compile(r"[^\n]+:\n(`{3,})[^`\n]*\n.*?^\1\n\n", re.MULTILINE | re.DOTALL)
 _AFTER_PATH = ".,;:!?)]}>\"'"
 # What is written like a path and is none gets an error; other words after an `@` are text.
 _LIKE_A_PATH = re.compile(r"(?=.*/|[.~]|.*\.[A-Za-z]\w{0,3}$)[\w./~+\\ -]+")
@@ -84,21 +84,10 @@ def format_tokens(text: str, count_tokens: CountTokens) -> str:
     return f"≈ {format_count(-(-len(text.encode(errors='replace')) // _BYTES_PER_TOKEN))} tokens"
 
 
-def split_attached(message: str) -> tuple[str, str, int]:
-    """Returns what is attached to a message, what the person wrote, and the number of the former.
-
-    A message that begins with fences under a name, as `compose` puts them, is taken for one.
-    """
-    at = count = 0
-    while match := _BLOCK.match(message, at):
-        at, count = match.end(), count + 1
-    return message[:at], message[at:], count
-
-
 def format_own_words(message: str) -> str:
     """Returns a message in one line, with a number in the place of what is attached."""
-    _, own, count = split_attached(message)
-    return one_line(f"[{count} attached] {own}" if count else own)
+    _, own, names = split_attached(message)
+    return one_line(f"[{len(names)} attached] {own}" if names else own)
 
 
 class Reference(NamedTuple):

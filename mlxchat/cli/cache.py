@@ -26,7 +26,8 @@ from mlxchat.cli.screen import show_table
 from mlxchat.settings import find_system, load_settings
 
 if TYPE_CHECKING:
-    from mlxchat.engine.prompt_store import Entry, PromptStore
+    from mlxchat.engine.prompt_store import PromptStore
+    from mlxchat.engine.stored_name import Entry
 
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
@@ -49,7 +50,8 @@ def open_store() -> "PromptStore":
     Raises:
         SettingsError: `config.toml` is broken.
     """
-    from mlxchat.engine.prompt_store import Budget, PromptStore
+    from mlxchat.engine.prompt_store import PromptStore
+    from mlxchat.engine.store_budget import Budget
 
     return PromptStore(budget=Budget.of(load_settings().cache_max_gib))
 

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mlxchat.cli.choices import choose_adapter
 from mlxchat.cli.files import find_files, is_pattern
 from mlxchat.cli.generate import read_stdin
-from mlxchat.cli.options import MODEL_OPTION, resolve_model
+from mlxchat.cli.options import ADAPTER_OPTION, MODEL_OPTION, resolve_model
 from mlxchat.cli.page import HTML_OPTION, check_folder, write_page
 from mlxchat.cli.render import one_line
 from mlxchat.errors import UsageError
@@ -32,6 +33,7 @@ _FORMATS = (".npy", ".jsonl", ".json")
 @click.command()
 @click.argument("text", nargs=-1, metavar="[TEXT|FILE]...")
 @MODEL_OPTION
+@ADAPTER_OPTION
 @click.option("--pooling", type=click.Choice(_POOLINGS), help="How tokens become one vector.")
 @click.option("--layer", type=int, metavar="N", help="Hidden states after N blocks; 0: the input.")
 @click.option(
@@ -56,6 +58,7 @@ _FORMATS = (".npy", ".jsonl", ".json")
 def embed(
     text: tuple[str, ...],
     model: str | None,
+    adapter: str | None,
     out: str | None,
     as_json: bool,
     html: str | None,
@@ -79,7 +82,9 @@ def embed(
         raise UsageError("there is no text; give a text, a file, or lines on stdin")
     # Of a large corpus only the file has room for all numbers.
     options = EmbedOptions(**given, num_rows=None if as_json else MOST_SHOWN)
-    done = _run(resolve_model(model, load_settings()), passages, options, out)
+    settings = load_settings()
+    name = resolve_model(model, settings)
+    done = _run(name, choose_adapter(settings, name, adapter), passages, options, out)
     for notice in done.notices:
         click.echo(notice, err=True)
     if html is not None:
@@ -144,14 +149,18 @@ def _check_out(out: str | None) -> None:
 
 
 def _run(
-    name: str | None, passages: "list[Passage]", options: "EmbedOptions", out: str | None
+    name: str | None,
+    adapter: str | None,
+    passages: "list[Passage]",
+    options: "EmbedOptions",
+    out: str | None,
 ) -> "Embedded":
     from mlxchat.chat.embedding import embed as embed_texts
     from mlxchat.chat.embedding import save
     from mlxchat.cli.progress import run_job
 
     def work(context: "JobContext") -> "Embedded":
-        done = embed_texts(name, passages, options, context)
+        done = embed_texts(name, passages, options, context, adapter=adapter)
         if out is not None:
             save(done, Path(out).expanduser())
         return done

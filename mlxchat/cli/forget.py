@@ -11,7 +11,7 @@ from mlxchat.errors import SettingsError
 from mlxchat.settings import load_settings
 
 if TYPE_CHECKING:
-    from mlxchat.chat.history import Record
+    from mlxchat.chat.history_record import Record
     from mlxchat.engine.prompt_store import PromptStore
 
 

@@ -160,7 +160,7 @@ def read_details(model: "LocalModel") -> dict[str, Any]:
 
 def read_templates(model: "LocalModel") -> dict[str, str]:
     """Returns the chat templates of a model by name."""
-    from mlxchat.model.tokenizer import read_chat_templates
+    from mlxchat.model.tokenizer_files import read_chat_templates
 
     return read_chat_templates(model.path)
 

@@ -32,7 +32,7 @@ from mlxchat.settings import (
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
-    from mlxchat.chat.history import Restored
+    from mlxchat.chat.history_record import Restored
     from mlxchat.chat.options import Steer
     from mlxchat.chat.session import Session
     from mlxchat.cli.attachments import Attachments

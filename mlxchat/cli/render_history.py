@@ -16,7 +16,8 @@ from mlxchat.cli.render import (
 from mlxchat.cli.wrap import text_width, wrap
 
 if TYPE_CHECKING:
-    from mlxchat.chat.history import Record, Restored, Stats, Summary
+    from mlxchat.chat.history import Stats
+    from mlxchat.chat.history_record import Record, Restored, Summary
     from mlxchat.chat.history_search import Hit
 
 _DIM, _BOLD, _PLAIN = "\x1b[2m", "\x1b[1m", "\x1b[0m"

@@ -1,4 +1,4 @@
-"""What `/context`, `/timing` and `/tokens` show, as text; pure functions, nothing here writes."""
+"""What the slash commands that tell show, as text; pure functions, nothing here writes."""
 
 from typing import TYPE_CHECKING
 
@@ -6,15 +6,21 @@ from mlxchat.cli.render import (
     cut,
     fill_rows,
     format_bar,
+    format_bytes,
     format_count,
     format_seconds,
     format_share,
+    format_table,
     one_line,
 )
+from mlxchat.cli.render_turn import format_timing
 
 if TYPE_CHECKING:
-    from mlxchat.chat.results import TurnResult
+    from mlxchat.chat.conversation import Branch
+    from mlxchat.chat.results import SessionInfo, TurnResult
+    from mlxchat.chat.session import Session
     from mlxchat.chat.views import ContextView, TokenPiece
+    from mlxchat.engine.prefix_cache import CacheReport
 
 _BAR, _SHORT_BAR, _NARROW = 20, 8, 60
 # Older turns than these are shown as one row; more ids than these are counted only.
@@ -85,3 +91,66 @@ def format_tokens(pieces: "list[TokenPiece]", width: int) -> str:
     marks = "; * marks special ones" if any(piece.is_special for piece in pieces) else ""
     rows.append(f"{format_count(len(pieces))} tokens{marks}")
     return "\n".join(row for row in rows if row)
+
+
+def format_model(info: "SessionInfo") -> list[tuple[str, str]]:
+    """Returns rows on what was loaded."""
+    return [
+        ("model", f"{info.model} ({info.family}, {info.n_params / 1e6:,.1f} M parameters)"),
+        ("backend", info.backend),
+        ("weights", format_bytes(info.weight_bytes)),
+        ("load", format_seconds(info.load_s)),
+    ]
+
+
+def format_stats(session: "Session") -> str:
+    """Returns the `/stats` report: the model, the conversation and the last answer."""
+    rows = [] if session.info is None else format_model(session.info)
+    limit = "" if session.info is None else f" of {format_count(session.info.context_limit)}"
+    rows += [
+        ("turns", format_count(session.num_turns)),
+        ("context", f"{format_count(session.context_used)}{limit} tokens"),
+    ]
+    report = format_table(rows)
+    return report if session.last is None else f"{report}\n\n{format_timing(session.last)}"
+
+
+def format_tree(branches: "list[Branch]", width: int = 80) -> str:
+    """Returns the messages of all branches, one a line; `>` is where the person is.
+
+    Args:
+        branches: In the order in which they are drawn.
+        width: Columns of a line; a message shows at least 10 of its own.
+    """
+    from mlxchat.cli.attachments import format_own_words
+
+    lines = []
+    for branch in branches:
+        message = branch.node.message
+        sign = ">" if branch.is_head else "*" if branch.is_on_path else " "
+        who = "you" if message.role == "user" else "model"
+        head = f"{sign} {branch.node.id:>3}  {'  ' * branch.depth}{who}: "
+        lines.append(head + cut(format_own_words(message.content), max(width - len(head), 10)))
+    return "\n".join(lines)
+
+
+def format_cache(report: "CacheReport") -> str:
+    """Returns what the KV cache holds: the live sequence, checkpoints and branches left behind."""
+    rows = [
+        ("live", f"{format_count(report.num_tokens)} tokens, {format_bytes(report.live_bytes)}"),
+        ("layers", ", ".join(report.kinds)),
+    ]
+    if report.kv_bits is not None:
+        quantised, total = report.num_quantised
+        rows.append(("quantised", f"{quantised} of {total} layers in {report.kv_bits} bits"))
+    rows += [
+        ("checkpoint", f"at {format_count(position)}, {format_bytes(size)}")
+        for position, size in report.marks
+    ]
+    rows += [
+        ("branch", f"tokens {format_count(base)} to {format_count(end)}, {format_bytes(size)}")
+        for base, end, size in report.stashes
+    ]
+    used = sum(size for *_, size in (*report.marks, *report.stashes))
+    rows.append(("budget", f"{format_bytes(used)} of {format_bytes(report.budget_bytes)}"))
+    return format_table(rows)

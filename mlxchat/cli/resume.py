@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import click
     from click.shell_completion import CompletionItem
 
-    from mlxchat.chat.history import Record, Restored
+    from mlxchat.chat.history_record import Record, Restored
     from mlxchat.chat.history_search import Found
 
 PICK = "?"  # what `--resume` without an ID stands for

@@ -23,11 +23,10 @@ from mlxchat.chat.session import Session
 from mlxchat.cli.choose import format_preview
 from mlxchat.cli.failures import Stopped
 from mlxchat.cli.progress import PhaseClock
-from mlxchat.cli.render import (
+from mlxchat.cli.render import format_batch_progress, format_progress
+from mlxchat.cli.render_turn import (
     CONTEXT_WARNINGS,
-    format_batch_progress,
     format_context_notice,
-    format_progress,
     format_summary_line,
     format_thought_line,
     format_timing,

@@ -10,7 +10,7 @@ from typing import Literal, cast
 import mlx.core as mx
 
 from mlxchat.engine.engine import Check, Engine
-from mlxchat.engine.prefix_cache import Plan
+from mlxchat.engine.reuse_plan import Plan
 from mlxchat.engine.token_ids import count_common
 
 

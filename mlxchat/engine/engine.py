@@ -12,7 +12,8 @@ from typing import cast
 import mlx.core as mx
 
 from mlxchat.engine.chunking import PrefillChunker
-from mlxchat.engine.prefix_cache import Plan, PrefixCache
+from mlxchat.engine.prefix_cache import PrefixCache
+from mlxchat.engine.reuse_plan import Plan
 from mlxchat.engine.sampling import Sampler
 from mlxchat.engine.speculation import Passes, Speculator
 from mlxchat.model.kv_quantization import make_kv_plan

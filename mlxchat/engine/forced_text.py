@@ -31,6 +31,7 @@ class ForcedText:
         self._asked_at = -1  # ids that the constraint knew then
         self._unknown: list[int] = []  # ids that were pushed and that it does not know yet
         self._num_pushed = constraint.num_taken
+        self.was_forced = False  # the last draft
 
     @property
     def kind(self) -> Literal["lookup", "draft"]:
@@ -61,7 +62,8 @@ class ForcedText:
     def draft(self, num: int) -> list[int]:
         """Returns up to `num` ids that probably come next."""
         ahead = self._ahead()
-        return ahead[:num] if len(ahead) >= self._shortest else self._other.draft(num)
+        self.was_forced = len(ahead) >= self._shortest
+        return ahead[:num] if self.was_forced else self._other.draft(num)
 
     def _ahead(self) -> list[int]:
         """Returns the ids that are forced after those that were pushed."""

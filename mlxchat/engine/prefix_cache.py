@@ -1,149 +1,27 @@
-"""Which cached prefix to reuse: a pure planner, and the sequence, marks and stashes it plans over.
+"""The live sequence, and the marks and stashes that bring earlier ones back.
 
-The live sequence is one `SequenceCache` and the ids that were fed into it, nothing else. To
-continue with new ids, the planner finds the longest common prefix and how to get there: go on,
-trim, restore a mark, resume a stashed branch, or start afresh. Layers that cannot be trimmed
-(recurrent state, wrapped windows) come back from
-marks: snapshots at positions that will be needed again. A missing mark costs time, never exactness.
+The live sequence is one `SequenceCache` and the ids that were fed into it, nothing else. How it
+goes on with new ids is planned in `reuse_plan.py` and done here: go on, trim, restore a mark,
+resume a stashed branch, or start afresh. Layers that cannot be trimmed (recurrent state, wrapped
+windows) come back from marks: snapshots at positions that will be needed again. A missing mark
+costs time, never exactness.
 
 Knows token ids and positions; why a position matters (messages, templates) is `chat/`'s business.
 """
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 import mlx.core as mx
 
+from mlxchat.engine.reuse_plan import Held, Plan, make_plan
 from mlxchat.engine.token_ids import count_common
 from mlxchat.model.kv_cache import RowCache
 from mlxchat.model.kv_quantization import Rows
 from mlxchat.model.sequence_cache import Marks, SequenceCache
 
-Action = Literal["continue", "trim", "restore", "resume", "load", "fresh"]
-
 # Shorter branches are read again sooner than their copies pay off.
 MIN_STASH_TOKENS = 32
-
-
-@dataclass(frozen=True, slots=True)
-class Held:
-    """What the planner may know of a held sequence.
-
-    Attributes:
-        token_ids: Every id that was fed.
-        rewind_from: Smallest position that all layers can rewind to without a snapshot.
-        marks: Positions that can be restored, ascending.
-        base: For a stash the position where its rows begin; 0 for the live sequence.
-    """
-
-    token_ids: Sequence[int]
-    rewind_from: int
-    marks: tuple[int, ...] = ()
-    base: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """How to bring the cache to a prefix of the new ids.
-
-    Attributes:
-        action: What is done with the cache before anything is fed.
-        start: Ids that stay cached; the new ids from here on are fed.
-        num_common: Length of the common prefix of held and new ids.
-        num_held: Length of the held sequence.
-        stash: Index of the stash to resume, for "resume".
-        marks: Positions after `start` at which to take a mark while feeding.
-    """
-
-    action: Action
-    start: int
-    num_common: int
-    num_held: int
-    stash: int | None = None
-    marks: tuple[int, ...] = ()
-
-    @property
-    def source(self) -> Literal["none", "live", "checkpoint", "disk"]:
-        """Where the reused ids come from, in the words of the JSON contract."""
-        if self.start == 0:
-            return "none"
-        if self.action == "load":
-            return "disk"
-        return "checkpoint" if self.action in ("restore", "resume") else "live"
-
-    @property
-    def reason(self) -> str:
-        """Why as many ids are reused as are, in words; nothing where that needs no words."""
-        if self.action == "load":
-            return ""
-        if self.num_held == 0:
-            return "nothing was cached"
-        if self.action == "fresh":
-            if self.num_common == 0:
-                return "nothing in common with what was cached"
-            return f"{self.num_common} ids in common, but this cache cannot go back to them"
-        lost = self.num_held - self.start
-        if self.action == "resume":
-            return "a branch left earlier goes on"
-        if self.action == "continue" or lost <= 0:
-            return "the whole cached sequence goes on"
-        if self.action == "restore" and self.start < self.num_common:
-            return (
-                f"{self.num_common} ids in common; this cache cannot be trimmed,"
-                f" so it went back to its checkpoint at {self.start}"
-            )
-        if lost == 1:
-            return "1 cached id no longer stands in the prompt"
-        return f"{lost} cached ids no longer stand in the prompt"
-
-
-def reachable(held: Held, common: int) -> tuple[Action, int]:
-    """Returns how far a held sequence can serve `common` common ids, and by which action."""
-    if common == len(held.token_ids) and common > 0:
-        return "continue", common
-    if common >= held.rewind_from and common > held.base:
-        return "trim", common
-    usable = [m for m in held.marks if m <= common]
-    if usable:
-        return "restore", usable[-1]
-    return "fresh", 0
-
-
-def make_plan(
-    live: Held,
-    new_ids: Sequence[int],
-    *,
-    stashes: Sequence[Held] = (),
-    marks: Iterable[int] = (),
-    leave: int = 1,
-) -> Plan:
-    """Plans the reuse of cached ids for a new prompt.
-
-    Args:
-        live: The live sequence.
-        new_ids: What the cache shall hold in the end.
-        stashes: Branches left behind; each can be resumed where the live sequence still holds its
-            first `base` ids.
-        marks: Positions of `new_ids` that will be wanted again.
-        leave: Ids that must be left to feed: 1 when logits are wanted, 0 when settling.
-    """
-    limit = max(len(new_ids) - leave, 0)
-    live_common = count_common(live.token_ids, new_ids)
-    common = min(live_common, limit)
-    action, start = reachable(live, common)
-    best = Plan(action, start, common, len(live.token_ids))
-    for index, stash in enumerate(stashes):
-        shared = count_common(stash.token_ids, new_ids)
-        if count_common(stash.token_ids, live.token_ids) < stash.base:
-            continue
-        if reachable(live, stash.base)[1] != stash.base:
-            continue
-        _, start = reachable(stash, min(shared, limit))
-        if start > max(best.start, stash.base):
-            best = Plan("resume", start, min(shared, limit), len(stash.token_ids), index)
-    inside = tuple(sorted({m for m in marks if best.start < m <= limit}))
-    return Plan(best.action, best.start, best.num_common, best.num_held, best.stash, inside)
 
 
 @dataclass(slots=True, eq=False)

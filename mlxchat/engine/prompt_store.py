@@ -1,111 +1,43 @@
-"""The folder of stored prefixes: names, search, budget, eviction. Safe for several processes.
+"""The folder of stored prefixes: search, chains, eviction. Safe for several processes.
 
-One file per stored prefix (`stored_file.py`). A name tells all that a search needs: the key, a
-hash of the first ids, the length, a hash of all ids, and what it is. So there is no index that
-could be wrong: listing the folder is the index. Free of MLX; what the files mean is
-`stored_prefix.py`'s business, when one is written `chat/`'s.
+One file per stored prefix (`stored_file.py`), whose name tells all that a search needs
+(`stored_name.py`). So there is no index that could be wrong: listing the folder is the index. Free
+of MLX; what the files mean is `stored_prefix.py`'s business, when one is written `chat/`'s.
 """
 
 import contextlib
 import errno
 import hashlib
 import os
-import re
-import shutil
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 from mlxchat import paths
+from mlxchat.engine.store_budget import Budget, Usage
 from mlxchat.engine.stored_file import (
     TEMPORARY_PREFIX,
     BadFileError,
     Description,
     StoredFile,
 )
-from mlxchat.engine.token_ids import count_common, hash_ids, pack_ids
+from mlxchat.engine.stored_name import (
+    MIN_IDS,
+    Entry,
+    What,
+    hash_first,
+    make_entry,
+    make_name,
+    parse_name,
+)
+from mlxchat.engine.token_ids import count_common, pack_ids
 
-What = Literal["system", "conversation"]
-
-# Shorter prefixes are computed again as fast as a file is opened and checked.
-MIN_IDS = 32
 LABEL_CHARS = 60
 # Where sequences can be trimmed, so many of the files last used are tried for a common beginning.
 MAX_PARTIAL_TRIES = 256
 # A temporary file that nobody has written to for this long belongs to a process that is gone.
 ABANDONED_S = 3600.0
-_GIB = 1 << 30
-_NAME = re.compile(
-    r"(?P<key>[0-9a-f]{32})-(?P<first>[0-9a-f]{16})-(?P<num>[1-9][0-9]{0,8})"
-    r"-(?P<ids>[0-9a-f]{32})-(?P<what>[sc])\.safetensors"
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Budget:
-    """How much disk stored prefixes may take.
-
-    Attributes:
-        max_bytes: At most this much in all.
-        disk_share: At most this share of what would be free without them.
-        min_free_bytes: So much of the disk stays free; where less is free, nothing is stored.
-    """
-
-    max_bytes: int = 10 * _GIB
-    disk_share: float = 0.1
-    min_free_bytes: int = 10 * _GIB
-
-    @classmethod
-    def of(cls, max_gib: float | None) -> "Budget":
-        """Returns the budget that a person has set; None is the default one."""
-        return cls() if max_gib is None else cls(int(max_gib * _GIB), disk_share=1.0)
-
-    def allowed(self, used: int, free: int) -> int:
-        """Returns how many bytes the files may take together.
-
-        Args:
-            used: Bytes that they take now.
-            free: Bytes that are free on their disk now.
-        """
-        by_share = int((used + free) * self.disk_share)
-        by_floor = used + free - self.min_free_bytes
-        return max(0, min(self.max_bytes, by_share, by_floor))
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A stored prefix as its name and its directory entry describe it.
-
-    Attributes:
-        name: Of the file.
-        key: First half of the key of its model.
-        first: Hash of its first `MIN_IDS` ids.
-        num_ids: Its length.
-        ids_hash: Hash of all its ids.
-        what: A system prompt or a conversation.
-        num_bytes: Size of the file.
-        used: When it was last used, in seconds since the epoch.
-    """
-
-    name: str
-    key: str
-    first: str
-    num_ids: int
-    ids_hash: str
-    what: What
-    num_bytes: int
-    used: float
-
-
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """Bytes that stored prefixes take and may take, and bytes free on their disk."""
-
-    used: int
-    allowed: int
-    free: int
 
 
 class BrokenChainError(Exception):
@@ -154,12 +86,12 @@ class PromptStore:
         try:
             with os.scandir(self.folder) as items:
                 for item in items:
-                    match = _NAME.fullmatch(item.name)
+                    match = parse_name(item.name)
                     if match is None or item.name in self._given_up:
                         continue
                     with contextlib.suppress(OSError):  # another process has just removed it
                         status = item.stat(follow_symlinks=False)
-                        found.append(_make_entry(match, status))
+                        found.append(make_entry(match, status))
         except OSError:
             return []
         return found
@@ -209,7 +141,7 @@ class PromptStore:
         """
         if len(token_ids) < max(at_least, MIN_IDS):
             return None
-        first = hash_ids(token_ids[:MIN_IDS])[:16]
+        first = hash_first(token_ids)
         allowed = set(kinds)
         near = [
             e
@@ -259,11 +191,11 @@ class PromptStore:
         links = [entry]
         says = self._describe_link(entry)
         while says.parent:
-            match = _NAME.fullmatch(says.parent)
+            match = parse_name(says.parent)
             if match is None:
                 raise BrokenChainError(links[0], "it names an impossible parent")
             try:
-                links.insert(0, _make_entry(match, os.lstat(self.folder / says.parent)))
+                links.insert(0, make_entry(match, os.lstat(self.folder / says.parent)))
             except OSError:
                 raise BrokenChainError(None, "its parent is gone") from None
             above, says = says, self._describe_link(links[0])
@@ -355,35 +287,19 @@ class PromptStore:
 
     def note_use(self, name: str, used: Sequence[Entry] = ()) -> None:
         """Notes that a file was written, and which files it builds on, the nearest first."""
-        match = _NAME.fullmatch(name)
+        match = parse_name(name)
         if match is not None:
             self._given_up.discard(name)
             with contextlib.suppress(OSError):
-                self.touch([_make_entry(match, os.lstat(self.folder / name)), *used])
+                self.touch([make_entry(match, os.lstat(self.folder / name)), *used])
 
     def usage(self) -> Usage:
         """Returns what is taken and what may be taken."""
-        used = sum(e.num_bytes for e in self.entries())
-        try:
-            free = shutil.disk_usage(_existing(self.folder)).free
-        except OSError:
-            free = 0
-        return Usage(used, self.budget.allowed(used, free), free)
+        return self.budget.measure(self.folder, sum(e.num_bytes for e in self.entries()))
 
     def explain_refusal(self) -> str:
         """Returns why something was not stored though nothing failed."""
-        usage = self.usage()
-        floor, mib = self.budget.min_free_bytes / _GIB, 1 << 20
-        if usage.free < self.budget.min_free_bytes:
-            return (
-                f"nothing is stored while less than {floor:.0f} GiB of the disk are free"
-                f" ({usage.free / _GIB:.1f} GiB are); free some space"
-            )
-        return (
-            f"it is larger than stored prompt caches may be together"
-            f" ({usage.allowed / mib:.0f} MiB); free some space,"
-            " or set another limit with `mlxchat config set cache.max_gib N`"
-        )
+        return self.budget.explain_refusal(self.usage())
 
     def prepare(self) -> None:
         """Makes the folder, for its owner only.
@@ -399,8 +315,7 @@ class PromptStore:
 
     def path_of(self, key: str, token_ids: Sequence[int], what: What) -> Path:
         """Returns where a prefix is stored."""
-        first, whole = hash_ids(token_ids[:MIN_IDS])[:16], hash_ids(token_ids)[:32]
-        return self.folder / f"{key[:32]}-{first}-{len(token_ids)}-{whole}-{what[0]}.safetensors"
+        return self.folder / make_name(key, token_ids, what)
 
     def note_failure(self, error: OSError) -> None:
         """Stops writing for this process, and says why once."""
@@ -474,23 +389,3 @@ class PromptStore:
 def make_label(first: str) -> str:
     """Returns what a stored prompt is called: the beginning of its first message, in one line."""
     return " ".join(first.split())[:LABEL_CHARS]
-
-
-def _make_entry(match: re.Match[str], status: os.stat_result) -> Entry:
-    return Entry(
-        name=match.string,
-        key=match["key"],
-        first=match["first"],
-        num_ids=int(match["num"]),
-        ids_hash=match["ids"],
-        what="system" if match["what"] == "s" else "conversation",
-        num_bytes=status.st_size,
-        used=status.st_mtime,
-    )
-
-
-def _existing(folder: Path) -> Path:
-    """The folder, or its nearest parent that exists."""
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
-    return folder

@@ -79,12 +79,14 @@ class SpeculationStats:
     Attributes:
         kind: Of the drafter.
         drafted: Tokens that were foreseen and judged.
+        forced: Those of them that a grammar left no choice about.
         accepted: Those that stood.
         saved_s: Seconds less than plain steps would have taken, as measured.
     """
 
     kind: Literal["lookup", "draft"]
     drafted: int = 0
+    forced: int = 0
     accepted: int = 0
     saved_s: float = 0.0
 
@@ -273,6 +275,8 @@ class Speculator:
         num_hit = verdict.num_hit
         self.controller.note_hits(strength, num_hit, min(num_hit + 1, len(drafts)))
         self.stats.drafted += len(drafts)
+        if isinstance(drafter, ForcedText) and drafter.was_forced:
+            self.stats.forced += len(drafts)
         self.stats.accepted += num_hit
         for token_id in drafts[:num_hit]:
             drafter.push(token_id)

@@ -6,7 +6,7 @@ before `start` are in the file's parent. The header's text entries say what the 
 digest covers every byte; a file is believed only when it is right.
 
 Knows bytes and the format. Which file to look for, and how many there may be, is
-`prompt_store.py`'s business; what the arrays mean is `stored_prefix.py`'s. Free of MLX.
+`prompt_store.py`'s business; what the arrays mean is `stored_layers.py`'s. Free of MLX.
 """
 
 import contextlib

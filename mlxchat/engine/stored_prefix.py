@@ -1,9 +1,8 @@
-"""Between a live sequence and the store: layers to file and back, a piece at a time.
+"""Between a live sequence and the store: prefixes stored and loaded, a piece at a time.
 
 Runs on the worker thread. Rows that never change are stored once: a longer prefix is stored as
-what its longest stored beginning lacks. Windows, chunks and recurrent states are stored whole, as
-they are at the end of the prefix. What a file holds is taken over only after its checksum was
-found right.
+what its longest stored beginning lacks. What a file holds is taken over only after its checksum was
+found right. What layers are in a file is `stored_layers.py`'s business.
 """
 
 import contextlib
@@ -20,43 +19,22 @@ import mlx.core as mx
 
 from mlxchat import __version__
 from mlxchat.engine.prefix_cache import PrefixCache
-from mlxchat.engine.prompt_store import MIN_IDS, BrokenChainError, Entry, Match, PromptStore, What
+from mlxchat.engine.prompt_store import BrokenChainError, Match, PromptStore
 from mlxchat.engine.stored_file import (
     FORMAT,
     BadFileError,
     Description,
     FileWriter,
-    TensorShape,
 )
+from mlxchat.engine.stored_layers import LiveLayers, full_layers, make_array, read_meta
+from mlxchat.engine.stored_name import MIN_IDS, Entry, What
 from mlxchat.model.device import make_device_plan
 from mlxchat.model.kv_cache import Meta
 from mlxchat.model.language_model import LanguageModel
-from mlxchat.model.safetensors_file import TensorInfo
 from mlxchat.model.sequence_cache import SequenceCache
-
-Arrays = dict[str, mx.array]
 
 # Files that are read one after the other for one prefix; a longer chain is written anew.
 MAX_DEPTH = 8
-# Written between two looks at whether a turn is waiting: about 10 ms.
-PIECE_BYTES = 8 << 20
-
-_NAMES = {
-    mx.bool_: "BOOL",
-    mx.uint8: "U8",
-    mx.int8: "I8",
-    mx.uint16: "U16",
-    mx.int16: "I16",
-    mx.float16: "F16",
-    mx.bfloat16: "BF16",
-    mx.uint32: "U32",
-    mx.int32: "I32",
-    mx.float32: "F32",
-    mx.uint64: "U64",
-    mx.int64: "I64",
-    mx.complex64: "C64",
-}
-_DTYPES = {name: dtype for dtype, name in _NAMES.items()}
 
 
 def make_key(
@@ -172,12 +150,12 @@ class StoredPrefixes:
                 common = min(wanted, link.num_ids)
                 if file.read_ids()[:common] != list(token_ids[:common]):
                     raise BadFileError("it is of other token ids")
-                meta = _read_meta(file.description)
-                full = _full_layers(meta)
+                meta = read_meta(file.description)
+                full = full_layers(meta)
                 for info, data in file.read_tensors(check):
                     is_rows = info.name.partition(".")[0] in full
                     before = parts.get(info.name, []) if is_rows else []
-                    parts[info.name] = [*before, _make_array(info, data)]
+                    parts[info.name] = [*before, make_array(info, data)]
         with _names_problem(chain[-1]):
             return self._fill(meta, parts, chain[-1].num_ids, wanted), chain
 
@@ -187,7 +165,7 @@ class StoredPrefixes:
         """Puts what was read into a new cache, and goes back to the ids that are wanted."""
         arrays = {n: p[0] if len(p) == 1 else mx.concatenate(p, axis=2) for n, p in parts.items()}
         parts.clear()
-        for layer in _full_layers(meta):
+        for layer in full_layers(meta):
             meta[f"{layer}.start"] = 0
         cache = self.prefix.make_cache()
         cache.load_export(meta, arrays)
@@ -242,7 +220,7 @@ class StoredPrefixes:
         replaced: list[Entry] = []
         if len(parent) > MAX_DEPTH:
             parent, replaced = parent[:1], parent[1:]
-        source = _Source(prefix, end, parent[-1].num_ids if parent else 0)
+        source = LiveLayers(prefix, end, parent[-1].num_ids if parent else 0)
         if source.problem:
             self.unstorable = source.problem
             store.notices.append(f"this model's cache is not stored: {source.problem}")
@@ -270,7 +248,7 @@ class StoredPrefixes:
         path: Path,
         description: Description,
         token_ids: list[int],
-        source: "_Source",
+        source: LiveLayers,
         parent: list[Entry],
         replaced: list[Entry],
     ) -> Iterator[None]:
@@ -336,103 +314,6 @@ class StoredPrefixes:
         """Waits until everything that was stored is on the disk."""
         for thread in self._finishing:
             thread.join(timeout_s)
-
-
-class _Source:
-    """What will be stored of a live sequence: shapes first, then bytes.
-
-    `problem` says why it has no stored form, or nothing.
-
-    Args:
-        prefix: The live sequence.
-        end: Length of the prefix.
-        start: Rows before this position are stored elsewhere.
-    """
-
-    def __init__(self, prefix: PrefixCache, end: int, start: int) -> None:
-        self._prefix, self._end, self.start = prefix, end, start
-        self.meta: Meta = {"layers": len(prefix.cache.layers)}
-        self.shapes: list[TensorShape] = []
-        self._held: dict[int, Arrays] = {}
-        self.problem = ""
-        self._num_layers = len(prefix.cache.layers)
-        self._collect()
-
-    def _collect(self) -> None:
-        """Learns all shapes, and copies what is not rows: it changes with every token."""
-        if self._prefix.cache.offsets() - {len(self._prefix.token_ids)}:
-            self.problem = "its layers count positions in ways of their own"
-            return
-        marks = self._prefix.marks.get(self._end)
-        for i, layer in enumerate(self._prefix.cache.layers):
-            mark = marks[i] if marks and self._end < len(self._prefix.token_ids) else None
-            exported = layer.export(self._end, mark, self.start)
-            if exported is None:
-                self.problem = f"a layer of kind {layer.kind} has no stored form"
-                return
-            meta, arrays = exported
-            self.meta.update({f"{i}.{name}": value for name, value in meta.items()})
-            for name, array in arrays.items():
-                if array.dtype not in _NAMES:
-                    self.problem = f"{array.dtype} has no stored form"
-                    return
-                self.shapes.append(
-                    TensorShape(f"{i}.{name}", _NAMES[array.dtype], array.shape, array.nbytes)
-                )
-            if layer.kind != "full":
-                self._held[i] = arrays
-        mx.eval([list(arrays.values()) for arrays in self._held.values()])
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of the arrays; ids and header are small beside them."""
-        return sum(shape.nbytes for shape in self.shapes)
-
-    def pieces(self) -> Iterator[memoryview]:
-        """Yields the bytes of all arrays in order; each array is copied when its turn comes."""
-        for i in range(self._num_layers):
-            arrays = self._held.pop(i, None)
-            if arrays is None:
-                exported = self._prefix.cache.layers[i].export(self._end, None, self.start)
-                assert exported is not None
-                arrays = exported[1]
-            # A lazy slice that is kept across a write of the buffer would have it copied.
-            mx.eval(list(arrays.values()))
-            for name in list(arrays):
-                yield from _split(arrays.pop(name))
-
-
-def _split(array: mx.array) -> Iterator[memoryview]:
-    if array.size:
-        data = memoryview(array.reshape(-1).view(mx.uint8))  # type: ignore[arg-type]
-        for first in range(0, len(data), PIECE_BYTES):
-            yield data[first : first + PIECE_BYTES]
-
-
-def _make_array(info: TensorInfo, data: bytes) -> mx.array:
-    if info.dtype not in _DTYPES:
-        raise BadFileError(f"it holds {info.dtype}, which no cache does")
-    dtype = _DTYPES[info.dtype]
-    if not info.nbytes:
-        return mx.zeros(info.shape, dtype)
-    raw = mx.array(memoryview(data))  # type: ignore[arg-type]  # any buffer will do
-    return raw.view(dtype).reshape(info.shape)
-
-
-def _read_meta(description: Description) -> Meta:
-    """Reads what the layers said of themselves."""
-    try:
-        meta = json.loads(description.cache)
-        if isinstance(meta, dict) and isinstance(meta["layers"], int):
-            return meta
-    except (ValueError, KeyError):
-        pass
-    raise BadFileError("it does not describe its layers")
-
-
-def _full_layers(meta: Meta) -> set[str]:
-    """The numbers of the layers whose rows continue those of the parent."""
-    return {str(i) for i in range(int(meta["layers"])) if meta.get(f"{i}.kind") == "full"}
 
 
 @contextlib.contextmanager

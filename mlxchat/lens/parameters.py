@@ -3,16 +3,19 @@
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from mlxchat.model.adapter import Adapter
 from mlxchat.model.checkpoint import Checkpoint, read_config
+from mlxchat.model.families import is_native
 from mlxchat.model.quantization import QuantizationPlan, read_quantization
 from mlxchat.model.safetensors_file import TensorInfo
 
-Group = Literal["embedding", "attention", "feed-forward", "norm", "head", "other"]
+Group = Literal["embedding", "attention", "feed-forward", "norm", "head", "other", "adapter"]
 GROUPS: tuple[Group, ...] = ("embedding", "attention", "feed-forward", "norm", "head", "other")
+ADAPTER: Group = "adapter"
 
 _HEAD = re.compile(r"(^|\.)(lm_head|embed_out|output|unembed)\.")
 _EMBED = re.compile(r"embed|(^|\.)(wte|wpe)\.")
@@ -52,10 +55,19 @@ class ParameterView:
     Attributes:
         tensors: In the order of the files.
         is_tied: The head is the embedding.
+        adapter: What an adapter is called whose tensors are the last, or stand in the model's
+            place; empty without one.
     """
 
     tensors: tuple[Parameter, ...]
     is_tied: bool
+    adapter: str = ""
+
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        """The parts of the model, and the adapter where it adds tensors."""
+        adds = any(t.group == ADAPTER for t in self.tensors)
+        return (*GROUPS, ADAPTER) if adds else GROUPS
 
     @property
     def total_params(self) -> int:
@@ -73,11 +85,15 @@ class ParameterView:
         return len(part), sum(t.params for t in part), sum(t.nbytes for t in part)
 
 
-def read_parameters(folder: Path) -> ParameterView:
+def read_parameters(folder: Path, adapter: str | None = None) -> ParameterView:
     """Reads the headers of a model folder; no tensor is read, and MLX is not needed.
 
+    Args:
+        folder: The model's.
+        adapter: The folder of an adapter.
+
     Raises:
-        CheckpointError: Files are missing or damaged.
+        CheckpointError: Files are missing or damaged, or the adapter does not fit the model.
     """
     checkpoint, config = Checkpoint.open(folder), read_config(folder)
     quantization = read_quantization(config)
@@ -88,7 +104,23 @@ def read_parameters(folder: Path) -> ParameterView:
         _describe(tensor, name, checkpoint.tensors, quantization, says_tied)
         for name, tensor in checkpoint.tensors.items()
     )
-    return ParameterView(tensors, says_tied or not has_head)
+    if adapter is None:
+        return ParameterView(tensors, says_tied or not has_head)
+    opened = Adapter.open(adapter)
+    if is_native(config):  # mlx-lm may give the tensors of others other names
+        whole = {t.name: (t.shape[0], t.params // t.shape[0]) for t in tensors if len(t.shape) == 2}
+        opened.check(whole, checkpoint.tensors)
+    return ParameterView(_add(opened, tensors), says_tied or not has_head, opened.name)
+
+
+def _add(adapter: Adapter, tensors: tuple[Parameter, ...]) -> tuple[Parameter, ...]:
+    """Returns a model's tensors with those of an adapter, which may stand in their place."""
+    places = {tensor.name: tensor for tensor in tensors}
+    for name, tensor in adapter.tensors.items():
+        there = places.get(name)
+        group = ADAPTER if there is None else there.group
+        places[name] = replace(_describe(tensor, name, {}, QuantizationPlan(), False), group=group)
+    return tuple(places.values())
 
 
 def _find_tied(config: Mapping[str, Any]) -> bool:

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import mlx.core as mx
 
 from mlxchat.errors import UnsupportedModelError
+from mlxchat.model.adapter import Adapter, join_fingerprints
 from mlxchat.model.bert import BertEncoder
 from mlxchat.model.bert_files import load_bert, make_bert_config
 from mlxchat.model.checkpoint import Checkpoint, compute_fingerprint, read_config
@@ -76,8 +77,9 @@ class Embedder:
         n_layers: Blocks.
         n_dims: Width of its hidden states.
         max_tokens: The longest text.
-        fingerprint: Identity of config and weights.
+        fingerprint: Identity of config and weights, the adapter's too.
         load_s: Seconds that loading took.
+        adapter: What changes the weights, if anything.
     """
 
     model: HiddenStates
@@ -90,18 +92,23 @@ class Embedder:
     max_tokens: int
     fingerprint: str
     load_s: float
+    adapter: Adapter | None = None
 
 
-def load_embedder(folder: Path, on_progress: OnProgress | None = None) -> Embedder:
+def load_embedder(
+    folder: Path, on_progress: OnProgress | None = None, *, adapter: str | None = None
+) -> Embedder:
     """Loads a model folder for vectors.
 
     Args:
         folder: Holds config.json, safetensors and tokenizer files.
         on_progress: Called with ("load", done, total); may raise to cancel.
+        adapter: A folder with a LoRA, DoRA or full adapter for the model.
 
     Raises:
         CheckpointError: Files are missing, damaged or do not fit together.
-        UnsupportedModelError: It is neither of the BERT family nor a decoder that is known.
+        UnsupportedModelError: It is neither of the BERT family nor a decoder that is known, or an
+            encoder with an adapter.
         TokenizerError: The tokenizer files are missing or broken.
     """
     start = time.perf_counter()
@@ -110,10 +117,16 @@ def load_embedder(folder: Path, on_progress: OnProgress | None = None) -> Embedd
     checkpoint = Checkpoint.open(folder)
     tokenizer = Tokenizer.load(folder)
     files = read_embedding_files(folder, config)
+    opened = None if adapter is None else Adapter.open(adapter)
     if is_encoder(config):
+        if opened is not None:
+            raise UnsupportedModelError(
+                f"{config['model_type']} is an encoder, and adapters are for models that chat;"
+                f" leave {opened.name} out (--adapter off)"
+            )
         model, sizes = _load_encoder(config, checkpoint, tokenizer, report)
     else:
-        model, sizes = _load_decoder(folder, config, checkpoint, tokenizer, report)
+        model, sizes = _load_decoder(folder, config, checkpoint, tokenizer, report, opened)
     n_layers, n_dims, max_tokens = sizes
     pooling = files.pooling
     if pooling is None and files.other_pooling is None:
@@ -128,8 +141,9 @@ def load_embedder(folder: Path, on_progress: OnProgress | None = None) -> Embedd
         n_layers=n_layers,
         n_dims=n_dims,
         max_tokens=min(max_tokens, files.max_tokens or max_tokens),
-        fingerprint=compute_fingerprint(checkpoint),
+        fingerprint=join_fingerprints(compute_fingerprint(checkpoint), opened),
         load_s=time.perf_counter() - start,
+        adapter=opened,
     )
 
 
@@ -155,6 +169,7 @@ def _load_decoder(
     checkpoint: Checkpoint,
     tokenizer: Tokenizer,
     report: OnProgress,
+    adapter: Adapter | None,
 ) -> Loaded:
     quantization = read_quantization(config)
     if config.get("use_bidirectional_attention"):
@@ -165,10 +180,12 @@ def _load_decoder(
     model: LanguageModel
     final_norm: Callable[[mx.array], mx.array]
     if is_native(config) and not quantization.needs_mlx_lm:
-        native = load_native(config, checkpoint, quantization, report, needs_head=False)
+        native = load_native(
+            config, checkpoint, quantization, report, needs_head=False, adapter=adapter
+        )
         model, final_norm, width = native, native.final_norm, native.config.d_model
     else:
-        from mlxchat.model.zoo import load_zoo_model, validate_architecture
+        from mlxchat.model.zoo_loading import load_zoo_model, validate_architecture
 
         try:
             validate_architecture(config)
@@ -178,7 +195,10 @@ def _load_decoder(
                 " DistilBERT, MPNet and the models that chat do"
             ) from error
         zoo = load_zoo_model(
-            folder, config, progress=lambda done, total: report("load", done, total)
+            folder,
+            config,
+            progress=lambda done, total: report("load", done, total),
+            adapter=adapter,
         )
         model, final_norm = zoo, _find_final_norm(zoo.model)
         width = zoo.embed(mx.zeros((1, 1), mx.int32)).shape[-1]

@@ -90,7 +90,7 @@ def load_model(
     if is_native(config) and not quantization.needs_mlx_lm:
         model: LanguageModel = load_native(config, checkpoint, quantization, report, adapter=opened)
     else:
-        from mlxchat.model.zoo import load_zoo_model
+        from mlxchat.model.zoo_loading import load_zoo_model
 
         model = load_zoo_model(
             folder,

@@ -64,6 +64,6 @@ def _plain(module: Module) -> mx.array:
     if "scales" not in module:
         array: mx.array = module.weight
         return array.astype(mx.float32)
-    from mlxchat.model.zoo import dequantize_to_float32
+    from mlxchat.model.zoo_float32 import dequantize_to_float32
 
     return dequantize_to_float32(module)

@@ -14,7 +14,9 @@ from mlxchat.cli.inspect.neighbours import Named, name_all
 @click.argument("c")
 @click.option("--top", type=click.IntRange(1, 1000), default=10, metavar="N", help="Show N words.")
 @look_options()
-def analogy(a: str, b: str, c: str, top: int, model: str | None, **out: Any) -> None:
+def analogy(
+    a: str, b: str, c: str, top: int, model: str | None, adapter: str | None, **out: Any
+) -> None:
     """Show the tokens nearest to A - B + C in the embedding table.
 
     `analogy Paris France Norway` asks: what is to Norway as Paris is to France? The three words
@@ -33,7 +35,7 @@ def analogy(a: str, b: str, c: str, top: int, model: str | None, **out: Any) -> 
         near = find_analogy(table, *ids, count=top, excluded=excluded)
         return name_all(subject, near), "; ".join(n for _, n in found if n), subject.name
 
-    named, note, name = look(model, work)
+    named, note, name = look(model, adapter, work)
     from mlxchat.cli.inspect import render_words
 
     title = render_words.Title("analogy", f"{a} - {b} + {c}", name, "cosine", note)

@@ -24,6 +24,7 @@ def attention(
     head: int | None,
     is_chat: bool,
     model: str | None,
+    adapter: str | None,
     **out: Any,
 ) -> None:
     """Show which tokens look at which: maps, sinks, the strongest pairs.
@@ -57,7 +58,7 @@ def attention(
         _check(view, layer, head)
         return view, [tokenizer.token_text(i) for i in token_ids], keys, subject.name
 
-    view, texts, keys, name = look(model, work, work_on_encoder)
+    view, texts, keys, name = look(model, adapter, work, work_on_encoder)
     from mlxchat.cli.inspect import render_attention
 
     drawn = render_attention.Drawn(view, texts, name, keys, layer, head)

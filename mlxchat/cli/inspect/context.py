@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 @click.argument("word")
 @click.argument("texts", nargs=-1, metavar="TEXT1 TEXT2...")
 @look_options()
-def context(word: str, texts: tuple[str, ...], model: str | None, **out: Any) -> None:
+def context(
+    word: str, texts: tuple[str, ...], model: str | None, adapter: str | None, **out: Any
+) -> None:
     """Compare the vectors of WORD in two or more texts, layer by layer.
 
     At layer 0, the embedding, they are equal; each block moves them apart, the more the less alike
@@ -37,7 +39,7 @@ def context(word: str, texts: tuple[str, ...], model: str | None, **out: Any) ->
             note = f"{word!r} is {count} tokens; its last one, {last!r}, stands for it"
         return view, note, subject.name
 
-    view, note, name = look(model, work)
+    view, note, name = look(model, adapter, work)
     from mlxchat.cli.inspect import render_words
 
     title = render_words.Title("context", f"of {word}", name, "cosine", note)

@@ -23,7 +23,7 @@ CONTEXTS = (1024, 4096, 32_768, 100_000)
     help="A context of N tokens; may be given more than once.",
 )
 @look_options()
-def cost(contexts: tuple[int, ...], model: str | None, **out: Any) -> None:
+def cost(contexts: tuple[int, ...], model: str | None, adapter: str | None, **out: Any) -> None:
     """Show what long contexts cost: operations, KV bytes, and seconds on this machine.
 
     The seconds follow from short prefills and decodes that are measured now.
@@ -42,7 +42,7 @@ def cost(contexts: tuple[int, ...], model: str | None, **out: Any) -> None:
             subject.name,
         )
 
-    costs, rates, limit, name = look(model, work)
+    costs, rates, limit, name = look(model, adapter, work)
     from mlxchat.cli.inspect import render_shape
 
     show(

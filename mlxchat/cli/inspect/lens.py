@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     "--top", type=click.IntRange(1, 100), default=5, metavar="N", help="Show the N likeliest."
 )
 @look_options(chat=True)
-def lens(text: str, top: int, is_chat: bool, model: str | None, **out: Any) -> None:
+def lens(
+    text: str, top: int, is_chat: bool, model: str | None, adapter: str | None, **out: Any
+) -> None:
     """Show what the model would say if it stopped after each layer (logit lens).
 
     Each layer's residual stream goes through the model's own final norm and head; the last layer is
@@ -29,7 +31,7 @@ def lens(text: str, top: int, is_chat: bool, model: str | None, **out: Any) -> N
         view = read_lens(subject.model, subject.encode(text, is_chat=is_chat), top=top)
         return view, name_tokens(subject.tokenizer, view), subject.name
 
-    view, names, name = look(model, work)
+    view, names, name = look(model, adapter, work)
     from mlxchat.cli.inspect import render_lens
 
     show(

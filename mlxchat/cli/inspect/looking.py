@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from mlxchat.cli.options import MODEL_OPTION, resolve_model
+from mlxchat.cli.choices import choose_adapter
+from mlxchat.cli.options import ADAPTER_OPTION, MODEL_OPTION, resolve_model
 from mlxchat.cli.page import HTML_OPTION, write_page
 from mlxchat.errors import UsageError
 from mlxchat.settings import load_settings
@@ -35,9 +36,18 @@ _COMMON = (
 )
 
 
-def look_options(*, chat: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Adds the shared options to a command, `--chat` where the text may be a message."""
-    options = (*([_CHAT] if chat else []), *_COMMON)
+def look_options(
+    *, chat: bool = False, adapter: bool = True
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Adds the shared options to a command.
+
+    Args:
+        chat: `--chat`, where the text may be a message.
+        adapter: `--adapter`, where the weights count.
+    """
+    options = [*_COMMON]
+    options[1:1] = [ADAPTER_OPTION] if adapter else []
+    options[:0] = [_CHAT] if chat else []
     return lambda function: functools.reduce(lambda f, add: add(f), reversed(options), function)
 
 
@@ -123,6 +133,7 @@ class EncoderSubject:
 
 def look(
     model: str | None,
+    adapter: str | None,
     work: Callable[[Subject], T],
     encoder: Callable[[EncoderSubject], T] | None = None,
 ) -> T:
@@ -130,26 +141,37 @@ def look(
 
     Args:
         model: What `--model` names.
+        adapter: What `--adapter` names; without it the settings choose.
         work: Returns plain data: arrays belong to the worker.
         encoder: The same for an encoder; without it encoders are refused.
     """
     from mlxchat.cli.progress import run_job
 
-    name = resolve_model(model, load_settings())
-    return run_job(lambda context: _look_into(name, work, encoder, context), _format_event)
+    settings = load_settings()
+    name = resolve_model(model, settings)
+    path = choose_adapter(settings, name, adapter)
+    notices: list[str] = []
+    found = run_job(
+        lambda context: _look_into(name, path, work, encoder, notices, context), _format_event
+    )
+    for notice in notices:
+        click.echo(notice, err=True)
+    return found
 
 
 def _look_into(
     name: str | None,
+    adapter: str | None,
     work: Callable[[Subject], T],
     encoder: Callable[[EncoderSubject], T] | None,
+    notices: list[str],
     context: "JobContext",
 ) -> T:
-    """Loads a model and does the work; runs on the worker thread."""
+    """Loads a model, notes what is to be told of it, and does the work; on the worker thread."""
     from mlxchat.model.device import load_mlx
 
     load_mlx()
-    from mlxchat.chat.loading import find_model, load_folder
+    from mlxchat.chat.loading import adapter_notices, find_model, load_folder
     from mlxchat.chat.options import ChatOptions
     from mlxchat.chat.results import LoadProgress
     from mlxchat.model.checkpoint import read_config
@@ -163,12 +185,15 @@ def _look_into(
     folder = find_model(name, report, context.check)
     if encoder is not None and is_encoder(read_config(folder.path)):
         embedder = load_embedder(
-            folder.path, lambda phase, done, total: report(LoadProgress(phase, done, total))
+            folder.path,
+            lambda phase, done, total: report(LoadProgress(phase, done, total)),
+            adapter=adapter,
         )
         return encoder(EncoderSubject(folder.name, embedder))
-    options = ChatOptions(idle_work=False, keeps_history=False)
+    options = ChatOptions(idle_work=False, keeps_history=False, adapter=adapter)
     runner, _ = load_folder(folder, options, report)
     loaded = runner.loaded
+    notices += [] if loaded.adapter is None else adapter_notices(loaded.adapter, folder)
     context.emit("looking inside")
     parts = runner.name, loaded.model, runner.tokenizer, runner.renderer, loaded.fingerprint
     return work(Subject(*parts, context))

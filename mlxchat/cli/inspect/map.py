@@ -47,7 +47,12 @@ class Words:
 )
 @look_options()
 def map(  # the command's name
-    words: tuple[str, ...], layer: int | None, template: str, model: str | None, **out: Any
+    words: tuple[str, ...],
+    layer: int | None,
+    template: str,
+    model: str | None,
+    adapter: str | None,
+    **out: Any,
 ) -> None:
     """Project the hidden states of words to a plane, layer by layer.
 
@@ -62,7 +67,7 @@ def map(  # the command's name
     def work(subject: Subject) -> "tuple[list[LayerPlane], str]":
         return map_words(subject, known, template), subject.name
 
-    planes, name = look(model, work)
+    planes, name = look(model, adapter, work)
     chosen = choose_layer(planes, layer)
     from mlxchat.cli.inspect import render_map
 

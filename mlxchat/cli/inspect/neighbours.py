@@ -19,7 +19,9 @@ Named = list[tuple[int, str, float]]
     help="Angle alone, or length too.",
 )
 @look_options()
-def neighbours(word: str, top: int, metric: Any, model: str | None, **out: Any) -> None:
+def neighbours(
+    word: str, top: int, metric: Any, model: str | None, adapter: str | None, **out: Any
+) -> None:
     """Show the tokens whose embedding rows are nearest to WORD's.
 
     Where the output table is another one than the input table, both are searched.
@@ -40,7 +42,7 @@ def neighbours(word: str, top: int, metric: Any, model: str | None, **out: Any) 
                 found.append((name, name_all(subject, near)))
         return subject.texts([token_id])[0], note, found, subject.name
 
-    token, note, found, name = look(model, work)
+    token, note, found, name = look(model, adapter, work)
     from mlxchat.cli.inspect import render_words
 
     facts: Json = {"results": [list(row) for row in found[0][1]]}

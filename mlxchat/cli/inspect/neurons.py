@@ -18,7 +18,13 @@ if TYPE_CHECKING:
 @click.option("--at", "word", metavar="WORD", help="Rank the units by what they do at WORD.")
 @look_options(chat=True)
 def neurons(
-    text: str, top: int, word: str | None, is_chat: bool, model: str | None, **out: Any
+    text: str,
+    top: int,
+    word: str | None,
+    is_chat: bool,
+    model: str | None,
+    adapter: str | None,
+    **out: Any,
 ) -> None:
     """Show the most active feed-forward units of each layer and the tokens they write.
 
@@ -37,7 +43,7 @@ def neurons(
         names = {i: subject.tokenizer.token_text(i) for i in ids}
         return view, subject.texts(token_ids), names, subject.name
 
-    view, texts, names, name = look(model, work)
+    view, texts, names, name = look(model, adapter, work)
     from mlxchat.cli.inspect import render_walk
 
     show(

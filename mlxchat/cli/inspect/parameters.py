@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mlxchat.cli.choices import choose_adapter
 from mlxchat.cli.inspect.looking import Json, look_options, show
 from mlxchat.cli.options import resolve_model
 from mlxchat.settings import load_settings
@@ -15,14 +16,17 @@ if TYPE_CHECKING:
 @click.command()
 @click.option("--all", "shows_all", is_flag=True, help="List every tensor, not only layer 0's.")
 @look_options()
-def parameters(shows_all: bool, model: str | None, **out: Any) -> None:
+def parameters(shows_all: bool, model: str | None, adapter: str | None, **out: Any) -> None:
     """Show every tensor of a model and how many parameters and bytes each part takes."""
     from mlxchat.lens.parameters import read_parameters
     from mlxchat.model.hub import resolve_model as find_folder
 
-    folder = find_folder(resolve_model(model, load_settings()))
-    view = read_parameters(folder.path)
+    settings = load_settings()
+    wanted = resolve_model(model, settings)
+    folder = find_folder(wanted)
+    view = read_parameters(folder.path, choose_adapter(settings, wanted, adapter))
     name = "builtin" if folder.is_builtin else folder.name
+    name += f"+{view.adapter}" if view.adapter else ""
     from mlxchat.cli.inspect import render_shape
 
     show(
@@ -35,10 +39,8 @@ def parameters(shows_all: bool, model: str | None, **out: Any) -> None:
 
 def to_json(view: "ParameterView") -> Json:
     """Returns what `--json` prints; shapes are those of the file."""
-    from mlxchat.lens.parameters import GROUPS
-
     groups: Json = {}
-    for name in GROUPS:
+    for name in view.groups:
         num_tensors, params, num_bytes = view.group(name)
         groups[name] = {
             "tensors": num_tensors,

@@ -66,14 +66,16 @@ class PatchView:
     "--max-tokens", type=click.IntRange(1), default=12, metavar="N", help="Write at most N tokens."
 )
 @look_options(chat=True)
-def patch(model: str | None, as_json: bool, html: str | None, **asked: Any) -> None:
+def patch(
+    model: str | None, adapter: str | None, as_json: bool, html: str | None, **asked: Any
+) -> None:
     """Put the state of a token of SOURCE into another prompt, and let the model go on.
 
     What it writes shows what the state holds after each layer. The default prompt asks to repeat
     what stands in the place of its question mark. --chat makes messages of both texts.
     """
     question = Question(**asked)
-    found = look(model, lambda subject: _patch(subject, question))
+    found = look(model, adapter, lambda subject: _patch(subject, question))
     from mlxchat.cli.inspect import render_patch
 
     show(

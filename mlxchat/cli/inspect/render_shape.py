@@ -21,11 +21,9 @@ def make_parameter_view(
     view: "ParameterView", model: str, *, shows_all: bool
 ) -> list[RenderableType]:
     """Returns the parts of the model, and its tensors."""
-    from mlxchat.lens.parameters import GROUPS
-
     total = f"{format_count(view.total_params)} parameters, {format_bytes(view.total_bytes)}"
     parts = make_table("part", "tensors>", "parameters>", "share>", "", "bytes>")
-    for name in GROUPS:
+    for name in view.groups:
         num, params, num_bytes = view.group(name)
         share = params / (view.total_params or 1)
         if name == "head" and view.is_tied:
@@ -65,10 +63,8 @@ def _shape(tensor: "Parameter") -> str:
 
 def make_parameter_page(view: "ParameterView", model: str) -> str:
     """Returns a web page: one bar cut into the parts, and all tensors."""
-    from mlxchat.lens.parameters import GROUPS
-
     x, parts = 0.0, []
-    for number, name in enumerate(GROUPS):
+    for number, name in enumerate(view.groups):
         num, params, num_bytes = view.group(name)
         width = 900 * params / (view.total_params or 1)
         size = f"{num} tensors, {format_bytes(num_bytes)}"
@@ -94,7 +90,7 @@ def make_parameter_page(view: "ParameterView", model: str) -> str:
         "Parameters",
         f"{model}: {total}{tied}",
         [
-            ("Parts", page.make_svg(900, 60 + 22 * len(GROUPS), parts)),
+            ("Parts", page.make_svg(900, 60 + 22 * len(view.groups), parts)),
             ("Tensors", page.make_table(header, rows)),
         ],
     )

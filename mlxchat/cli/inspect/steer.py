@@ -46,6 +46,7 @@ def make(
     layer: int | None,
     raw: bool,
     model: str | None,
+    adapter: str | None,
     **out: Any,
 ) -> None:
     """Make the vector NAME from pairs of prompts, measure it and store it.
@@ -87,7 +88,7 @@ def make(
             negative=[prompt.shown for prompt in pairs[1]],
         )
 
-    look(model, work)
+    look(model, adapter, work)
     _show_vector(find_vector(name), **out)
 
 
@@ -170,6 +171,7 @@ def apply(
     max_tokens: int,
     raw: bool,
     model: str | None,
+    adapter: str | None,
     **out: Any,
 ) -> None:
     """Answer PROMPT with the vector NAME at several strengths, side by side."""
@@ -198,7 +200,7 @@ def apply(
             found.append((coeff, written, subject.tokenizer.decode(written)))
         return found
 
-    results = look(model, work)
+    results = look(model, adapter, work)
     from mlxchat.cli.inspect import render_steer
 
     at = info.layer if layer is None else layer

@@ -46,7 +46,7 @@ class Cut:
 @click.command()
 @click.argument("text")
 @click.option("-s", "--system", metavar="TEXT", help="With --chat: a system prompt before it.")
-@look_options(chat=True)
+@look_options(chat=True, adapter=False)
 def tokens(text: str, system: str | None, is_chat: bool, model: str | None, **out: Any) -> None:
     """Show the tokens of a text: pieces, ids, bytes, and the merges that made them.
 

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     help="Temperature of the last step; 0 takes the likeliest token.",
 )
 @look_options(chat=True)
-def walk(text: str, temp: float, is_chat: bool, model: str | None, **out: Any) -> None:
+def walk(
+    text: str, temp: float, is_chat: bool, model: str | None, adapter: str | None, **out: Any
+) -> None:
     """Follow one step of the model: text, ids, vectors, every part of every block, next token."""
 
     def work(subject: Subject) -> "tuple[Walk, dict[int, str], str]":
@@ -31,7 +33,7 @@ def walk(text: str, temp: float, is_chat: bool, model: str | None, **out: Any) -
         ids |= {i for layer in seen.lens.layers for i, _ in layer[0].top}
         return seen, {i: subject.tokenizer.token_text(i) for i in ids}, subject.name
 
-    seen, names, name = look(model, work)
+    seen, names, name = look(model, adapter, work)
     from mlxchat.cli.inspect import render_walk
 
     show(

@@ -4,7 +4,7 @@ import contextlib
 from typing import TYPE_CHECKING
 
 from mlxchat.cli.options import MOST_ANSWERS
-from mlxchat.cli.render import format_count, format_tree, one_line
+from mlxchat.cli.render import format_count, one_line
 from mlxchat.cli.resume import conversation_names
 from mlxchat.cli.slash.registry import (
     Context,
@@ -117,7 +117,7 @@ def edit(context: Context, argument: str) -> "Start | None":
     if turn is not None and not 1 <= turn <= context.session.num_turns:
         raise UsageError(f"there is no turn {turn}; give 1 to {context.session.num_turns}")
     if not text and context.redraft is not None:
-        from mlxchat.cli.attachments import split_attached
+        from mlxchat.chat.attached import split_attached
 
         attached, own, _ = split_attached(context.session.question_text(turn))
         context.redraft("/edit " if turn is None else f"/edit {turn} ", attached, own)
@@ -137,6 +137,8 @@ def fork(context: Context, argument: str) -> None:
 @command("tree", "", "Draw the branches of the conversation.")
 def tree(context: Context, argument: str) -> None:
     """Draws the branches."""
+    from mlxchat.cli.render_views import format_tree
+
     need_turns_ever(context.session)
     context.say(format_tree(context.session.tree(), context.width))
 

@@ -1,6 +1,6 @@
 """The slash commands about the model itself."""
 
-from mlxchat.cli.render import format_count, format_model, format_table, one_line
+from mlxchat.cli.render import format_count, format_table, one_line
 from mlxchat.cli.slash.registry import Context, command, say_cost
 from mlxchat.errors import UsageError
 
@@ -11,6 +11,7 @@ def model(context: Context, argument: str) -> None:
     session = context.session
     if not argument:
         from mlxchat.cli.models import find_last_used, find_models, format_models
+        from mlxchat.cli.render_views import format_model
 
         rows = [] if session.info is None else format_model(session.info)
         if session.info is not None:

@@ -1,6 +1,5 @@
 """The slash commands that show what happened, and change how answers look."""
 
-from mlxchat.cli.render import format_cache, format_stats
 from mlxchat.cli.slash.registry import Context, command
 from mlxchat.cli.theme import NAMES, SUFFIX, find_theme
 from mlxchat.errors import MlxchatError, UsageError
@@ -9,6 +8,8 @@ from mlxchat.errors import MlxchatError, UsageError
 @command("stats", "", "Show model, context and the last answer's timing.")
 def stats(context: Context, argument: str) -> None:
     """Shows where the time and the memory went."""
+    from mlxchat.cli.render_views import format_stats
+
     context.say(format_stats(context.session))
 
 
@@ -59,6 +60,8 @@ def tokens(context: Context, argument: str) -> None:
 @command("cache", "", "Show what the KV cache holds.")
 def cache(context: Context, argument: str) -> None:
     """Shows what the KV cache holds."""
+    from mlxchat.cli.render_views import format_cache
+
     report = context.session.cache_report()
     context.say("The model is not loaded yet." if report is None else format_cache(report))
 
