@@ -15,7 +15,7 @@ from mlxchat.model import one_token  # noqa: E402
 from mlxchat.model.batch_cache import Strand, stack  # noqa: E402
 from mlxchat.model.kv_quantization import make_kv_plan  # noqa: E402
 from mlxchat.model.transformer import Transformer  # noqa: E402
-from mlxchat.model.weights import multiply_few  # noqa: E402
+from mlxchat.model.weights import multiply_rows  # noqa: E402
 from mlxchat.openblas import SmallProduct  # noqa: E402
 
 IDS = mx.random.randint(0, 160, (1, 30), key=mx.random.key(5))
@@ -134,7 +134,7 @@ def test_it_takes_few_operations(tmp_path: Path) -> None:
     assert counts[1] - counts[0] > 10 * SMALL["num_hidden_layers"]
 
 
-@pytest.mark.parametrize("num_rows", [1, 3, 8])
+@pytest.mark.parametrize("num_rows", [1, 3, 8, 20])
 @pytest.mark.parametrize("n_out", [16, 160, 161, 1031])
 def test_parts_of_a_matrix_are_its_product(n_out: int, num_rows: int) -> None:
     """Whether the parts are even (160), leave a rest, or one holds all."""
@@ -143,6 +143,6 @@ def test_parts_of_a_matrix_are_its_product(n_out: int, num_rows: int) -> None:
         mx.random.normal((num_rows, 48), key=keys[0]),
         mx.random.normal((n_out, 48), key=keys[1]),
     )
-    got, want = multiply_few(x, weight, SmallProduct(48 * 400, 300)), x @ weight.T
+    got, want = multiply_rows(x, weight, SmallProduct(48 * 400, 300)), x @ weight.T
     assert got.shape == want.shape
     assert mx.allclose(got, want, atol=1e-4)

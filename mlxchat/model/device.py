@@ -50,8 +50,7 @@ class DevicePlan:
         transposes: Matrices are kept as W.T, for a BLAS that copies them before it multiplies
             (OpenBLAS for AVX2: one row 1.1 to 1.2x faster) or walks through them (reference: 2.8x).
         memory_bytes: Memory that the backend can use.
-        small: A few rows are multiplied with larger matrices part by part (`multiply_few`); None if
-            in one go.
+        small: What a few rows are multiplied with at once (`multiply_rows`); None if with all.
     """
 
     backend: Backend

@@ -26,7 +26,7 @@ from mlxchat.model.weights import (
     ModelWeights,
     Params,
     finish_logits,
-    multiply_few,
+    multiply_rows,
 )
 
 Compile = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -154,7 +154,7 @@ class OneToken:
     def _multiply(self, spec: LinearSpec, arrays: list[mx.array], x: mx.array) -> mx.array:
         weight = arrays[0]
         if self.plan.small and not spec.transposed:
-            y = multiply_few(x, weight, self.plan.small)
+            y = multiply_rows(x, weight, self.plan.small)
         else:
             y = x @ (weight if spec.transposed else weight.T)
         return y + arrays[1] if spec.bias else y

@@ -44,7 +44,7 @@ class LinearSpec:
 
 
 # So many rows are a few. With fewer weights than this at once, calls cost more than copies.
-MOST_FEW = 8
+_MOST_FEW = 8
 _FEWEST_AT_ONCE = 16
 
 Arrays = list[mx.array | None]
@@ -79,8 +79,8 @@ def apply_linear(
         )
     elif spec.transposed:
         y = x @ weight
-    elif plan is not None and plan.small and x.size <= MOST_FEW * x.shape[-1]:
-        y = multiply_few(x.reshape(-1, x.shape[-1]), weight, plan.small)
+    elif plan is not None and plan.small:
+        y = multiply_rows(x.reshape(-1, x.shape[-1]), weight, plan.small)
         y = y.reshape(*x.shape[:-1], spec.n_out)
     else:
         y = x @ weight.T
@@ -89,15 +89,15 @@ def apply_linear(
     return y if bias is None else y + bias
 
 
-def multiply_few(x: mx.array, weight: mx.array, small: SmallProduct) -> mx.array:
-    """Multiplies a few rows (T, n_in) by (n_out, n_in), with as many weights at once as are small.
+def multiply_rows(x: mx.array, weight: mx.array, small: SmallProduct) -> mx.array:
+    """Multiplies (T, n_in) by (n_out, n_in): a few rows with no more weights at once than is small.
 
     Returns:
         (T, n_out)
     """
     num_rows, (n_out, n_in) = x.shape[0], weight.shape
     most = min(small.results // num_rows, small.multiplications // (num_rows * n_in))
-    if most < _FEWEST_AT_ONCE or n_out <= most:
+    if num_rows > _MOST_FEW or most < _FEWEST_AT_ONCE or n_out <= most:
         return x @ weight.T
     num_parts = -(-n_out // most)
     # Without a rest where there is such a number nearby; else the rest is a product of its own.
