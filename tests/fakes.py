@@ -110,6 +110,28 @@ def make_noise(seed: str) -> list[str]:
     return ["".join(chance.choices(bits, k=chance.randrange(1, 6))) for _ in range(60)]
 
 
+class StuckConstraint:
+    """A grammar as a sampler knows it, with which an answer cannot go on after some tokens."""
+
+    name = "grammar"
+    is_complete = True
+
+    def __init__(self, num_tokens: int) -> None:
+        self.left = num_tokens
+
+    def follow(self, token_ids: Any) -> None:
+        """Takes the answer as far as it has come."""
+
+    def take(self, token_id: int) -> None:
+        """Takes a token."""
+
+    def mask(self) -> None:
+        """Allows all tokens, or none."""
+        if not self.left:
+            raise MlxchatError("the answer cannot go on")
+        self.left -= 1
+
+
 class FakeSession:
     """Answers `you said: ...`; some messages ask for more.
 

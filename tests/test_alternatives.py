@@ -6,15 +6,17 @@ import json
 import pytest
 from chats import CTRL_C, ENTER, chats
 from click.testing import CliRunner
-from fakes import make_result
+from fakes import StuckConstraint, make_result
 from tiny import CHATML, REASONING, TinySession, make_tiny_folder
 
 from mlxchat.chat.history import History
 from mlxchat.chat.recorder import Recorder
 from mlxchat.chat.results import BatchProgress, TextDelta
+from mlxchat.chat.turn import TurnRunner
 from mlxchat.cli.choose import PREVIEW_ROWS, format_preview
 from mlxchat.cli.main import cli
 from mlxchat.engine.worker import JobCancelledError
+from mlxchat.errors import MlxchatError
 
 KINDS = ["full", "window", "recurrent"]
 
@@ -175,6 +177,69 @@ def test_all_of_them_are_in_the_history(start, asks):
     session.choose(offered, 3)
     with contextlib.closing(History()) as found:
         assert found.record(1).head == turns[2].answer
+
+
+# -- some fail
+
+
+@pytest.fixture
+def stick(monkeypatch):
+    """Has the answers of some places come to where their grammar allows nothing."""
+    make = TurnRunner.make_decoder
+
+    def stick(*places):
+        made = []
+
+        def hold(runner, reading, context, sampler):
+            if len(made) in places:
+                sampler.constraint = StuckConstraint(2)
+            made.append(reading)
+            return make(runner, reading, context, sampler)
+
+        monkeypatch.setattr(TurnRunner, "make_decoder", hold)
+
+    return stick
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_one_that_fails_leaves_the_others(start, stick, together, monkeypatch):
+    """An answer that cannot go on is told of; the others are what they are without it."""
+    if not together:
+        monkeypatch.setattr("mlxchat.chat.alternatives.can_batch", lambda *_: False)
+    options = {"max_tokens": 20}
+    expected, session = start(**options), start(**options)
+    for one in (expected, session):
+        one.send("When do you open?").result(60)
+    wanted = expected.retry_many(3).result(60)
+    stick(1)
+    offered = session.retry_many(3).result(60)
+    assert [str(error) for error in offered.errors] == ["the answer cannot go on"]
+    assert texts(offered) == [wanted.results[0].text, wanted.results[2].text]
+    session.choose(offered, 2)
+    assert session.send("And now?").result(60).verify.holds
+
+
+def test_where_all_fail_that_is_the_error(start, stick):
+    """The question stands as it did, and the old answer with it."""
+    session = start(max_tokens=20)
+    session.send("When do you open?").result(60)
+    head, num_nodes = session.conversation.head, len(session.conversation.nodes)
+    stick(0, 1)
+    with pytest.raises(MlxchatError, match="the answer cannot go on"):
+        session.retry_many(2).result(60)
+    assert session.conversation.head == head
+    assert len(session.conversation.nodes) == num_nodes
+    assert session.send("And now?").result(60).verify.holds
+
+
+def test_those_that_failed_are_told_of(stick):
+    """`--samples` prints the others, says how many failed and why, and its exit code is 1."""
+    stick(0)
+    arguments = ["generate", "tell me a story", "--samples", "3", "--max-tokens", "5", "--json"]
+    result = CliRunner().invoke(cli, arguments)
+    assert result.exit_code == 1
+    assert len(result.stdout.splitlines()) == 2
+    assert result.stderr == "Error: 1 of 3 answers failed: the answer cannot go on\n"
 
 
 # -- shown, and chosen from

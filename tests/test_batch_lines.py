@@ -5,6 +5,7 @@ import json
 
 import architectures
 import pytest
+from fakes import StuckConstraint
 from tiny import CHATML, REASONING, VOCAB_SIZE, TinySession, make_tiny_folder
 
 from mlxchat.chat.batch_lines import BatchLine, LineAnswer, read_lines
@@ -448,6 +449,26 @@ def test_a_row_that_fails_leaves_the_others(start, method, monkeypatch):
     failed = {i: type(a.error) for i, a in answers.items() if a.error is not None}
     assert failed in ({2: ZeroDivisionError}, {4: ZeroDivisionError})  # the prompts are the same
     assert tokens_of(answers) == {i: t for i, t in tokens_of(expected).items() if i not in failed}
+
+
+@pytest.mark.parametrize("num_tokens", [0, 1, 5])
+def test_a_grammar_that_gets_stuck_ends_its_line_alone(start, num_tokens, monkeypatch):
+    """What cannot be drawn for one row is that line's error; the others get what they get."""
+    lines = make_lines(*[{"max_tokens": 12}] * 7)
+    expected, _ = answer(start(verify=False), lines, 3)
+    make = TurnRunner.make_decoder
+
+    def hold(runner, reading, context, sampler):
+        if reading.messages[-1].content == PROMPTS[1]:
+            sampler.constraint = StuckConstraint(num_tokens)
+        return make(runner, reading, context, sampler)
+
+    monkeypatch.setattr(TurnRunner, "make_decoder", hold)
+    session = start(verify=False)
+    answers, _ = answer(session, lines, 3)
+    assert str(answers.pop(1).error) == "the answer cannot go on"
+    assert tokens_of(answers) == {i: t for i, t in tokens_of(expected).items() if i != 1}
+    assert len(answers) == 6
 
 
 def test_a_pass_that_fails_ends_the_lines_in_it(start):

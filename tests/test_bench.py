@@ -13,7 +13,8 @@ from matrix_models import build, make_loaded
 from tiny import make_tiny_folder
 
 from mlxchat.bench import runs
-from mlxchat.bench.measure import Limit, OurEngine, OverBudgetError, measure
+from mlxchat.bench.measure import Limit, OverBudgetError, measure
+from mlxchat.bench.our_engine import OurEngine
 from mlxchat.bench.runs import _best_rates
 from mlxchat.bench.workload import Case, Request, Sample
 
@@ -125,11 +126,11 @@ def test_a_test_that_takes_too_long_is_shortened(folder):
 
 
 def test_a_history_that_takes_too_long_is_left_out(folder):
-    """A depth that cannot be reached in time is left out with all that lie deeper."""
+    """A depth that cannot be reached in time is left out with all that lie deeper, by name."""
     tests = [Case("pp", 8, 500, chunk=1), Case("tg", 8, 500), Case("pp", 8)]
     notes, samples = measured(OurEngine.load(folder), tests, 1, 1e-4)
     assert [sample.test for sample in samples] == [2]
-    assert [note.split(":")[0] for note in notes] == ["depths from 500 on left out"]
+    assert [note.split(":")[0] for note in notes] == ["pp8 @ d500, chunk 1, tg8 @ d500 left out"]
 
 
 def test_a_limit_raises_when_the_time_is_up():
@@ -146,6 +147,13 @@ def test_tables(folder):
         assert f"| {name}" in text
     assert "machine: " in text
     assert run.stderr == ""
+
+
+def test_what_records_do_not_hold_is_said(folder):
+    """A format for programs has what was shortened on stderr, and stdout to itself."""
+    text = run("-m", folder, "-p", 0, "-n", 4, "-d", "100000", "-r", 1, "-o", "csv")
+    assert all(line.startswith('"') for line in text.splitlines())
+    assert run.stderr.startswith("depth 100000 shortened to ")
 
 
 def test_sweep_of_chunks(folder):
@@ -209,7 +217,7 @@ def test_against_mlx_lm(folder):
         (["--chunk", "0"], "'0' is not allowed; give whole numbers from 1 on"),
         (["-p", "0", "-n", "0", "-d", "0"], "-p 0, -n 0 and -d 0 leave nothing to measure"),
         (["--kv-bits", "5"], "'5' is not allowed; give some of none, 8, 4"),
-        (["file.json"], "FILE 'file.json' goes with --baseline only"),
+        (["file.json"], "'file.json' would be the FILE of a --baseline; a model goes after -m"),
     ],
 )
 def test_wrong_usage(arguments, line):

@@ -200,7 +200,7 @@ def test_a_baseline_survives_the_disk(tmp_path):
     ("content", "line"),
     [
         (None, "there is no baseline in"),
-        ("no json", "cannot be read as a baseline"),
+        ("no json", r"is no baseline \(it is not JSON\)"),
         ("[]", "is no baseline of this version"),
         ('{"format": 99}', "is no baseline of this version"),
         ('{"format": 2}', "is a broken baseline"),
@@ -221,6 +221,17 @@ def test_another_model_is_refused():
     with pytest.raises(MlxchatError, match="another model"):
         make_baseline().refuse_other("g", MACHINE)
     make_baseline().refuse_other("f", MACHINE)
+
+
+@pytest.mark.parametrize(("name", "why"), [(".", "Is a directory"), ("f/g", "File exists")])
+def test_a_place_that_cannot_be_written_is_refused_before_measuring(folder, tmp_path, name, why):
+    """Nothing is measured for a baseline that could not be saved."""
+    (tmp_path / "f").touch()
+    path = tmp_path / name
+    assert run("--baseline", "save", path, "-m", folder, code=1) == ""
+    assert run.stderr == f"Error: {path} cannot be written ({why}); name another FILE\n"
+    with pytest.raises(MlxchatError, match="cannot be read as a baseline"):
+        Baseline.load(path)
 
 
 @pytest.mark.parametrize("name", ["system", "cpu", "cores", "backend", "blas_threads"])

@@ -217,6 +217,24 @@ def test_markdown_has_llama_bench_columns_and_the_rest():
         assert len({len(line) for line in table.strip().splitlines()}) == 1
 
 
+@pytest.mark.parametrize("width", [60, 80])
+@pytest.mark.parametrize("systems", [["mlxchat"], ["mlxchat", "mlx-lm"]])
+def test_tables_fit_the_terminal(width, systems):
+    """What is too wide says once what all rows share, and stands in several tables."""
+    note = "a long note about what was shortened, left out, or measured in another way than asked"
+    rows = make_report().rows["mlxchat"]
+    report = make_report(rows=dict.fromkeys(systems, rows), notes=[note])
+    wide, narrow = format_report(report, "md"), format_report(report, "md", width)
+    assert max(map(len, wide.splitlines())) > 80
+    assert max(map(len, narrow.splitlines())) <= width
+    about = "model qwen3, 10.00 MiB, 1.00 M parameters, CPU (OpenBLAS), float32"
+    named = [f"{name}: {about}" if len(systems) > 1 else about for name in systems]
+    words = " ".join(narrow.split())
+    assert all(line in words for line in [*named, note])
+    values = {cell.strip() for line in wide.splitlines()[2:] for cell in line.split("|")[5:-1]}
+    assert values <= {cell.strip() for line in narrow.splitlines() for cell in line.split("|")}
+
+
 def test_json_and_jsonl_agree():
     """Both hold one object per test, with the names and units of llama-bench and the samples."""
     report = make_report()

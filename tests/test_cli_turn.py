@@ -5,7 +5,7 @@ import re
 from types import SimpleNamespace
 
 import pytest
-from fakes import FakeSession
+from fakes import FakeSession, make_result
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -65,6 +65,32 @@ def test_thinking_that_comes_with_the_answer(monkeypatch):
     view.show(TextDelta("hm", "reasoning", 1))
     view.show(TextDelta("yes", "answer", 1))
     assert notes.getvalue() == "hm\nthought for 2.5 s, 1 token\nyes"
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"text": "\n"}, "The model ended without an answer; /retry asks it again."),
+        (
+            {"text": "", "reasoning": "hm"},
+            "The model ended with its thinking, without an answer; /retry asks it again.",
+        ),
+        ({"text": "", "reasoning": "hm", "stop_reason": "token_limit"}, "The token limit came"),
+        ({"text": "yes"}, ""),
+    ],
+)
+def test_an_answer_without_text_is_told_of(changes, expected):
+    """Where nothing is shown a line says why, and what to do."""
+    notes, session = io.StringIO(), FakeSession(None, ChatOptions())
+    try:
+        answers = Answers(session, Screen(io.StringIO(), notes))
+        job = session.send("hello")
+        job.result = lambda *_: make_result(**{"stop_reason": "eos_token", **changes})
+        answers.give(lambda: job)
+    finally:
+        session.close()
+    assert notes.getvalue().startswith(expected)
+    assert bool(notes.getvalue()) is bool(expected)
 
 
 def test_reasoning_goes_to_a_terminal_only():

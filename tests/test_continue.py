@@ -156,6 +156,52 @@ def test_inside_thinking(open_session: Open, kind: str) -> None:
     session.say("more")
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_thinking_that_was_dropped_comes_back(open_session: Open, kind: str) -> None:
+    """What the next turn has no room for is kept for /continue, until that turn is there."""
+    sampling = biased((END_THINK, -1e9), temperature=0.0)
+    session = open_session(kind, REASONING, sampling=sampling, max_tokens=60, think_budget=40)
+    first = session.say("hello")
+    assert first.reasoning
+    assert (bool(first.text), first.stop_reason) == (True, "token_limit")
+    session.settle()
+    assert session.prefix.stashes
+    second = go_on(session)
+    assert second.usage.prefill_tokens == 1
+    session.settle()
+    assert session.prefix.stashes
+    session.say("more")
+    session.set_options(replace(session.options, sampling=biased((IM_END, 1e9))))
+    session.say("and more")
+    session.settle()
+    assert not session.prefix.stashes
+
+
+SWITCHED = CHATML.replace(
+    "assistant\n{% endif %}",
+    "assistant\n<think>\n{% if enable_thinking is false %}\n</think>\n\n{% endif %}{% endif %}",
+)
+
+
+@pytest.mark.parametrize("thinks", [True, False])
+def test_thinking_is_switched_before_it_goes_on(open_session: Open, thinks: bool) -> None:
+    """Thinking stays thinking and is ended once it is off; an answer stays an answer."""
+    sampling = biased((END_THINK, -1e9), temperature=0.0)
+    session = open_session(template=SWITCHED, sampling=sampling, max_tokens=6, think=thinks)
+    first = session.say("hello")
+    assert bool(first.reasoning) is thinks
+    session.set_options(replace(session.options, think=not thinks, max_tokens=40))
+    second = go_on(session)
+    if thinks:
+        assert second.reasoning.strip() == first.reasoning.strip()
+        assert second.text.strip()
+    else:
+        assert second.text.startswith(first.text)
+        assert len(second.text) > len(first.text)
+        assert not second.reasoning
+    session.say("more")
+
+
 def test_an_answer_that_ended_is_refused(open_session: Open) -> None:
     """Only what was cut off goes on; each refusal says what to do."""
     session = open_session(sampling=biased((IM_END, 1e9)))

@@ -19,6 +19,7 @@ from mlxchat.engine.engine import Engine  # noqa: E402
 from mlxchat.engine.prefix_cache import (  # noqa: E402
     MIN_STASH_TOKENS,
     PrefixCache,
+    Stash,
     choose_mark_to_drop,
 )
 from mlxchat.engine.reuse_plan import Held, Plan, make_plan  # noqa: E402
@@ -314,6 +315,18 @@ def test_resuming_after_the_window_wrapped(models: dict[str, CountingModel]) -> 
     assert (plan.action, plan.start) == ("resume", 160)
     plan = feeder.go(LONG[:119] + OTHER[:9], keep_branch=True)  # a mark of the resumed branch
     assert (plan.action, plan.start) == ("restore", 119)
+
+
+def test_a_branch_is_kept_once(feeder: Feeder) -> None:
+    """A branch that is left again, read anew meanwhile, takes the place of what was kept of it."""
+    a, b, prefix = LONG[:100], LONG[:30] + OTHER[:60], feeder.prefix
+    kept: list[Stash] = []
+    for _ in range(3):
+        feeder.go(a, marks=(30,))
+        prefix.stashes = [*kept]  # as when something else brought the branch back
+        feeder.go(b, marks=(30,), keep_branch=True)
+        kept, prefix.stashes = prefix.stashes, []
+    assert [(stash.base, stash.token_ids) for stash in kept] == [(30, a)]
 
 
 def test_short_branches_are_not_kept(feeder: Feeder) -> None:

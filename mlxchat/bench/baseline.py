@@ -6,9 +6,11 @@ and leaves the second; only what both call slower counts. Bootstrap intervals ov
 repetitions say whether a difference is more than noise. Free of MLX.
 """
 
+import errno
 import json
 import os
 import statistics
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -85,8 +87,11 @@ class Baseline:
             data = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise MlxchatError(f"there is no baseline in {path}; {again}") from None
-        except (OSError, ValueError) as error:
-            raise MlxchatError(f"{path} cannot be read as a baseline ({error}); {again}") from None
+        except OSError as error:
+            why = error.strerror
+            raise MlxchatError(f"{path} cannot be read as a baseline ({why}); {again}") from None
+        except ValueError:
+            raise MlxchatError(f"{path} is no baseline (it is not JSON); {again}") from None
         if not isinstance(data, dict) or data.get("format") != FORMAT:
             raise MlxchatError(f"{path} is no baseline of this version; {again}")
         try:
@@ -129,6 +134,24 @@ class Baseline:
             for name in dict.fromkeys([*old, *new])
             if old.get(name) != new.get(name)
         ]
+
+
+def check_place(path: Path) -> None:
+    """Finds out whether a baseline can be written there.
+
+    Raises:
+        MlxchatError: It cannot.
+    """
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise MlxchatError(
+            f"{path} cannot be written ({error.strerror}); name another FILE"
+        ) from None
 
 
 def _versions(machine: dict[str, Any]) -> dict[str, str]:

@@ -18,10 +18,16 @@ Form = Literal["md", "csv", "json", "jsonl", "sql"]
 FORMS: tuple[Form, ...] = ("md", "csv", "json", "jsonl", "sql")
 
 
-def format_report(report: Report, form: Form) -> str:
-    """Returns the report in one of the formats, with a line feed at its end."""
+def format_report(report: Report, form: Form, width: int | None = None) -> str:
+    """Returns the report in one of the formats, with a line feed at its end.
+
+    Args:
+        report: What to tell.
+        form: How.
+        width: Of the terminal that shows tables; None is a file.
+    """
     if form == "md":
-        return format_markdown(report)
+        return format_markdown(report, width)
     records = make_records(report)
     if form == "json":
         return json.dumps(records, indent=2) + "\n"
@@ -52,6 +58,9 @@ def _record(report: Report, system: System, row: Row) -> dict[str, Any]:
         "mlxchat_version": machine.get("mlxchat", ""),
         "mlx_version": machine.get("packages", {}).get("mlx", ""),
         "mlx_lm_version": machine.get("packages", {}).get("mlx-lm", ""),
+        "python_version": machine.get("python", ""),
+        "system": machine.get("system", ""),
+        "blas_threads": str(machine.get("blas_threads", "")),
         "model_filename": report.model,
         "model_type": facts.get("model_type", ""),
         "model_size": facts.get("model_size"),
@@ -111,6 +120,9 @@ _TEXTS = frozenset(
         "mlxchat_version",
         "mlx_version",
         "mlx_lm_version",
+        "python_version",
+        "system",
+        "blas_threads",
         "model_filename",
         "model_type",
         "test",

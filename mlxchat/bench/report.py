@@ -2,14 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from mlxchat.bench.baseline import TOLERANCE, Verdict
 from mlxchat.bench.compare import Ratio
 from mlxchat.bench.figures import Row
+from mlxchat.bench.tables import make_table, wrap_lines
 from mlxchat.bench.workload import System
-
-if TYPE_CHECKING:
-    from mlxchat.bench.baseline import Verdict
 
 _MIB = 1 << 20
 
@@ -43,34 +42,28 @@ class Report:
         return self.facts | self.peers.get(system, {})
 
 
-def format_markdown(report: Report) -> str:
-    """Returns the tables: llama-bench's own, then what it lacks, then how it was measured."""
-    parts = [_rates(report), _details(report), _first_tokens(report), _ratios(report)]
-    parts.append(_conditions(report))
+def format_markdown(report: Report, width: int | None = None) -> str:
+    """Returns the tables: llama-bench's own, then what it lacks, then how it was measured.
+
+    Args:
+        report: What to tell.
+        width: Of the terminal; None is a file, where tables may be as wide as they are.
+    """
+    parts = [_rates(report, width), _details(report, width), _first_tokens(report, width)]
+    parts += [_ratios(report, width), _conditions(report, width)]
     return "\n".join(part for part in parts if part)
 
 
-def make_table(header: Sequence[str], rows: Sequence[Sequence[str]], num_left: int = 1) -> str:
-    """Returns a Markdown table; the first `num_left` columns are flush left, the rest right."""
-    widths = [max(len(line[i]) for line in (header, *rows)) for i in range(len(header))]
-
-    def line(cells: Sequence[str]) -> str:
-        padded = (
-            f"{cell:<{width}}" if i < num_left else f"{cell:>{width}}"
-            for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
-        )
-        return "| " + " | ".join(padded) + " |"
-
-    rule = "|".join(
-        "-" * (width + 2) if i < num_left else "-" * (width + 1) + ":"
-        for i, width in enumerate(widths)
-    )
-    return "\n".join([line(header), f"|{rule}|", *(line(row) for row in rows)]) + "\n"
+def format_remarks(report: Report) -> str:
+    """Returns what records do not hold: ratios, and what was shortened or left out."""
+    parts = [_ratios(report, None), "\n".join(report.notes)]
+    return "\n".join(part.rstrip("\n") for part in parts if part)
 
 
-def _rates(report: Report) -> str:
+def _rates(report: Report, width: int | None) -> str:
     many = len(report.rows) > 1
-    rows = []
+    rows: list[tuple[str, ...]] = []
+    about = []  # what all rows of a system have in common
     for system, found in report.rows.items():
         facts = report.facts_of(system)
         size = facts.get("model_size")
@@ -80,6 +73,9 @@ def _rates(report: Report) -> str:
             "-" if not facts.get("model_n_params") else f"{facts['model_n_params'] / 1e6:,.2f} M",
             str(facts.get("backend", "-")),
         )
+        named = (*same[:2], f"{same[2]} parameters", same[3])
+        known = ", ".join(part for part in named if not part.startswith("-"))
+        about.append(f"{system}: {known}" if many else known)
         for row in found:
             if row.test.kind != "ttft":
                 engine = (system,) if many else ()
@@ -88,11 +84,15 @@ def _rates(report: Report) -> str:
     header = ("model", "size", "params", "backend", *(("engine",) if many else ()), "test", "t/s")
     if not rows:
         return ""
-    left = len(header) - 1
-    return make_table(header, rows, left)
+    table = make_table(header, rows, len(header) - 1)
+    if width is None or table.index("\n") <= width:
+        return table
+    rows = [row[len(same) :] for row in rows]
+    lines = wrap_lines(about, width)
+    return "\n".join([*lines, "", make_table(header[len(same) :], rows, 1 + many, width)])
 
 
-def _details(report: Report) -> str:
+def _details(report: Report, width: int | None) -> str:
     """Returns what llama-bench lacks, of our own engine."""
     rows = []
     for row in next(iter(report.rows.values()), []):
@@ -120,7 +120,7 @@ def _details(report: Report) -> str:
         "MiB/token",
         "of the machine",
     )
-    return make_table(header, rows) if rows else ""
+    return make_table(header, rows, width=width) if rows else ""
 
 
 def _share(row: Row) -> str:
@@ -131,7 +131,7 @@ def _share(row: Row) -> str:
     return "-"
 
 
-def _first_tokens(report: Report) -> str:
+def _first_tokens(report: Report, width: int | None) -> str:
     rows = []
     cold: dict[int | None, float] = {}  # by how keys and values are held
     for row in next(iter(report.rows.values()), []):
@@ -151,26 +151,26 @@ def _first_tokens(report: Report) -> str:
                 )
             )
     header = ("first token", "history", "message", "ms", "of cold")
-    return make_table(header, rows) if rows else ""
+    return make_table(header, rows, width=width) if rows else ""
 
 
-def _ratios(report: Report) -> str:
+def _ratios(report: Report, width: int | None) -> str:
     rows = [
         (
             ratio.name,
             f"{ratio.ours:,.2f}",
             f"{ratio.peer:,.2f}",
             f"{ratio.ratio:.2f}x",
-            f"{ratio.low:.2f} to {ratio.high:.2f}",
+            f"{ratio.low:.2f} to {ratio.high:.2f}" if ratio.low < ratio.high else "-",
         )
         for ratio in report.ratios
     ]
     peer = next((system for system in report.rows if system != "mlxchat"), "peer")
     header = ("test (medians)", "mlxchat", peer, "ratio", "95 %")
-    return make_table(header, rows) if rows else ""
+    return make_table(header, rows, width=width) if rows else ""
 
 
-def _conditions(report: Report) -> str:
+def _conditions(report: Report, width: int | None) -> str:
     """Returns machine, versions, settings and what was shortened, a line each."""
     facts = report.facts
     lines = format_machine(report.machine)
@@ -194,7 +194,7 @@ def _conditions(report: Report) -> str:
             accepted = sum(sample.num_accepted for sample in row.samples)
             lines.append(f"{row.test.name}: {accepted} of {drafted} drafts accepted")
     lines += report.notes
-    return "\n".join(lines) + "\n"
+    return "\n".join(wrap_lines(lines, width)) + "\n"
 
 
 def format_machine(machine: dict[str, Any]) -> list[str]:
@@ -218,33 +218,45 @@ def format_size(num_bytes: int) -> str:
 
 
 _WORDS = {
-    "same": "no difference shown",
+    "same": "no change shown",
     "slower": "WORSE",
     "faster": "better",
     "unclear": "unclear",
 }
 
 
-def format_verdicts(verdicts: "Sequence[Verdict]", changes: Sequence[str]) -> str:
+def format_verdicts(
+    verdicts: Sequence[Verdict], changes: Sequence[str], width: int | None = None
+) -> str:
     """Returns what a check against a baseline found.
 
     Args:
         verdicts: One for each figure.
         changes: Versions that differ.
+        width: Of the terminal; None is a file.
     """
     rows = [
         (
             verdict.name,
-            f"{verdict.old:,.3f}",
-            f"{verdict.new:,.3f}",
+            _WORDS[verdict.outcome],
             f"{100 * (verdict.ratio - 1):+.1f} %",
             f"{100 * (verdict.low - 1):+.1f} to {100 * (verdict.high - 1):+.1f} %",
-            _WORDS[verdict.outcome],
+            f"{verdict.old:,.3f}",
+            f"{verdict.new:,.3f}",
         )
         for verdict in verdicts
     ]
-    header = ("figure (less is better)", "then", "now", "change", "interval", "verdict")
-    lines = [make_table(header, rows)]
-    if changes:
-        lines.append("changed since: " + "; ".join(changes) + "\n")
-    return "\n".join(lines)
+    header = ("figure (less is better)", "verdict", "change", "interval", "then", "now")
+    lines = ["changed since: " + "; ".join(changes)] if changes else []
+    outcomes = {verdict.outcome for verdict in verdicts}
+    if "unclear" in outcomes:
+        lines.append(
+            "unclear: it looked worse once, but not again, or only as long as the machine was"
+            " busier; check again when it is quiet"
+        )
+    elif "slower" not in outcomes:
+        lines.append(
+            f"nothing is worse; a change counts where all of its interval is beyond"
+            f" {100 * TOLERANCE:.0f} %"
+        )
+    return "\n".join([make_table(header, rows, 2, width), *wrap_lines(lines, width)]) + "\n"

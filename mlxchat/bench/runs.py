@@ -46,8 +46,15 @@ class Run:
         self.measured: dict[System, Measured] = {system: Measured() for system in self.systems}
         self.tests: tuple[Case, ...] = request.tests
         self.on_facts = on_facts
+        self.num_ended = 0  # processes of this run
+        self.repetitions = 0  # of each test in the process that runs
         self._on_progress = on_progress
         self._num_rounds = 0
+
+    @property
+    def num_processes(self) -> int:
+        """Processes of one run."""
+        return self.rounds * len(self.systems)
 
     def measure(self) -> None:
         """Does all rounds; may be interrupted, and called again for more rounds.
@@ -55,9 +62,12 @@ class Run:
         Raises:
             MlxchatError: A process failed; says what it said.
         """
+        self.num_ended = 0
         for round_ in range(self.rounds):
+            self.repetitions = _deal(self.request.repetitions, self.rounds, round_)
             for system in self.systems:
-                self._measure_round(system, _deal(self.request.repetitions, self.rounds, round_))
+                self._measure_round(system, self.repetitions)
+                self.num_ended += 1
             self._num_rounds += 1
 
     def _measure_round(self, system: System, repetitions: int) -> None:

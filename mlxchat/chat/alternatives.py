@@ -21,6 +21,8 @@ from mlxchat.engine.worker import JobContext
 from mlxchat.errors import MemoryShortError
 from mlxchat.model.batch_cache import Strand
 
+_End = Answer | Exception  # what became of one answer
+
 
 def _mute(context: JobContext) -> JobContext:
     """Returns a job's context for rows whose text is shown when all rows have ended."""
@@ -50,6 +52,7 @@ def answer_many(
 
     Raises:
         JobCancelledError: Stopped; nothing is kept.
+        Exception: Every answer failed; what ended the first. Otherwise those that came are kept.
     """
     reading = runner.read(conversation, request, context)
     runner.engine.speculator = None  # a batch takes one token of each row at a time
@@ -62,11 +65,16 @@ def answer_many(
     # Where the thinking must be closed, a row is fed what the others are not.
     can = can_batch(runner.engine, [len(reading.token_ids)]) and not runner.options.think_budget
     decode = _decode_together if can else _decode_in_turn
-    answers = decode(runner, begun, samplers, context)
+    found = decode(runner, begun, samplers, context)
+    errors = [end for end in found if isinstance(end, Exception)]
+    if len(errors) == count:
+        raise errors[0]
     results: list[TurnResult] = []
     nodes: list[int | None] = []
     place = conversation.head
-    for answer, read in zip(answers, begun, strict=True):
+    for answer, read in zip(found, begun, strict=True):
+        if isinstance(answer, Exception):
+            continue
         num_before = len(conversation.nodes)
         conversation.head = place
         for text in runner.record(conversation, question, read, answer):
@@ -80,7 +88,7 @@ def answer_many(
     results = [replace(result, verify=verify) for result in results]
     kept = [node for node in nodes if node is not None]
     conversation.head = kept[0] if kept else place
-    return Alternatives(tuple(results), tuple(nodes))
+    return Alternatives(tuple(results), tuple(nodes), errors=tuple(errors))
 
 
 def _readings(reading: Reading, count: int) -> list[Reading]:
@@ -98,7 +106,7 @@ def _readings(reading: Reading, count: int) -> list[Reading]:
 
 def _decode_together(
     runner: TurnRunner, readings: list[Reading], samplers: list[Sampler], context: JobContext
-) -> list[Answer]:
+) -> list[_End]:
     engine, (reading, *_), count = runner.engine, readings, len(readings)
     ids = reading.token_ids
     max_tokens, limit = runner.limit_of(len(ids))
@@ -110,7 +118,7 @@ def _decode_together(
     decoders = [runner.make_decoder(read, muted, sampler) for read, sampler in pairs]
     fed = [list(ids) for _ in range(count)]
     num_tokens = [0] * count
-    answers: dict[int, Answer] = {}
+    answers: dict[int, _End] = {}
     check = context.check
     if runner.options.checks_memory:
         check = runner.memory.watch_batch(batch, check)
@@ -120,14 +128,20 @@ def _decode_together(
             num_tokens[row] += 1
             if token.is_fed:
                 fed[row].append(token.token_id)
-            reason = decoders[row].step(token.token_id)
-            if reason is None and num_tokens[row] == max_tokens:
-                reason = limit
-            if reason is not None:
-                engine.prefix.add_branch(batch.take(row), fed[row])
+            try:
+                if token.problem is not None:
+                    raise token.problem
+                reason = decoders[row].step(token.token_id)
+                if reason is None and num_tokens[row] == max_tokens:
+                    reason = limit
+                if reason is not None:
+                    answers[row] = decoders[row].finish(reason)
+                    engine.prefix.add_branch(batch.take(row), fed[row])
+            except Exception as error:  # the other answers can do without this one
+                answers[row] = error
+            if row in answers:
                 batch.end(row)
-                answers[row] = decoders[row].finish(reason)
-            if row == count - 1 or reason is not None:
+            if row == count - 1 or row in answers:
                 context.emit(BatchProgress(len(answers), count, sum(num_tokens)))
     except MemoryShortError as error:  # nor is there room for what the cache holds of each
         context.emit(Notice(str(error)))
@@ -138,19 +152,23 @@ def _decode_together(
 
 def _decode_in_turn(
     runner: TurnRunner, readings: list[Reading], samplers: list[Sampler], context: JobContext
-) -> list[Answer]:
+) -> list[_End]:
     """Decodes one by one what cannot be decoded together."""
     engine, ids, logits = runner.engine, readings[0].token_ids, readings[0].last_logits
     max_tokens, limit = runner.limit_of(len(ids))
-    muted, answers = _mute(context), list[Answer]()
+    muted, answers, num_tokens = _mute(context), list[_End](), 0
     for row, (read, sampler) in enumerate(zip(readings, samplers, strict=True)):
         if row:
             plan = engine.prefix.plan(ids)
             engine.prefix.apply(plan, keep_branch=True)
             logits = prefill(engine, ids, plan, muted)
         decoder = runner.make_decoder(read, muted, sampler)
-        answers.append(decoder.run(logits, sampler, max_tokens=max_tokens, limit=limit))
+        try:
+            answer = decoder.run(logits, sampler, max_tokens=max_tokens, limit=limit)
+            num_tokens += len(answer.tokens)
+            answers.append(answer)
+        except Exception as error:  # as above
+            answers.append(error)
         context.check()
-        tokens = sum(len(answer.tokens) for answer in answers)
-        context.emit(BatchProgress(row + 1, len(readings), tokens))
+        context.emit(BatchProgress(row + 1, len(readings), num_tokens))
     return answers

@@ -157,6 +157,8 @@ class LineAnswerer:
         row.num_tokens += 1
         self._num_tokens += 1
         try:
+            if token.problem is not None:
+                raise token.problem
             if token.row in batch.prompt_logits:
                 self._verify(row, batch.prompt_logits.pop(token.row))
             reason = row.decoder.step(token.token_id)

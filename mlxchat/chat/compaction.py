@@ -50,7 +50,7 @@ class Compactor:
 
     def __init__(self, runner: TurnRunner, conversation: Conversation, context: JobContext) -> None:
         self._runner, self._conversation, self._context = runner, conversation, context
-        self._renderer: PromptRenderer = runner.make_quiet_renderer()
+        self._renderer: PromptRenderer = runner.make_renderer(False)
         self._limit = runner.context_limit
         self._room = max(min(self._limit // _SUMMARY_SHARE, _MAX_SUMMARY), 1)
         system = conversation.system

@@ -33,6 +33,11 @@ class Begun:
     reasoning: str = ""
     answer: str = ""
 
+    def is_of(self, message: Message) -> bool:
+        """Whether thinking and answer are apart where they are in the message."""
+        shown, kept = (self.reasoning, self.answer), (message.reasoning or "", message.content)
+        return [text.strip() for text in shown] == [text.strip() for text in kept]
+
 
 def find_cut_off(conversation: Conversation) -> Node:
     """Returns the answer at the head, where it was cut off.

@@ -6,13 +6,14 @@ Runs on the worker thread, and gives way within one chunk.
 from typing import TYPE_CHECKING
 
 from mlxchat.chat.continuation import CUT_OFF, begun_ids
-from mlxchat.chat.conversation import Conversation
+from mlxchat.chat.conversation import Conversation, Node
 from mlxchat.engine.token_ids import count_common
 from mlxchat.engine.worker import JobCancelledError, JobContext
 from mlxchat.errors import TemplateError
 
 if TYPE_CHECKING:
     from mlxchat.chat.turn import TurnRunner
+    from mlxchat.engine.prefix_cache import Stash
 
 
 class IdleWork:
@@ -25,6 +26,8 @@ class IdleWork:
     def __init__(self, runner: "TurnRunner") -> None:
         self._runner = runner
         self.num_settled = 0  # ids read in idle time since the last turn
+        # An answer that was cut off, as it was generated, and its place in the tree: for /continue.
+        self._cut_off: tuple[Stash, int] | None = None
 
     def take_num_settled(self) -> int:
         """Returns how many ids were read in idle time since the last call."""
@@ -48,6 +51,9 @@ class IdleWork:
             cause: As there.
         """
         runner = self._runner
+        if self._cut_off is not None and self._cut_off[1] != conversation.head:
+            runner.engine.prefix.drop_stash(self._cut_off[0])
+            self._cut_off = None
         if not context.cancelled:
             runner.meter.measure_bandwidth(runner.loaded)
         if not runner.reuses or conversation.head is None:
@@ -60,21 +66,19 @@ class IdleWork:
         runner.ahead.forget()
         try:
             context.check()
-            marks = len(target), *self._find_continuation(conversation, target)
-            self._settle(target, marks, context, keep_branch, cause)
+            self._settle(target, conversation, context, keep_branch, cause)
         except JobCancelledError:
             return
 
     def _find_continuation(
-        self, conversation: Conversation, target: tuple[int, ...]
+        self, conversation: Conversation, node: Node, target: tuple[int, ...]
     ) -> tuple[int, ...]:
         """Returns where /continue will leave the ids of the next turn, if it goes on from there.
 
         A stop string is in the ids that it goes on with, and not in those of the next turn.
         """
-        runner, node = self._runner, conversation.nodes[conversation.head or 0]
-        is_cut = node.origin is not None and node.origin.stop_reason in CUT_OFF
-        if not is_cut or runner.engine.prefix.is_trimmable:
+        runner = self._runner
+        if runner.engine.prefix.is_trimmable:
             return ()
         try:
             prompt = runner.renderer.render_ids(runner.messages(conversation)[:-1])
@@ -86,18 +90,25 @@ class IdleWork:
     def _settle(
         self,
         target: tuple[int, ...],
-        marks: tuple[int, ...],
+        conversation: Conversation,
         context: JobContext,
         keep_branch: bool,
         cause: str,
     ) -> None:
         runner, prefix = self._runner, self._runner.engine.prefix
+        node = conversation.nodes[conversation.head or 0]
+        is_cut = node.origin is not None and node.origin.stop_reason in CUT_OFF
+        marks = [len(target)]
+        if is_cut:
+            marks += self._find_continuation(conversation, node, target)
         plan = prefix.plan(target, marks=marks, leave=0)
         is_empty, lost = not plan.num_held, plan.num_held - plan.start
         plan = runner.keeping.restore(target, plan, context.check, leave=0, keep_branch=keep_branch)
         if is_empty and not plan.start:  # a conversation of the history goes on
             runner.reasons.note_nothing_stored(cause)
-        prefix.apply(plan, keep_branch=keep_branch)
+        left = prefix.apply(plan, keep_branch=keep_branch or is_cut)
+        if is_cut and left is not None and not keep_branch:
+            self._cut_off = left, node.id
         runner.pin(plan.start)
         before = len(prefix.token_ids)
         try:

@@ -34,8 +34,9 @@ class RenderedPrompt:
         message_ends: For each message, how many ids at the start do not depend on later
             messages; the last one is the length. Where it is not known exactly, less.
         text: The rendered text.
-        is_respelled: The last answer is shown as it was generated, but the tokenizer would not have
-            written it in those ids (held text that begins where it wants a space, for instance).
+        is_respelled: The last answer, which came without thinking, is shown as it was generated,
+            but the tokenizer would not have written it in those ids (held text that begins where
+            it wants a space, for instance).
     """
 
     token_ids: tuple[int, ...]
@@ -129,7 +130,9 @@ class PromptRenderer:
         ends[-1] = len(token_ids)
         for index in range(1, len(ends)):
             ends[index] = max(ends[index], ends[index - 1])
-        is_respelled = any(fields[owner].message == last for owner in unfit)
+        is_respelled = messages[last].reasoning is None and any(
+            fields[owner].message == last for owner in unfit
+        )
         return RenderedPrompt(tuple(token_ids), tuple(ends), text, is_respelled)
 
     def _system_end(self, system: Message, token_ids: tuple[int, ...]) -> int:

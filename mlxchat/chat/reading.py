@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from mlxchat.chat.continuation import Begun, begin_again
-from mlxchat.chat.conversation import Conversation
+from mlxchat.chat.conversation import Conversation, Node
 from mlxchat.chat.overflow import drop_oldest, format_dropped
 from mlxchat.chat.prompt import RenderedPrompt
 from mlxchat.chat.request import TurnRequest
@@ -136,13 +136,35 @@ def _make_room(runner: "TurnRunner", conversation: Conversation, request: TurnRe
 def _render(
     runner: "TurnRunner", conversation: Conversation, request: TurnRequest
 ) -> tuple[list[Message], RenderedPrompt, Begun]:
-    messages, renderer = runner.messages(conversation, request.question), runner.renderer
-    prompt = renderer.render_ids(messages)
+    messages = runner.messages(conversation, request.question)
+    prompt = runner.renderer.render_ids(messages)
     if not prompt.token_ids:
         raise TemplateError("the chat template renders an empty prompt; fix or replace it")
-    cut_off = request.cut_off
-    begun = Begun() if cut_off is None else begin_again(cut_off, renderer, prompt)
-    return messages, prompt, begun
+    if request.cut_off is None:
+        return messages, prompt, Begun()
+    return messages, *_render_begun(runner, messages, prompt, request.cut_off)
+
+
+def _render_begun(
+    runner: "TurnRunner", messages: list[Message], prompt: RenderedPrompt, cut_off: Node
+) -> tuple[RenderedPrompt, Begun]:
+    """Returns the prompt under which an answer began, and the answer as far as it had come.
+
+    Thinking may have been switched since. Under the other prompt what was thought would be the
+    answer, or the answer a thought.
+    """
+    begun = begin_again(cut_off, runner.renderer, prompt)
+    if begun.is_of(cut_off.message) or cut_off.message.inline is not None:
+        return prompt, begun
+    for think in (None, True, False):
+        renderer = runner.make_renderer(think)
+        other = renderer.render_ids(messages)
+        as_begun = begin_again(cut_off, renderer, other)
+        if as_begun.is_of(cut_off.message):
+            if runner.options.think is False:
+                runner.ends_thinking.set()
+            return other, as_begun
+    return prompt, begun
 
 
 def _check_room(runner: "TurnRunner", num_prompt: int) -> None:

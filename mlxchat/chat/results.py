@@ -268,8 +268,10 @@ class Alternatives:
         results: The answers.
         nodes: Their messages in the tree; None where the template refused one.
         old: The answer at the head before, where there was one.
+        errors: What ended the other answers that were asked for.
     """
 
     results: tuple[TurnResult, ...]
     nodes: tuple[int | None, ...]
     old: int | None = None
+    errors: tuple[Exception, ...] = ()

@@ -2,7 +2,7 @@
 
 Knows the template's text, its switches and its quirks (no system role, no template at all). The
 text equals what transformers' `apply_chat_template` renders. Token ids are `chat/prompt.py`'s,
-thinking markers `chat/reasoning.py`'s business. jinja2 is imported on first use.
+thinking markers `chat/reasoning_markers.py`'s business. jinja2 is imported on first use.
 """
 
 from __future__ import annotations

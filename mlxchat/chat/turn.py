@@ -105,10 +105,10 @@ class TurnRunner:
             template = template.with_thinking(think, keep)
         return PromptRenderer(template, self.tokenizer, keep_thinking=keep)
 
-    def make_quiet_renderer(self) -> PromptRenderer:
-        """Makes a renderer whose answers come without thinking, where the template has a switch."""
+    def make_renderer(self, think: bool | None) -> PromptRenderer:
+        """Makes a renderer with thinking on or off, where the template has a switch."""
         keep = self.options.keep_thinking
-        template = self._template.with_thinking(False, keep)
+        template = self._template.with_thinking(think, keep)
         return PromptRenderer(template, self.tokenizer, keep_thinking=keep)
 
     def make_sampler(

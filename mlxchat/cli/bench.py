@@ -144,7 +144,10 @@ def _choices(known: dict[str, Any]) -> Callable[..., tuple[Any, ...]]:
 def bench(context: click.Context, /, file: str | None, replay: str | None, **params: Any) -> int:
     """Measure speed and memory; FILE holds a --baseline."""
     if file is not None and params["baseline"] is None:
-        raise UsageError(f"FILE {file!r} goes with --baseline only; give --baseline save or check")
+        raise UsageError(
+            f"{file!r} would be the FILE of a --baseline; a model goes after -m, or give --baseline"
+            " save or check too"
+        )
     typed = click.core.ParameterSource.COMMANDLINE
     given = {name for name in params if context.get_parameter_source(name) is typed}
     if replay is not None:
@@ -168,13 +171,12 @@ def bench(context: click.Context, /, file: str | None, replay: str | None, **par
 
 
 def _bench(params: dict[str, Any]) -> int:
-    from mlxchat.bench.records import format_report
     from mlxchat.cli.bench_run import Measurement
 
     peers = () if params["against"] is None else (params["against"],)
     measurement = Measurement(params, ("mlxchat", *peers), COMPARED_ROUNDS if peers else 1)
     is_stopped = measurement.measure()
-    click.echo(format_report(measurement.report(), params["form"]), nl=False)
+    measurement.tell(params["form"])
     if is_stopped:
         click.echo("Stopped; the figures above are what was measured by then.", err=True)
         return INTERRUPTED

@@ -9,11 +9,11 @@ from typing import Any
 import click
 
 from mlxchat import paths
-from mlxchat.bench.baseline import Baseline, Verdict, confirmed, judge
-from mlxchat.bench.records import format_report
+from mlxchat.bench.baseline import Baseline, Verdict, check_place, confirmed, judge
 from mlxchat.bench.report import format_verdicts
+from mlxchat.bench.tables import wrap_lines
 from mlxchat.bench.workload import Request
-from mlxchat.cli.bench_run import Measurement, open_folder
+from mlxchat.cli.bench_run import Measurement, open_folder, table_width
 from mlxchat.cli.failures import INTERRUPTED, Stopped
 from mlxchat.cli.screen import Screen
 from mlxchat.errors import MlxchatError, UsageError
@@ -42,8 +42,9 @@ def save_baseline(file: str | None, params: dict[str, Any]) -> int:
     params = {**params, "repetitions": params["repetitions"] or REPETITIONS}
     measurement = Measurement(params, rounds=ROUNDS)
     path = baseline_path(file, measurement.model)
+    check_place(path)  # before the minutes that measuring takes
     is_stopped = measurement.measure()
-    click.echo(format_report(measurement.report(), params["form"]), nl=False)
+    measurement.tell(params["form"])
     if is_stopped:
         click.echo("Stopped; nothing was saved.", err=True)
         return INTERRUPTED
@@ -118,7 +119,7 @@ def check_baseline(file: str | None, given: set[str], params: dict[str, Any]) ->
     worse = [verdict.name for verdict in verdicts if verdict.outcome == "slower"]
     if worse:
         raise MlxchatError(
-            f"worse than the baseline: {', '.join(worse)}; save a new baseline if that is meant"
+            f"worse than the baseline: {' · '.join(worse)}; save a new baseline if that is meant"
         )
     return 0
 
@@ -129,13 +130,10 @@ def _tell(baseline: Baseline, verdicts: list[Verdict], changes: list[str], form:
         click.echo(json.dumps(data, indent=2 if form == "json" else None))
         return
     machine = baseline.machine
-    click.echo(
+    width = table_width()
+    head = (
         f"Against {baseline.model} of {machine.get('time')}"
-        f" (mlxchat {machine.get('mlxchat')} {machine.get('commit', '')}), same machine:\n"
+        f" (mlxchat {machine.get('mlxchat')} {machine.get('commit', '')}), same machine:"
     )
-    click.echo(format_verdicts(verdicts, changes), nl=False)
-    if any(verdict.outcome == "unclear" for verdict in verdicts):
-        click.echo(
-            "unclear: it looked worse once, but not again, or only as long as the machine was"
-            " busier; check again when it is quiet"
-        )
+    click.echo("\n".join([*wrap_lines([head], width), ""]))
+    click.echo(format_verdicts(verdicts, changes, width), nl=False)

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mlxchat.bench.machine import describe_machine
-from mlxchat.bench.report import format_machine, make_table
+from mlxchat.bench.report import format_machine
+from mlxchat.bench.tables import make_table, wrap_lines
 from mlxchat.chat.results import LoadProgress, Notice, ReplayedTurn, Way
-from mlxchat.cli.bench_run import interruptible
+from mlxchat.cli.bench_run import interruptible, table_width
 from mlxchat.cli.failures import INTERRUPTED
 from mlxchat.cli.options import read_request
 from mlxchat.cli.progress import PhaseClock
@@ -94,12 +95,24 @@ def _tell(
         click.echo(json.dumps(data, indent=2))
         return
     backend = "" if info is None else info.backend
-    click.echo(f"Conversation {reference} with {model} on {backend}\n")
-    click.echo(format_replay(turns, machine, repetitions), nl=False)
+    click.echo(f"Conversation {reference} with {model}{f' on {backend}' if backend else ''}\n")
+    click.echo(format_replay(turns, machine, repetitions, table_width()), nl=False)
 
 
-def format_replay(turns: list[ReplayedTurn], machine: dict[str, Any], repetitions: int) -> str:
-    """Returns how long the first token of each turn took in each way, and what was read for it."""
+def format_replay(
+    turns: list[ReplayedTurn],
+    machine: dict[str, Any],
+    repetitions: int,
+    width: int | None = None,
+) -> str:
+    """Returns how long the first token of each turn took in each way, and what was read for it.
+
+    Args:
+        turns: What was measured.
+        machine: From `describe_machine`.
+        repetitions: Of each turn and way.
+        width: Of the terminal; None is a file.
+    """
     rows = []
     ways: tuple[Way, ...] = ("cold", "warm", "disk")
     for turn in turns:
@@ -111,14 +124,20 @@ def format_replay(turns: list[ReplayedTurn], machine: dict[str, Any], repetition
                 cells.append(str(found.num_read))
         rows.append(tuple(cells))
     header = ("turn", "prompt", "cold ms", "read", "warm ms", "read", "disk ms", "read")
-    lines = [make_table(header, rows, 0)] if rows else []
+    tables = [make_table(header, rows, 0, width)] if rows else []
+    lines = []
     later = [turn for turn in turns if "warm" in turn.ways]
     if later:
         sums = {w: sum(turn.ways[w].seconds for turn in later) for w in ways}
         lines.append(
-            f"turns 2 to {later[-1].number}: warm {sums['warm'] / sums['cold']:.3f} of cold,"
+            f"{_span(later)}: warm {sums['warm'] / sums['cold']:.3f} of cold,"
             f" from disk {sums['disk'] / sums['cold']:.3f} of cold"
         )
     lines += format_machine(machine)
     lines.append(f"settings: {repetitions} repetitions, medians, after a warm-up; one token each")
-    return "\n".join(lines) + "\n"
+    return "\n".join([*tables, *wrap_lines(lines, width)]) + "\n"
+
+
+def _span(turns: list[ReplayedTurn]) -> str:
+    first, last = turns[0].number, turns[-1].number
+    return f"turn {first}" if first == last else f"turns {first} to {last}"

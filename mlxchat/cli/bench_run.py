@@ -1,15 +1,19 @@
 """One run of `mlxchat bench`: the model, the processes, the progress, what there is to tell."""
 
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import click
+
 from mlxchat.bench.compare import compare_systems
 from mlxchat.bench.figures import make_rows
 from mlxchat.bench.machine import describe_machine
-from mlxchat.bench.report import Report
+from mlxchat.bench.records import Form, format_report
+from mlxchat.bench.report import Report, format_remarks
 from mlxchat.bench.runs import Run
 from mlxchat.bench.workload import Measured, Request, System, make_tests
 from mlxchat.cli.choices import choose_adapter
@@ -63,13 +67,24 @@ class Measurement:
         if test < 0:
             self.screen.progress(f"{system} loading")
             return
-        what = f"repetition {repetition}" if repetition else "warm-up"
-        bar = format_bar((test + 0.5) / max(len(tests), 1))
-        self.screen.progress(f"{system} {bar} {tests[test].name} · {what}")
+        run = self.run
+        what = f"repetition {repetition} of {run.repetitions}" if repetition else "warm-up"
+        bar = format_bar((run.num_ended + (test + 0.5) / max(len(tests), 1)) / run.num_processes)
+        where = f" · process {run.num_ended + 1} of {run.num_processes}"
+        self.screen.progress(
+            f"{system} {bar} {tests[test].name} · {what}{where if run.num_processes > 1 else ''}"
+        )
 
     def measure(self) -> bool:
         """Measures all; returns whether Ctrl-C ended it."""
         return interruptible(self.run.measure, self.screen)
+
+    def tell(self, form: Form) -> None:
+        """Prints what there is; what records do not hold goes to stderr."""
+        report = self.report()
+        click.echo(format_report(report, form, table_width()), nl=False)
+        if form != "md" and (remarks := format_remarks(report)):
+            click.echo(remarks, err=True)
 
     def report(self) -> Report:
         """Returns what there is to tell."""
@@ -91,6 +106,11 @@ class Measurement:
         peers = {name: found.facts for name, found in run.measured.items()}
         settings = settings_of(run)
         return Report(self.model, self.machine, ours.facts, rows, ratios, settings, notes, peers)
+
+
+def table_width() -> int | None:
+    """Returns the width of the terminal that shows tables; None where they go elsewhere."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def interruptible(work: Callable[[], None], screen: Screen) -> bool:

@@ -21,7 +21,7 @@ from mlxchat.chat.results import (
 )
 from mlxchat.chat.session import Session
 from mlxchat.cli.choose import format_preview
-from mlxchat.cli.failures import Stopped
+from mlxchat.cli.failures import Stopped, explain
 from mlxchat.cli.progress import PhaseClock
 from mlxchat.cli.render import format_batch_progress, format_progress
 from mlxchat.cli.render_turn import (
@@ -35,6 +35,7 @@ from mlxchat.cli.render_turn import (
 )
 from mlxchat.cli.screen import Screen
 from mlxchat.engine.worker import Job, JobCancelledError
+from mlxchat.errors import MlxchatError
 
 T = TypeVar("T")
 Start = Callable[[], Job[Any]]  # of a TurnResult or of Alternatives
@@ -275,11 +276,18 @@ class Answers:
         return cast(TurnResult, result)
 
     def _offer(self, offered: Alternatives) -> TurnResult:
-        """Shows several answers under their numbers; returns the one at the head."""
+        """Shows several answers under their numbers; returns the one at the head.
+
+        Raises:
+            MlxchatError: Some failed, and nobody is asked which one it is to be.
+        """
+        problem = _explain_lost(offered)
         if self._turn_line:
             width = self.screen.width
             for number, result in enumerate(offered.results, start=1):
                 self.screen.note(format_preview(number, result, width), dim=False)
+            if problem is not None:
+                self.screen.error(str(problem))
             self.offered = offered
             self.tell_load()
             return offered.results[0]
@@ -293,6 +301,8 @@ class Answers:
             self.screen.note(
                 f"{len(offered.results)} answers; the first is kept, /tree shows the others."
             )
+        if problem is not None:
+            raise problem
         return offered.results[0]
 
     def tell_load(self) -> None:
@@ -306,11 +316,15 @@ class Answers:
         if self._as_json:
             self.screen.line(json.dumps(result.to_json()))
         self.tell_load()
-        if result.stop_reason == "token_limit" and result.reasoning and not result.text.strip():
+        has_answer = bool(result.text.strip())
+        if result.stop_reason == "token_limit" and result.reasoning and not has_answer:
             self.screen.note(
                 "The token limit came before the answer; /continue goes on, --max-tokens allows"
                 " more."
             )
+        if result.stop_reason == "eos_token" and not has_answer:
+            after = " with its thinking," if result.reasoning else ""
+            self.screen.note(f"The model ended{after} without an answer; /retry asks it again.")
         if result.stop_reason == "context_full":
             self.screen.note(
                 "The context is full, so the answer ends here; /compact makes room, then /continue"
@@ -332,3 +346,11 @@ class Answers:
         warned, self._context_warned = self._context_warned, max(passed, default=0.0)
         if self._context_warned > warned:
             self.screen.note(format_context_notice(used, limit), dim=False)
+
+
+def _explain_lost(offered: Alternatives) -> MlxchatError | None:
+    """Returns what to say of answers that failed while the others came."""
+    if not offered.errors:
+        return None
+    lost, count = len(offered.errors), len(offered.errors) + len(offered.results)
+    return MlxchatError(f"{lost} of {count} answers failed: {explain(offered.errors[0])}")

@@ -45,11 +45,19 @@ def copy_live(engine: Engine) -> Strand:
 
 @dataclass(frozen=True, slots=True)
 class BatchToken:
-    """A token of one row; `is_fed` says whether the row's cache holds it."""
+    """A token of one row.
+
+    Attributes:
+        row: Its number.
+        token_id: Drawn for it.
+        is_fed: The row's cache holds it.
+        problem: Why none could be drawn; the row has ended then, and the token is no answer's.
+    """
 
     row: int
     token_id: int
     is_fed: bool
+    problem: Exception | None = None
 
 
 @dataclass(slots=True)
@@ -159,6 +167,7 @@ class Batch:
                 return
             tokens = self._tokens
             rows = [row for row in self._rows if row.number not in self._ended]
+            problems = {row.number: row.sampler.problem for row in rows}  # of these tokens
             is_last = all(row.left == 1 and row.is_read for row in rows)
             if not is_last:
                 self._step(tokens)
@@ -170,9 +179,10 @@ class Batch:
                     drawn.append((row, token_id))
                 row.is_read = True
             for row, token_id in drawn:
+                problem = problems.get(row.number)
                 if row.number not in self._ended:
-                    yield BatchToken(row.number, token_id, not is_last)
-                if row.left <= 0:
+                    yield BatchToken(row.number, token_id, not is_last, problem)
+                if row.left <= 0 or problem is not None:
                     self.end(row.number)
 
     def _step(self, tokens: mx.array) -> None:

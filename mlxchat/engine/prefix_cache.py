@@ -101,12 +101,15 @@ class PrefixCache:
             return stash.base
         return len(stash.token_ids)
 
-    def apply(self, plan: Plan, *, keep_branch: bool = False) -> None:
+    def apply(self, plan: Plan, *, keep_branch: bool = False) -> Stash | None:
         """Brings the cache to `plan.start` ids.
 
         Args:
             plan: Made by `plan` since the last change.
             keep_branch: Stash what is left behind, since the person may come back.
+
+        Returns:
+            What was stashed.
         """
         stash = self.stashes.pop(plan.stash) if plan.stash is not None else None
         target = stash.base if stash else plan.start
@@ -120,8 +123,9 @@ class PrefixCache:
             self._resume(stash)
             self._go_to(plan.start)
         if left is not None:
-            self.stashes.append(left)
+            self._keep(left)
         self._thin()  # last: until here any mark may be the one that is needed
+        return left
 
     def reset(self) -> None:
         """Forgets everything, marks and stashes included."""
@@ -145,7 +149,7 @@ class PrefixCache:
         # Where the new sequence can be brought to, to go on as the old one did.
         base = common if cache.can_rewind(common) else max(marks, default=0)
         if is_kept := keep_branch and len(self.token_ids) - base >= MIN_STASH_TOKENS:
-            self.stashes.append(self._copy_branch(base))
+            self._keep(self._copy_branch(base))
         self.cache, self.token_ids, self.marks = cache, list(token_ids), marks
         if is_kept and len(token_ids) == base:
             self._take_mark()
@@ -159,6 +163,10 @@ class PrefixCache:
         """Takes a mark at the current position and thins old ones to the budget."""
         self._take_mark()
         self._thin()
+
+    def drop_stash(self, stash: Stash) -> None:
+        """Lets go of a stash that will not be wanted again, if it is still there."""
+        self.stashes = [held for held in self.stashes if held is not stash]
 
     def drop_mark(self, position: int) -> None:
         """Lets go of a mark that will not be wanted again, if it is still there."""
@@ -210,7 +218,7 @@ class PrefixCache:
         base = len(self.token_ids)
         if len(token_ids) - base >= MIN_STASH_TOKENS:
             self._take_mark()
-            self.stashes.append(self._copy(cache, token_ids, base, {}))
+            self._keep(self._copy(cache, token_ids, base, {}))
             self._thin()
 
     def _copy_branch(self, base: int) -> Stash:
@@ -232,6 +240,13 @@ class PrefixCache:
             marks[len(token_ids)] = cache.snapshot()
         mx.eval([list(held.values()) for held in rows if held])
         return Stash(base, list(token_ids), rows, marks)
+
+    def _keep(self, stash: Stash) -> None:
+        """Adds a stash, in the place of those that hold nothing beyond it."""
+        self.stashes = [
+            old for old in self.stashes if old.base < stash.base or old.token_ids != stash.token_ids
+        ]
+        self.stashes.append(stash)
 
     def _resume(self, stash: Stash) -> None:
         """Appends a stash to the live sequence, which stands at its base."""

@@ -100,6 +100,9 @@ class Sampler:
         context_ids: Ids before the answer, which penalties count too.
         constraint: What the answer is held to. It must know each token before the next is drawn,
             so a draw waits for the token before it, while the device computes the logits.
+
+    Attributes:
+        problem: Why no token could be drawn in a batch; what was drawn instead is no answer's.
     """
 
     def __init__(
@@ -110,6 +113,7 @@ class Sampler:
         constraint: Constraint | None = None,
     ) -> None:
         self.constraint = constraint
+        self.problem: Exception | None = None
         self._untold: mx.array | None = None  # the last draw, which the constraint must be told
         self.sampling = sampling
         self.settings = replace(sampling, seed=0)  # what a row may have in common with others
@@ -261,7 +265,7 @@ def _find_best(scores: mx.array, near: mx.array) -> tuple[mx.array, mx.array]:
 def sample_rows(samplers: Sequence[Sampler], logits: mx.array) -> mx.array:
     """Draws a token for each row of a batch; rows of equal settings are drawn at once.
 
-    Each row draws what its sampler alone would draw.
+    Each row draws what its sampler alone would draw. Where that fails the sampler has a `problem`.
 
     Args:
         samplers: One for each row.
@@ -286,7 +290,7 @@ def _sample_alike(samplers: Sequence[Sampler], logits: mx.array) -> mx.array:
     is_held = any(sampler.constraint is not None for sampler in samplers)
     if first.has_penalties or first.logit_bias or is_held:
         pairs = enumerate(samplers)
-        logits = mx.concatenate([s.process(logits[row : row + 1]) for row, s in pairs])
+        logits = mx.concatenate([_process_row(s, logits[row : row + 1]) for row, s in pairs])
     if samplers[0].is_greedy:
         tokens = mx.argmax(logits, axis=-1)
     else:
@@ -294,6 +298,15 @@ def _sample_alike(samplers: Sequence[Sampler], logits: mx.array) -> mx.array:
     for row, sampler in enumerate(samplers):
         sampler.count_drawn(tokens[row : row + 1])
     return tokens
+
+
+def _process_row(sampler: Sampler, logits: mx.array) -> mx.array:
+    """Processes logits (1, V) of a row of a batch; a row that fails keeps why to itself."""
+    try:
+        return sampler.process(logits)
+    except Exception as error:  # the other rows can do without this one
+        sampler.problem, sampler.constraint = error, None
+        return logits
 
 
 def _draw_rows(logits: mx.array, keys: Sequence[mx.array], sampling: Sampling) -> mx.array:
