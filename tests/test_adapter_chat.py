@@ -257,7 +257,7 @@ def test_parameters(model: Path, make_adapter: Callable[..., Path], kind: str) -
         assert group["tensors"] == len(names) - len(plain["tensors"]) > 0
         assert group["params"] == added["total_params"] - plain["total_params"] > 0
         shown = run("inspect", "parameters", "-m", model, "--adapter", tone)
-        assert "tiny+tone" in shown
+        assert "tiny+tone" in shown.replace("\n", "")  # a long path is broken
         assert any(row.startswith("adapter ") for row in shown.splitlines())
 
 

@@ -13,7 +13,8 @@ from matrix_models import build, make_loaded
 from tiny import make_tiny_folder
 
 from mlxchat.bench import runs
-from mlxchat.bench.measure import Limit, OurEngine, OverBudgetError, measure
+from mlxchat.bench.measure import Limit, OverBudgetError, measure
+from mlxchat.bench.our_engine import OurEngine
 from mlxchat.bench.runs import _best_rates
 from mlxchat.bench.workload import Case, Request, Sample
 

@@ -1,8 +1,10 @@
 """`mlxchat timings`: figures of the history as tables, charts of characters, a page and JSON."""
 
+import contextlib
 import json
 import re
 import shutil
+import sqlite3
 import subprocess
 from dataclasses import replace
 
@@ -11,6 +13,7 @@ from command_line import CommandLine
 from pages import checked
 from tiny import make_tiny_folder
 
+from mlxchat import paths
 from mlxchat.chat.timings import PHASES, TurnFigures, add_up, by_turn, places_of
 from mlxchat.cli.charts import draw_points, draw_stacked
 from mlxchat.cli.plots import format_bars, format_points, format_stacked, format_value, nice_ticks
@@ -101,8 +104,8 @@ def test_settings_are_said(folder):
     options = ["-m", folder, "--max-tokens", 4, "--temp", 0]
     run("chat", *options, "--kv-bits", 8, "--speculate", "off", text="one\nand two\n")
     run("chat", *options, "--speculate", "lookup", text="three\n")
-    lines = run("timings", "--all").split("Measured on\n")[1].splitlines()
-    assert [line.rpartition("; ")[2] for line in lines] == [
+    places = run("timings", "--all").split("Measured on\n")[1].replace("\n    ", " ")
+    assert [line.rpartition("; ")[2] for line in places.splitlines()] == [
         "temperature 0.0, KV in 8 bits, speculation off",
         "temperature 0.0, speculation lookup",
     ]
@@ -335,7 +338,54 @@ def test_only_what_needs_a_reason_gets_one():
     reasons = [explain_reading(turn) for turn in (figures(1), odd, figures(2, reason="other"))]
     assert reasons == ["", "/system: 1 204 ids (all) are gone", "other"]
     text = format_timings([Told(1, "t", (figures(1), odd))])
-    assert "\n\nturn 3: /system: 1 204 ids (all) are gone\n\n" in text
+    assert "lay\nturn 3: /system: 1 204 ids (all) are gone\n\n" in text
+    again = format_timings([Told(1, "t", (odd, replace(odd, number=5)))])
+    assert "\nturns 3, 5: /system: 1 204 ids (all) are gone\n\n" in again
+
+
+def test_what_a_table_cannot_show_is_said():
+    """Turns without figures are named; so is time that several answers at once count each."""
+    apart = (figures(1), replace(figures(2), started_at=1.0))
+    text = format_timings([Told(1, "t", apart)])
+    assert "no figures" not in text
+    assert "several at a time" not in text
+    together = (*apart, replace(figures(4), started_at=1.0))
+    told = [Told(1, "t", together, (3, 5))]
+    text, page = format_timings(told), make_timings_page(told, [])
+    for shown in (text, page):
+        assert "turns 3, 5: no figures; stopped, failed or stripped" in shown
+        assert "2 answers came several at a time, and the time of each counts" in shown
+
+
+def test_a_stopped_turn_has_no_figures(folder):
+    """Its number is missing in the table, and said below."""
+    run("chat", "-m", folder, "--max-tokens", 4, text="one\ntwo\nthree\n")
+    with contextlib.closing(sqlite3.connect(paths.data_dir() / "history.db")) as db, db:
+        db.execute("UPDATE turns SET state = 'failed', result = NULL WHERE id = 2")
+    assert "\nturn 2: no figures; stopped, failed or stripped\n" in run("timings")
+
+
+@pytest.mark.parametrize("width", [80, 100])
+def test_conversations_fit_the_width(width):
+    """Long titles and names of models are cut; what it was measured on is broken."""
+    on = {
+        "mlxchat": "0.1.0",
+        "mlx": "0.32.4",
+        "system": "Linux x86_64",
+        "backend": "CPU (OpenBLAS)",
+    }
+    turn = replace(figures(1), on=on, settings="temperature 1.5, KV in 8 bits, speculation off")
+    told = [Told(number, "a long title " * 9, (turn,)) for number in (1, 22)]
+    text = format_timings(told, width=width)
+    assert max(map(len, text.splitlines())) <= width + 1
+
+
+def test_a_share_of_all_is_all():
+    """What is nearly all is not said to be all; one token is one; no rate is none."""
+    turn = replace(figures(1), num_cached=9999, num_read=1, num_answer=1, decode_tok_per_s=None)
+    text = format_summary(add_up([turn]))
+    assert text.startswith("9 999 (99 %) of 10 000 prompt tokens reused, 1 read")
+    assert text.endswith("\n1 token answered; medians: first token 0.50 s")
     assert "turn 1:" not in text
 
 

@@ -15,7 +15,8 @@ from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from mlxchat.bench.measure import Measurable, OurEngine, measure, opened
+from mlxchat.bench.measure import Measurable, measure, opened
+from mlxchat.bench.our_engine import OurEngine
 from mlxchat.bench.workload import Request
 from mlxchat.errors import MlxchatError
 

@@ -4,6 +4,7 @@ Only turns that ended well have figures. Free of MLX.
 """
 
 import statistics
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -83,6 +84,11 @@ def read_figures(record: Record) -> list[TurnFigures]:
         if turn.result is not None:
             found.append(_read_turn(record.summary.id, number, turn, turn.result))
     return found
+
+
+def numbers_without_figures(record: Record) -> tuple[int, ...]:
+    """Returns the numbers of the turns that have none."""
+    return tuple(n for n, turn in enumerate(record.turns, start=1) if turn.result is None)
 
 
 def _read_turn(
@@ -185,6 +191,12 @@ def by_turn(turns: Sequence[TurnFigures], most: int) -> list[Span]:
             end = min(first + size - 1, last)
             spans.append(Span(str(first) if end == first else f"{first}-{end}", inside))
     return spans
+
+
+def count_together(turns: Sequence[TurnFigures]) -> int:
+    """Counts the turns that answered a question together with others: `/retry N`, `--samples`."""
+    groups = Counter((turn.conversation, turn.started_at) for turn in turns)
+    return sum(count for count in groups.values() if count > 1)
 
 
 def places_of(turns: Sequence[TurnFigures]) -> list[str]:

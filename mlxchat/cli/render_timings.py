@@ -7,7 +7,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from mlxchat.chat.timings import PHASES, Span, Totals, TurnFigures, add_up, by_turn, places_of
+from mlxchat.chat.timings import (
+    PHASES,
+    Span,
+    Totals,
+    TurnFigures,
+    add_up,
+    by_turn,
+    count_together,
+    places_of,
+)
 from mlxchat.cli.plots import format_bars, format_points, format_stacked
 from mlxchat.cli.render import (
     cut,
@@ -17,6 +26,7 @@ from mlxchat.cli.render import (
     format_rate,
     format_seconds,
     format_share,
+    format_tokens,
     one_line,
     short_model,
 )
@@ -34,11 +44,13 @@ class Told:
         id: Its number.
         title: As lists show it.
         turns: In the order of time.
+        without: Numbers of the turns that have no figures.
     """
 
     id: int
     title: str
     turns: tuple[TurnFigures, ...]
+    without: tuple[int, ...] = ()
 
 
 def format_json(told: Sequence[Told], machine: dict[str, Any]) -> str:
@@ -69,13 +81,13 @@ def format_timings(told: Sequence[Told], *, width: int = 80, is_coloured: bool =
     turns = [turn for one in told for turn in one.turns]
     if len(told) == 1:
         head = f"Conversation {told[0].id}: {cut(one_line(told[0].title), TITLE_CHARS)}"
-        parts = [head, _turn_table(told[0].turns, width)]
+        parts = [head, _turn_table(told[0], width)]
     else:
-        parts = [f"{format_count(len(told))} conversations", _conversation_table(told)]
+        parts = [f"{format_count(len(told))} conversations", _conversation_table(told, width)]
     spans = by_turn(turns, BARS_IN_TEXT)
     is_joined = len(told) > 1 or len(spans) < len(turns)
     parts += [
-        format_summary(add_up(turns)),
+        "\n".join(_fill(line, width) for line in format_summary(add_up(turns)).split("\n")),
         format_bars(
             f"Time to first token by turn{_joined_by('medians', is_joined)}",
             [(span.label, span.median_ttft_s) for span in spans],
@@ -93,10 +105,16 @@ def format_timings(told: Sequence[Told], *, width: int = 80, is_coloured: bool =
         format_points(
             "Decode rate by depth", rate_points(turns), "depth, tokens in the cache", "tok/s", width
         ),
-        _phase_table(add_up(turns), width, is_coloured=is_coloured),
-        "Measured on\n" + "\n".join(f"  {one_line(line)}" for line in places_of(turns)),
+        _phase_table(turns, width, is_coloured=is_coloured),
+        "\n".join(["Measured on", *(_fill(f"  {one_line(p)}", width) for p in places_of(turns))]),
     ]
     return "\n\n".join(parts)
+
+
+def _fill(line: str, width: int) -> str:
+    """Breaks a line that is too wide; what goes on is indented further."""
+    indent = " " * (2 + len(line) - len(line.lstrip()))
+    return textwrap.fill(line, width, subsequent_indent=indent, break_on_hyphens=False)
 
 
 def _joined_by(way: str, is_joined: bool) -> str:
@@ -136,14 +154,32 @@ def turn_cells(turn: TurnFigures) -> tuple[str, ...]:
     )
 
 
-def _turn_table(turns: Sequence[TurnFigures], width: int) -> str:
-    table = format_columns(_TURN_HEADER, [turn_cells(turn) for turn in turns])
-    reasons = [
-        textwrap.fill(f"turn {t.number}: {explain_reading(t)}", width, subsequent_indent="  ")
-        for t in turns
-        if explain_reading(t)
-    ]
-    return "\n".join([table, *([""] if reasons else []), *reasons])
+# What the columns are, for whoever sees them the first time.
+_LEGEND = (
+    "prompt, reused, read, idle and answer in tokens; idle: read before the message was sent; from:"
+    " where what was reused lay"
+)
+
+
+def _turn_table(told: Told, width: int) -> str:
+    table = format_columns(_TURN_HEADER, [turn_cells(turn) for turn in told.turns])
+    found: dict[str, list[int]] = {}
+    for turn in told.turns:
+        found.setdefault(explain_reading(turn), []).append(turn.number)
+    reasons = [f"{_name_turns(numbers)}: {why}" for why, numbers in found.items() if why]
+    notes = [_LEGEND, *reasons, *_tell_missing(told)]
+    return "\n".join([table, "", *(_fill(note, width) for note in notes)])
+
+
+def _tell_missing(told: Told) -> list[str]:
+    """Returns a line on the turns that have no figures, where there are such."""
+    if not told.without:
+        return []
+    return [f"{_name_turns(told.without)}: no figures; stopped, failed or stripped"]
+
+
+def _name_turns(numbers: Sequence[int]) -> str:
+    return f"turn{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))}"
 
 
 def explain_reading(turn: TurnFigures) -> str:
@@ -167,30 +203,35 @@ def conversation_cells(one: Told) -> tuple[str, ...]:
         format_seconds(totals.median_ttft_s),
         format_rate(totals.median_tok_per_s),
         cut(short_model(one.turns[-1].model), 24),
-        cut(one_line(one.title), 32),
+        cut(one_line(one.title), TITLE_CHARS),
     )
 
 
-def _conversation_table(told: Sequence[Told]) -> str:
-    return format_columns(_CONVERSATION_HEADER, [conversation_cells(one) for one in told])
+def _conversation_table(told: Sequence[Told], width: int) -> str:
+    rows = [conversation_cells(one) for one in told]
+    before = format_columns(_CONVERSATION_HEADER[:-1], [row[:-1] for row in rows])
+    room = max(width - max(map(len, before.splitlines())) - 2, 12)
+    return format_columns(_CONVERSATION_HEADER, [(*row[:-1], cut(row[-1], room)) for row in rows])
 
 
 def format_summary(totals: Totals) -> str:
     """Returns what the turns add up to, in two lines."""
     prompt = totals.num_cached + totals.num_read
-    share = f" ({100 * totals.num_cached / prompt:.0f} %)" if prompt else ""
+    # Rounded down: 100 % means all.
+    share = f" ({100 * totals.num_cached // prompt} %)" if prompt else ""
     reuse = (
         f"{format_count(totals.num_cached)}{share} of {format_count(prompt)} prompt tokens reused,"
         f" {format_count(totals.num_read)} read, {format_count(totals.num_idle)} more in idle time"
     )
-    rate = format_rate(totals.median_tok_per_s)
+    rate = totals.median_tok_per_s
+    rates = "" if rate is None else f", {format_rate(rate)} tok/s"
     drafts = ""
     if totals.num_drafted:
         share = format_share(totals.num_accepted / totals.num_drafted)
         drafts = f"\n{share} of {format_count(totals.num_drafted)} drafted tokens accepted"
     return (
-        f"{reuse}\n{format_count(totals.num_answer)} tokens answered; medians: first token"
-        f" {format_seconds(totals.median_ttft_s)}, {rate} tok/s{drafts}"
+        f"{reuse}\n{format_tokens(totals.num_answer)} answered; medians: first token"
+        f" {format_seconds(totals.median_ttft_s)}{rates}{drafts}"
     )
 
 
@@ -200,7 +241,14 @@ def phase_rows(totals: Totals) -> list[tuple[str, float, float]]:
     return [(name, totals.phases_s[name], totals.phases_s[name] / whole) for name in PHASES]
 
 
-def _phase_table(totals: Totals, width: int, *, is_coloured: bool) -> str:
+def _tell_together(turns: Sequence[TurnFigures]) -> list[str]:
+    """Returns a line on times that are counted more than once, where there are such."""
+    count = count_together(turns)
+    return [f"{count} answers came several at a time, and the time of each counts"] if count else []
+
+
+def _phase_table(turns: Sequence[TurnFigures], width: int, *, is_coloured: bool) -> str:
+    totals = add_up(turns)
     bar = format_stacked(
         "Where the time went",
         [("all turns", list(totals.phases_s.values()))],
@@ -215,6 +263,7 @@ def _phase_table(totals: Totals, width: int, *, is_coloured: bool) -> str:
     ]
     if totals.load_s:
         rows.append(f"  {'model load':<12} {format_seconds(totals.load_s):>12}  apart")
+    rows += [_fill(f"  {line}", width) for line in _tell_together(turns)]
     return "\n".join([bar, *rows])
 
 
@@ -235,7 +284,8 @@ def make_timings_page(told: Sequence[Told], machine_lines: Sequence[str]) -> str
     if len(told) == 1:
         title = f"Timings of conversation {told[0].id}: {one_line(told[0].title)}"
         header = (*(_UNITS.get(name, name) for name in _TURN_HEADER), "why")
-        table = ("Turns", make_table(header, [_page_cells(turn) for turn in turns]))
+        notes = "".join(f"<p>{escape(note)}</p>" for note in (_LEGEND, *_tell_missing(told[0])))
+        table = ("Turns", make_table(header, [_page_cells(turn) for turn in turns]) + notes)
     else:
         title = "Timings of all conversations"
         rows = [conversation_cells(one) for one in told]
@@ -256,7 +306,7 @@ def _page_charts(
 ) -> list[tuple[str, str]]:
     """Returns the charts under their headings."""
     from mlxchat.cli.charts import draw_points, draw_stacked
-    from mlxchat.cli.page import make_table
+    from mlxchat.cli.page import escape, make_table
 
     spans = by_turn(turns, BARS_ON_PAGE)
     is_joined = not is_one or len(spans) < len(turns)
@@ -269,6 +319,8 @@ def _page_charts(
         (name, format_seconds(seconds), format_share(share, 1))
         for name, seconds, share in phase_rows(totals)
     ]
+
+    together = "".join(f"<p>{escape(line)}</p>" for line in _tell_together(turns))
 
     def stacked(
         values: Callable[[Span], list[float]], parts: Sequence[str], axis: str, unit: str
@@ -297,7 +349,7 @@ def _page_charts(
         ("Decode rate by depth", decode),
         (
             "Where the time of each turn went",
-            whole + make_table(("phase", "time", "share"), phases),
+            whole + make_table(("phase", "time", "share"), phases) + together,
         ),
     ]
 

@@ -55,7 +55,7 @@ def read_told(history: "History", number: str | None, *, takes_all: bool) -> "li
     Raises:
         HistoryError: There are none with figures.
     """
-    from mlxchat.chat.timings import read_figures
+    from mlxchat.chat.timings import numbers_without_figures, read_figures
     from mlxchat.cli.render_timings import Told
 
     if takes_all:
@@ -67,7 +67,8 @@ def read_told(history: "History", number: str | None, *, takes_all: bool) -> "li
         record = history.record(id_)
         turns = tuple(read_figures(record))
         if turns:
-            told.append(Told(id_, record.summary.title, turns))
+            without = numbers_without_figures(record)
+            told.append(Told(id_, record.summary.title, turns, without))
     if not told:
         where = "the history" if takes_all else f"conversation {ids[0]}"
         raise HistoryError(
