@@ -7,15 +7,24 @@ imports `mlx.core` first, this one goes before it.
 
 import os
 import sys
-from typing import Any
+from typing import Any, NamedTuple
 
-# Processors (of AVX-512) for which it multiplies small matrices as they are, where it copies them
-# first for others; and how many multiplications small are.
+# Processors (of AVX-512) with kernels for small matrices.
 _CORES_WITH_SMALL_KERNELS = ("SkylakeX", "Cooperlake", "SapphireRapids")
-_SMALL_PRODUCT = 1_000_000
 # Beyond so many threads they copy faster together than one multiplies.
 _FEW_THREADS = 4
 _NAMES = ("libopenblas.so.0", "libopenblas.so", "libopenblasp.so.0")
+
+
+class SmallProduct(NamedTuple):
+    """The largest product of matrices that is computed without copying them first.
+
+    Found by measuring one to eight rows times 32 to 4,096 with OpenBLAS 0.3.21 for Cooperlake; just
+    beyond either bound a product takes three times as long.
+    """
+
+    multiplications: int = 1_000_000
+    results: int = 1024
 
 
 class _BeforeMlx:
@@ -67,14 +76,19 @@ def openblas_core() -> str:
     return "" if _hook.handle is None else _hook.handle.openblas_get_corename().decode()
 
 
-def small_product() -> int:
-    """Returns up to how many weights times one row are best multiplied at once; 0 if any number.
+def has_small_kernels() -> bool:
+    """Whether it multiplies small matrices as they are, where it copies them first for others."""
+    return openblas_core() in _CORES_WITH_SMALL_KERNELS
+
+
+def small_product() -> SmallProduct | None:
+    """Returns what a few rows are best multiplied with at once; None if with all of a matrix.
 
     Larger matrices are faster part by part (3 times at 2048 x 2048 with two threads, measured).
     """
-    if openblas_core() not in _CORES_WITH_SMALL_KERNELS:
-        return 0
-    return _SMALL_PRODUCT if _hook.handle.openblas_get_num_threads() <= _FEW_THREADS else 0
+    if not has_small_kernels() or _hook.handle.openblas_get_num_threads() > _FEW_THREADS:
+        return None
+    return SmallProduct()
 
 
 def _load() -> tuple[str, Any] | None:

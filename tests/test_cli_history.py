@@ -359,7 +359,16 @@ def test_slash_commands(tmp_path, monkeypatch, scripted):
     """/title, /save, /resume and /export do what they say, in a pipe too."""
     monkeypatch.chdir(tmp_path)
     lines = ["one", "/title", "/title First", "/title", "/save Saved", "/export", "/export"]
-    lines += ["/export a.html", "/reset", "two", "/resume", "/resume 1", "three", "/resume 9"]
+    lines += [
+        "/export a.html",
+        "/export -",
+        "/reset",
+        "two",
+        "/resume",
+        "/resume 1",
+        "three",
+        "/resume 9",
+    ]
     run("chat", text="\n".join(lines), code=1)
     for part in (
         "No title; the first message stands for it.\n",
@@ -368,6 +377,7 @@ def test_slash_commands(tmp_path, monkeypatch, scripted):
         "Wrote conversation-1.md.\n",
         "Error: conversation-1.md exists; write /export FILE with another name\n",
         "Wrote a.html.\n",
+        "Error: - is no file name here; name a file, or write mlxchat history export in a shell\n",
         "/resume ID goes on with one.\n",
         "Conversation 1 goes on after 1 turn: Saved\n",
         "Error: there is no conversation '9'",

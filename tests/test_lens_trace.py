@@ -203,7 +203,7 @@ def test_the_kernels_of_a_gpu_are_watched_too(name: str, tmp_path: Path) -> None
     """With the functions that a GPU runs, everything recorded leads to the same logits."""
     config = {**SMALL, **FAMILIES[name]}
     save(make_oracle(config), config, tmp_path)
-    model = load(tmp_path, replace(make_device_plan(), fast_kernels=True, matvec="row"))
+    model = load(tmp_path, replace(make_device_plan(), fast_kernels=True, transposes=False))
     plain = trace(model, IDS, [])
     seen = trace(model, IDS, BLOCK_POINTS)
     assert far(seen.logits, plain.logits) <= CLOSE

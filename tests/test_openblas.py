@@ -78,16 +78,17 @@ def test_it_can_be_left_out():
 
 
 @pytest.mark.parametrize(
-    ("environ", "most_weights"),
+    ("environ", "plan"),
     [
-        ({"OPENBLAS_CORETYPE": "Haswell"}, 0),
-        ({"OPENBLAS_CORETYPE": "SkylakeX", "OPENBLAS_NUM_THREADS": "1"}, 1_000_000),
-        ({"OPENBLAS_CORETYPE": "SkylakeX", "MLXCHAT_NO_OPENBLAS": "1"}, 0),
+        ({"OPENBLAS_CORETYPE": "Haswell"}, "True None"),
+        ({"OPENBLAS_CORETYPE": "SkylakeX", "OPENBLAS_NUM_THREADS": "1"}, "False SmallProduct"),
+        ({"OPENBLAS_CORETYPE": "SkylakeX", "MLXCHAT_NO_OPENBLAS": "1"}, "True None"),
     ],
 )
-def test_large_products_are_parted_where_small_ones_are_fast(environ, most_weights):
+def test_products_are_such_as_the_kernels_want_them(environ, plan):
     """The processor that OpenBLAS works for decides, and that it works at all."""
-    if most_weights and "avx512f" not in Path("/proc/cpuinfo").read_text():
+    if plan.startswith("False") and "avx512f" not in Path("/proc/cpuinfo").read_text():
         pytest.skip("this processor has no AVX-512")
-    code = "from mlxchat.model.device import *; load_mlx(); print(make_device_plan().most_weights)"
-    assert run(code, environ) == str(most_weights)
+    code = "from mlxchat.model.device import *; load_mlx(); plan = make_device_plan()"
+    code += "; print(plan.transposes, plan.small and type(plan.small).__name__)"
+    assert run(code, environ) == plan

@@ -1,5 +1,7 @@
 """Text for people: what is safe to print, and golden reports."""
 
+from dataclasses import replace
+
 import pytest
 from fakes import FakeSession, make_result
 from hypothesis import given
@@ -294,3 +296,10 @@ def test_what_foresaw_tokens(kind, forced, expected):
     told = Speculation(kind, 8, 6, 1.5, forced)
     assert render_turn.format_speculation(told) == expected
     assert told.to_json() == {"kind": kind, "drafted": 8, "accepted": 6}
+
+
+@pytest.mark.parametrize("saved_s", [0.0004, -0.0004, 0.002])
+def test_what_nothing_was_gained_by_is_not_told(saved_s):
+    """Speculation stands in the line after an answer where it saved or cost a millisecond."""
+    result = replace(make_result(), speculation=Speculation("lookup", 8, 6, saved_s))
+    assert ("lookup" in render_turn.format_turn_line(result)) is (saved_s == 0.002)

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 from tiny import KINDS, REASONING, TinySession, biased, checked, make_tiny_folder, mx
 
+from mlxchat.chat.reasons import RereadReasons
 from mlxchat.chat.results import LoadProgress
 from mlxchat.chat.session import ChatOptions, Session
 from mlxchat.engine.grammar import Grammar
@@ -82,8 +83,25 @@ def test_the_tokenizer_is_named(settles):
         if settles:
             session.settle()
         follow = checked(session, session.send("and now"))
-    moved = r" dropped or moved \d+ ids of the last turn; \d+ were read since\)"
+    moved = r" dropped or moved \d+ ids of the last turn(; \d+ were read since)?\)"
     assert re.search(rf"\(the tokenizer{moved if settles else ': '}", follow.cache.reason)
+
+
+@pytest.mark.parametrize(
+    ("num_read", "is_respelled", "expected"),
+    [
+        (0, False, "the template dropped or moved 90 ids of the last turn"),
+        (5, False, "the template dropped or moved 90 ids of the last turn"),
+        (40, True, "the tokenizer dropped or moved 90 ids of the last turn; 40 were read since"),
+    ],
+)
+def test_what_idle_time_read_again_is_told(num_read, is_respelled, expected):
+    """What was lost and read again is told where it is more than every turn begins with."""
+    reasons = RereadReasons(is_respelled=is_respelled)
+    reasons.note_lost(90, num_read, "")
+    assert reasons.settled == expected
+    reasons.note_lost(90, num_read, "/undo")
+    assert not reasons.settled
 
 
 CHANGES = {

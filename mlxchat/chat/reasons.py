@@ -10,6 +10,7 @@ from mlxchat.chat.results import Usage
 from mlxchat.engine.reuse_plan import Plan
 
 TEMPLATE = "the template"
+_WORTH_TELLING = 32  # ids that were read again; fewer are what every turn begins with
 
 
 @dataclass(slots=True)
@@ -60,7 +61,7 @@ class RereadReasons:
             cause: What the person changed.
         """
         note = f"{self._find_own_cause()} dropped or moved {num_ids} ids of the last turn"
-        note += f"; {num_read} were read since" if num_read else ""
+        note += f"; {num_read} were read since" if num_read >= _WORTH_TELLING else ""
         self.settled = "" if cause else note
 
 

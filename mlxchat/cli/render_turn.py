@@ -17,6 +17,7 @@ from mlxchat.counts import format_ttft
 if TYPE_CHECKING:
     from mlxchat.chat.results import Speculation, TurnResult, Verify
 
+_WORTH_TELLING_S = 0.001  # that speculation saved or cost; less would read as 0.000 s
 _STOP_NOTES = {
     "token_limit": " (stopped at the token limit)",
     "user_cancelled": " (stopped)",
@@ -36,7 +37,8 @@ def format_turn_line(result: "TurnResult") -> str:
         parts.append(f"{format_rate(timing.decode_tok_per_s)} tok/s at depth {depth}")
     if timing.bandwidth_use is not None:
         parts[-1] += f" ({format_share(timing.bandwidth_use)} of bandwidth)"
-    if (speculation := result.speculation) is not None and speculation.drafted:
+    speculation = result.speculation
+    if speculation is not None and abs(speculation.saved_s) >= _WORTH_TELLING_S:
         parts.append(format_speculation(speculation))
     parts.append(format_counts_in(one_line(result.cache.reason)))
     return " · ".join(parts)

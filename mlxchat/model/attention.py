@@ -61,18 +61,22 @@ def _attend_rows(
     return _mix(scores, v).reshape(batch, n_heads, num_new, v.shape[-1])
 
 
-def attend_heads(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
-    """Attends from one row, with the heads that share a key head together.
+def attend_heads(q: mx.array, k: mx.array, v: mx.array, mask: mx.array | None = None) -> mx.array:
+    """Attends from one token of each sequence, with the heads that share a key head together.
 
     Args:
         q: (B, K, H / K, Dh), float32, scaled.
         k: (B, K, S, Dh)
         v: (B, K, S, Dv)
+        mask: (B, 1, 1, S), true where a token may look; None where at everything.
 
     Returns:
         (B, K, H / K, Dv)
     """
-    return _mix(q @ k.swapaxes(-1, -2), v)
+    scores = q @ k.swapaxes(-1, -2)
+    if mask is not None:
+        scores = mx.where(mask, scores, mx.finfo(scores.dtype).min)
+    return _mix(scores, v)
 
 
 def _mix(scores: mx.array, v: mx.array) -> mx.array:

@@ -17,7 +17,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mlxchat.errors import BackendError
-from mlxchat.openblas import explain_absence, openblas, openblas_core, small_product
+from mlxchat.openblas import (
+    SmallProduct,
+    explain_absence,
+    has_small_kernels,
+    openblas,
+    openblas_core,
+    small_product,
+)
 
 Backend = Literal["metal", "cuda", "cpu"]
 Blas = Literal["accelerate", "openblas", "bundled", "none"]
@@ -40,20 +47,19 @@ class DevicePlan:
         float32: Weights become float32 at load, quantised ones where memory allows.
         fast_kernels: `mx.fast` has kernels of its own (GPU); else norms and rotations are written
             out and compiled, which measured 2 to 3 times faster on the CPU backend.
-        matvec: How one row is multiplied: "row" is x @ W.T; "column" is W @ x (OpenBLAS: up to 4.7x
-            faster at 256 x 1536); "transposed" keeps W.T in memory (reference BLAS: 2.8x faster).
+        transposes: Matrices are kept as W.T, for a BLAS that copies them before it multiplies
+            (OpenBLAS for AVX2: one row 1.1 to 1.2x faster) or walks through them (reference: 2.8x).
         memory_bytes: Memory that the backend can use.
-        most_weights: A larger matrix times one "column" is multiplied part by part, with so many
-            weights at once (see `openblas.small_product`); 0 if in one go.
+        small: What a few rows are multiplied with at once (`multiply_rows`); None if with all.
     """
 
     backend: Backend
     blas: Blas
     float32: bool
     fast_kernels: bool
-    matvec: Literal["row", "column", "transposed"]
+    transposes: bool
     memory_bytes: int
-    most_weights: int = 0
+    small: SmallProduct | None = None
 
     def can_dequantise(self, num_bytes: int) -> bool:
         """Whether float32 copies of this many bytes fit."""
@@ -131,7 +137,7 @@ def make_device_plan() -> DevicePlan:
         )
         if backend == "metal":
             mx.set_wired_limit(memory)  # keeps weights resident between turns
-        return DevicePlan(backend, "none", False, True, "row", memory)
+        return DevicePlan(backend, "none", False, True, False, memory)
     blas: Blas = "accelerate" if sys.platform == "darwin" else "bundled"
     if openblas() is not None:
         blas = "openblas"
@@ -140,9 +146,9 @@ def make_device_plan() -> DevicePlan:
         blas=blas,
         float32=True,
         fast_kernels=False,
-        matvec="transposed" if blas == "bundled" else "column",
+        transposes=not (blas == "accelerate" or has_small_kernels()),
         memory_bytes=total_memory_bytes(),
-        most_weights=small_product(),
+        small=small_product(),
     )
 
 

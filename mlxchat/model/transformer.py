@@ -24,7 +24,7 @@ from mlxchat.model.families import ModelConfig
 from mlxchat.model.kv_cache import FullKV
 from mlxchat.model.kv_quantization import KVFormat, Rows
 from mlxchat.model.language_model import ModelInfo
-from mlxchat.model.one_row import OneRow
+from mlxchat.model.one_token import OneToken
 from mlxchat.model.rope import Rope
 from mlxchat.model.sequence_cache import SequenceCache
 from mlxchat.model.taps import BLOCK_POINTS, STREAM_POINTS, Point, Taps, Visit, unchanged, visit
@@ -85,9 +85,9 @@ class Transformer:
         self._after = [self._function(compile_, self._make_after, w, 0) for _, w in self._layers()]
         self._unembed: Callable[..., mx.array] = compile_(self._make_unembed())
         self._rotations = compile_(self._rotation_tables)
-        self._one_row: OneRow | None = None
-        if OneRow.can_run(config, weights, plan):
-            self._one_row = OneRow(config, weights, plan, compile_)
+        self._one_token: OneToken | None = None
+        if OneToken.can_run(config, weights, plan):
+            self._one_token = OneToken(config, weights, plan, compile_)
         self.info = ModelInfo(
             family=config.family,
             n_layers=config.n_layers,
@@ -140,9 +140,9 @@ class Transformer:
         self, token_ids: mx.array, cache: SequenceCache, taps: Taps | None = None
     ) -> mx.array:
         """Feeds ids (B, T) and returns the logits of the last position, (B, V), lazily."""
-        is_plain = cache.padding is None and not _looks_inside(taps)
-        if self._one_row is not None and is_plain and token_ids.size == 1:
-            return self._one_row.forward(self.embed(token_ids), cache.raw, taps)
+        is_one = token_ids.shape[1] == 1 and not _looks_inside(taps)
+        if self._one_token is not None and is_one:
+            return self._one_token.forward(self.embed(token_ids), cache, taps)
         return self.unembed(self.hidden(token_ids, cache, taps)[:, -1:])[:, 0]
 
     def forward_at(

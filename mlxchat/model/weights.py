@@ -18,6 +18,7 @@ from mlxchat.model.device import DevicePlan
 from mlxchat.model.families import ModelConfig
 from mlxchat.model.low_rank import add_low_rank, fuse_change, join_extras, make_extra
 from mlxchat.model.quantization import QuantSpec
+from mlxchat.openblas import SmallProduct
 
 Tensors = MutableMapping[str, mx.array]
 Params = dict[str, Any]
@@ -42,6 +43,10 @@ class LinearSpec:
     extra: Literal["", "lora", "dora"] = ""
 
 
+# So many rows are a few. With fewer weights than this at once, calls cost more than copies.
+_MOST_FEW = 8
+_FEWEST_AT_ONCE = 16
+
 Arrays = list[mx.array | None]
 # Arrays: weight, scales, biases (quantised), bias, and with `extra` three more (`low_rank.Extra`).
 Linear = tuple[LinearSpec, Arrays]
@@ -56,7 +61,7 @@ def apply_linear(
         spec: How the matrix is stored.
         arrays: Weight, scales, biases, bias, and what stands beside them.
         x: Input of shape (B, T, n_in).
-        plan: Says how a single row is multiplied; without one it is as many are.
+        plan: Says how a few rows are multiplied; without one they are as many are.
     """
     weight, scales, biases, bias, *extra = arrays
     assert weight is not None
@@ -74,8 +79,8 @@ def apply_linear(
         )
     elif spec.transposed:
         y = x @ weight
-    elif plan is not None and plan.matvec == "column" and x.size == x.shape[-1]:
-        y = multiply_column(weight, x.reshape(-1, 1), plan.most_weights)
+    elif plan is not None and plan.small:
+        y = multiply_rows(x.reshape(-1, x.shape[-1]), weight, plan.small)
         y = y.reshape(*x.shape[:-1], spec.n_out)
     else:
         y = x @ weight.T
@@ -84,16 +89,25 @@ def apply_linear(
     return y if bias is None else y + bias
 
 
-def multiply_column(weight: mx.array, column: mx.array, most_weights: int) -> mx.array:
-    """Multiplies (n_out, n_in) by (n_in, 1), with at most so many weights at once (0: any)."""
-    n_out, n_in = weight.shape
-    if not most_weights or weight.size <= most_weights:
-        return weight @ column
-    num_parts = -(-weight.size // most_weights)
-    rows = n_out // num_parts
-    whole = rows * num_parts
-    y = (weight[:whole].reshape(num_parts, rows, n_in) @ column[None]).reshape(whole, 1)
-    return y if whole == n_out else mx.concatenate([y, weight[whole:] @ column])
+def multiply_rows(x: mx.array, weight: mx.array, small: SmallProduct) -> mx.array:
+    """Multiplies (T, n_in) by (n_out, n_in): a few rows with no more weights at once than is small.
+
+    Returns:
+        (T, n_out)
+    """
+    num_rows, (n_out, n_in) = x.shape[0], weight.shape
+    most = min(small.results // num_rows, small.multiplications // (num_rows * n_in))
+    if num_rows > _MOST_FEW or most < _FEWEST_AT_ONCE or n_out <= most:
+        return x @ weight.T
+    num_parts = -(-n_out // most)
+    # Without a rest where there is such a number nearby; else the rest is a product of its own.
+    even = (n for n in range(num_parts, 2 * num_parts) if n_out % n == 0)
+    num_parts = next(even, num_parts)
+    part = n_out // num_parts
+    whole = part * num_parts
+    parts = weight[:whole].reshape(num_parts, part, n_in)
+    y = (x[None] @ parts.swapaxes(-1, -2)).swapaxes(0, 1).reshape(num_rows, whole)
+    return y if whole == n_out else mx.concatenate([y, x @ weight[whole:].T], axis=1)
 
 
 def finish_logits(config: ModelConfig, logits: mx.array) -> mx.array:
@@ -304,7 +318,7 @@ class WeightMaker:
     def lay_out(self, linear: Linear) -> Linear:
         """Stores a plain matrix the way in which the device multiplies it fastest."""
         spec, (weight, *others) = linear
-        if spec.quant is not None or self.plan.matvec != "transposed":
+        if spec.quant is not None or not self.plan.transposes:
             return linear
         assert weight is not None
         return replace(spec, transposed=True), [mx.contiguous(weight.T), *others]

@@ -222,6 +222,10 @@ def export(context: Context, argument: str) -> None:
     from mlxchat.cli.render import sanitize
 
     need_turns_ever(context.session)
+    if argument == "-":
+        raise UsageError(
+            "- is no file name here; name a file, or write mlxchat history export in a shell"
+        )
     form = read_format(None, argument)
     record = context.session.record()
     file = Path(argument or f"conversation-{record.summary.id or 'unkept'}.md").expanduser()

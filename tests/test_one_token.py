@@ -11,9 +11,12 @@ from mlxchat.model.device import DevicePlan, load_mlx
 mx = load_mlx()
 
 from mlxchat.engine.engine import KV_TOLERANCE_SHARE  # noqa: E402
-from mlxchat.model import one_row  # noqa: E402
+from mlxchat.model import one_token  # noqa: E402
+from mlxchat.model.batch_cache import Strand, stack  # noqa: E402
 from mlxchat.model.kv_quantization import make_kv_plan  # noqa: E402
 from mlxchat.model.transformer import Transformer  # noqa: E402
+from mlxchat.model.weights import multiply_rows  # noqa: E402
+from mlxchat.openblas import SmallProduct  # noqa: E402
 
 IDS = mx.random.randint(0, 160, (1, 30), key=mx.random.key(5))
 
@@ -21,7 +24,7 @@ IDS = mx.random.randint(0, 160, (1, 30), key=mx.random.key(5))
 def make(folder: Path, name: str, **plan: Any) -> Transformer:
     config = {**SMALL, **FAMILIES[name]}
     save(make_oracle(config), config, folder)
-    settings = {"matvec": "column", "most_weights": 0} | plan
+    settings = {"transposes": False} | plan
     return load(folder, DevicePlan("cpu", "bundled", True, False, memory_bytes=2**33, **settings))
 
 
@@ -37,19 +40,36 @@ def assert_equal_steps(model: Transformer, make_cache: Any, tolerance: float) ->
         assert mx.abs(got - want).max().item() <= tolerance * mx.abs(want).max().item()
 
 
-@pytest.mark.parametrize("matvec", ["column", "transposed"])
+@pytest.mark.parametrize("transposes", [False, True])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_it_gives_the_logits_of_many_rows(name: str, matvec: str, tmp_path: Path) -> None:
+def test_it_gives_the_logits_of_many_rows(name: str, transposes: bool, tmp_path: Path) -> None:
     """Both layouts of the weights, over full caches and windows; only a soft-cap is refused."""
-    model = make(tmp_path, name, matvec=matvec)
-    assert (model._one_row is None) == (model.config.attn_softcap is not None)
+    model = make(tmp_path, name, transposes=transposes)
+    assert (model._one_token is None) == (model.config.attn_softcap is not None)
     assert_equal_steps(model, model.make_cache, 1e-5)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_it_decodes_rows_of_different_lengths(name: str, tmp_path: Path) -> None:
+    """Padded rows of a batch too, past the end of a window."""
+    model = make(tmp_path, name, small=SmallProduct(5000, 400))
+    strands = []
+    for length in (9, 4, 7):
+        cache = model.make_cache()
+        model.prefill(IDS[:, :length], cache)
+        strands.append(Strand(cache, length))
+    short, usual = stack(model.make_cache(), strands), stack(model.make_cache(), strands)
+    for i in range(16):
+        ids = mx.stack([IDS[0, i], IDS[0, i + 1], IDS[0, i + 2]])[:, None]
+        got, want = model.forward(ids, short), model.forward_all(ids, usual)[:, -1]
+        assert got.shape == want.shape
+        assert mx.abs(got - want).max().item() <= 1e-5 * mx.abs(want).max().item()
 
 
 @pytest.mark.parametrize("bits", [8, 4])
 def test_it_reads_quantised_rows(bits: int, tmp_path: Path) -> None:
     """Keys and values may be quantised: rounding moves a value to the next step now and then."""
-    model = make(tmp_path, "qwen3", most_weights=5000)
+    model = make(tmp_path, "qwen3", small=SmallProduct(5000, 64))
     plan = make_kv_plan(model, bits)
     assert_equal_steps(model, lambda: plan.apply(model.make_cache()), KV_TOLERANCE_SHARE[bits])
 
@@ -84,7 +104,7 @@ def test_the_stream_can_be_watched_and_changed(tmp_path: Path) -> None:
 
 
 def test_who_looks_inside_is_shown_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Taps inside a block and padded batches go the way of many rows."""
+    """Taps inside a block go the way of many rows."""
     model = make(tmp_path, "qwen3")
     cache = model.make_cache()
     model.prefill(IDS[:, :9], cache)
@@ -92,13 +112,10 @@ def test_who_looks_inside_is_shown_all(tmp_path: Path, monkeypatch: pytest.Monke
     def refuse(*_: Any) -> None:
         raise AssertionError("nobody can look inside")
 
-    monkeypatch.setattr(one_row.OneRow, "forward", refuse)
+    monkeypatch.setattr(one_token.OneToken, "forward", refuse)
     watch = Watch("z")
     model.forward(IDS[:, 9:10], cache, watch)
     assert [layer for _, layer, _ in watch.seen] == [0, 1, 2]
-    cache.padding = mx.array([2])
-    model.forward(IDS[:, 10:11], cache)
-    cache.padding = None
     with pytest.raises(AssertionError):
         model.forward(IDS[:, 11:12], cache)
 
@@ -115,3 +132,17 @@ def test_it_takes_few_operations(tmp_path: Path) -> None:
         mx.export_to_dot(str(tmp_path / "graph.dot"), logits)
         counts.append((tmp_path / "graph.dot").read_text().count("shape=rectangle"))
     assert counts[1] - counts[0] > 10 * SMALL["num_hidden_layers"]
+
+
+@pytest.mark.parametrize("num_rows", [1, 3, 8, 20])
+@pytest.mark.parametrize("n_out", [16, 160, 161, 1031])
+def test_parts_of_a_matrix_are_its_product(n_out: int, num_rows: int) -> None:
+    """Whether the parts are even (160), leave a rest, or one holds all."""
+    keys = mx.random.split(mx.random.key(n_out))
+    x, weight = (
+        mx.random.normal((num_rows, 48), key=keys[0]),
+        mx.random.normal((n_out, 48), key=keys[1]),
+    )
+    got, want = multiply_rows(x, weight, SmallProduct(48 * 400, 300)), x @ weight.T
+    assert got.shape == want.shape
+    assert mx.allclose(got, want, atol=1e-4)

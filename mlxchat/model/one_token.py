@@ -1,8 +1,8 @@
-"""One token of one sequence on MLX's CPU backend: as few operations as its products leave to do.
+"""One token of a sequence, or of a few, on MLX's CPU backend: only what its products leave to do.
 
 Every operation costs its dispatch there, views too: about 3 us, and a block as `transformer.py` has
 it takes 59 of them. Here it takes 37, with the same weights, and the same numbers up to rounding:
-vectors keep the shape in which a product wants and leaves them, and heads are normed, scaled and
+vectors stay rows, and heads are normed, scaled and
 turned by one multiplication and one sum. Of taps only those of the residual stream fit in.
 """
 
@@ -13,10 +13,11 @@ import mlx.core as mx
 
 from mlxchat.model import exponential
 from mlxchat.model.attention import attend_heads
+from mlxchat.model.batch_cache import mask_padding
 from mlxchat.model.device import DevicePlan
 from mlxchat.model.families import ModelConfig
-from mlxchat.model.kv_cache import RowCache
 from mlxchat.model.rope import Rope
+from mlxchat.model.sequence_cache import SequenceCache
 from mlxchat.model.taps import Point, Taps
 from mlxchat.model.weights import (
     Arrays,
@@ -25,17 +26,15 @@ from mlxchat.model.weights import (
     ModelWeights,
     Params,
     finish_logits,
-    multiply_column,
+    multiply_rows,
 )
 
 Compile = Callable[[Callable[..., Any]], Callable[..., Any]]
-Projected = tuple[mx.array, mx.array, mx.array]  # q (1, K, H / K, Dh), scaled; k, v (1, K, 1, Dh)
+Projected = tuple[mx.array, mx.array, mx.array]  # q (B, K, H / K, Dh), scaled; k, v (B, K, 1, Dh)
 
 
-class OneRow:
-    """Runs single tokens through a transformer's weights.
-
-    Vectors are (n, 1) where the device multiplies W @ x and (1, n) where it multiplies x @ W.T.
+class OneToken:
+    """Runs one token of each sequence through a transformer's weights.
 
     Args:
         config: The model's shape.
@@ -49,7 +48,7 @@ class OneRow:
     ) -> None:
         self.config = config
         self.plan = plan
-        self._is_column = plan.matvec == "column"
+        self._first_alike = [config.layers.index(kind) for kind in config.layers]
         ropes = [kind.rope for kind in config.layers]
         self._ropes = list(dict.fromkeys(rope for rope in ropes if rope is not None))
         self._table_of = [None if rope is None else self._ropes.index(rope) for rope in ropes]
@@ -58,7 +57,7 @@ class OneRow:
         pairs = list(zip(weights.layers, ropes, strict=True))
         self._before = [self._view_before(layer, rope) for layer, rope in pairs]
         self._after = [self._view_after(layer) for layer in weights.layers]
-        self._end = [self._vector(weights.final_norm), *self._view(weights.head[1])]
+        self._end = [_as_row(weights.final_norm), *_view(weights.head[1])]
         mx.eval(self._before, self._after, self._end)
         self._functions: list[tuple[Callable[..., Projected], Callable[..., mx.array]]] = []
         shared: dict[Any, tuple[Callable[..., Projected], Callable[..., mx.array]]] = {}
@@ -77,57 +76,47 @@ class OneRow:
         for layer in weights.layers:
             specs += [*layer.qkv, layer.o, *layer.gate_up, layer.down]
         is_plain = all(spec.quant is None and not spec.extra for spec in specs)
-        is_cpu = plan.float32 and not plan.fast_kernels and plan.matvec != "row"
+        is_cpu = plan.float32 and not plan.fast_kernels
         return is_cpu and is_plain and config.attn_softcap is None
 
-    def forward(self, x: mx.array, layers: list[RowCache], taps: Taps | None = None) -> mx.array:
-        """Feeds one embedded token (1, 1, D) and returns its logits (1, V), lazily.
+    def forward(self, x: mx.array, cache: SequenceCache, taps: Taps | None = None) -> mx.array:
+        """Feeds an embedded token of each row, (B, 1, D), and returns their logits (B, V), lazily.
 
         Args:
-            x: The token.
-            layers: The caches of all layers.
+            x: The tokens.
+            cache: Of the same rows.
             taps: Of the residual stream alone (`STREAM_POINTS`).
         """
-        tables = self._tables(mx.array(layers[0].offset), self._periods)
+        layers, padding = cache.raw, cache.padding
+        offset, masks = mx.array(layers[0].offset), {}
+        if padding is not None:
+            offset = offset - padding
+            masks = {i: mask_padding(layers[i], None, 1, padding) for i in set(self._first_alike)}
+        tables = self._tables(offset, self._periods)
         turns: list[Any] = [[] if i is None else tables[i] for i in self._table_of]
-        x = self._vector(x)
+        x = x[:, 0]
         for i, held in enumerate(layers):
             before, after = self._functions[i]
-            x = self._visit(taps, "resid_pre", i, x)
+            x = _visit(taps, "resid_pre", i, x)
             q, k, v = before(self._before[i], turns[i], x)
             held.append(k, v)
+            rows, mask = held.visible(), masks.get(self._first_alike[i])
             if held.format is None:
-                rows = held.visible()
-                attended = attend_heads(q, rows["keys"], rows["values"])
+                attended = attend_heads(q, rows["keys"], rows["values"], mask)
             else:
-                heads = q.reshape(1, self.config.n_heads, 1, self.config.head_dim)
-                attended = held.format.attend_one(heads, held.visible(), None)
-            x = self._visit(taps, "resid_post", i, after(self._after[i], x, attended))
+                heads = q.reshape(-1, self.config.n_heads, 1, self.config.head_dim)
+                attended = held.format.attend_one(heads, rows, mask)
+            x = _visit(taps, "resid_post", i, after(self._after[i], x, attended))
         return self._unembed(self._end, x)
-
-    def _visit(self, taps: Taps | None, point: Point, layer: int, x: mx.array) -> mx.array:
-        """Shows the residual stream as the other way has it."""
-        if taps is None or point not in taps.points:
-            return x
-        return self._vector(taps.visit(point, layer, x.reshape(1, 1, -1)))
 
     # -- arrays as they are needed here: views, but for small ones --------------------------------
 
-    def _vector(self, array: mx.array) -> mx.array:
-        return array.reshape(-1, 1) if self._is_column else array.reshape(1, -1)
-
-    def _view(self, arrays: Arrays) -> list[mx.array]:
-        """Returns weight and bias of a matrix; without the bias where there is none."""
-        weight, _, _, bias = arrays
-        assert weight is not None
-        return [weight] if bias is None else [weight, self._vector(bias)]
-
     def _view_before(self, layer: LayerWeights, rope: Rope | None) -> Params:
         c = self.config
-        params: Params = {"qkv": [self._view(arrays) for arrays in layer.before["qkv"]]}
+        params: Params = {"qkv": [_view(arrays) for arrays in layer.before["qkv"]]}
         for name in ("norm", "q_norm", "k_norm"):
             if name in layer.before:
-                params[name] = self._vector(layer.before[name])
+                params[name] = _as_row(layer.before[name])
         num_heads = c.n_heads + c.n_kv_heads
         scales = mx.array([c.attn_scale] * c.n_heads + [1.0] * c.n_kv_heads)[:, None, None]
         scales = mx.broadcast_to(scales, (num_heads, 1, c.head_dim))
@@ -139,49 +128,54 @@ class OneRow:
         return params
 
     def _view_after(self, layer: LayerWeights) -> Params:
-        params: Params = {"gate_up": [self._view(arrays) for arrays in layer.after["gate_up"]]}
+        params: Params = {"gate_up": [_view(arrays) for arrays in layer.after["gate_up"]]}
         for name, value in layer.after.items():
             if name in ("o", "down"):
-                params[name] = self._view(value)
+                params[name] = _view(value)
             elif name != "gate_up":
-                params[name] = self._vector(value)
+                params[name] = _as_row(value)
         return params
 
     # -- makers of the functions that are compiled ------------------------------------------------
 
     def _make_tables(self, offset: mx.array, periods: list[mx.array]) -> list[mx.array]:
-        """Returns for each row of periods what turns a pair, (2, 2, dims / 2)."""
+        """Returns for each row of periods what turns a pair, (B, 1, 2, 2, dims / 2).
+
+        B is 1 where `offset` is one number for all sequences.
+        """
         tables = []
         for rope, row in zip(self._ropes, periods, strict=True):
-            angle = offset.astype(mx.float32) / row
+            angle = offset.reshape(-1, 1, 1).astype(mx.float32) / row
             cos, sin = mx.cos(angle) * rope.mscale, mx.sin(angle) * rope.mscale
-            tables.append(mx.stack([mx.stack([cos, -sin]), mx.stack([sin, cos])]))
+            turns = [mx.stack([cos, -sin], axis=-2), mx.stack([sin, cos], axis=-2)]
+            tables.append(mx.stack(turns, axis=-3))
         return tables
 
     def _multiply(self, spec: LinearSpec, arrays: list[mx.array], x: mx.array) -> mx.array:
-        if self._is_column:
-            y = multiply_column(arrays[0], x, self.plan.most_weights)
+        weight = arrays[0]
+        if self.plan.small and not spec.transposed:
+            y = multiply_rows(x, weight, self.plan.small)
         else:
-            y = x @ (arrays[0] if spec.transposed else arrays[0].T)
+            y = x @ (weight if spec.transposed else weight.T)
         return y + arrays[1] if spec.bias else y
 
     def _project(
         self, specs: tuple[LinearSpec, ...], parts: list[list[mx.array]], x: mx.array
     ) -> mx.array:
         outs = [self._multiply(s, p, x) for s, p in zip(specs, parts, strict=True)]
-        return outs[0] if len(outs) == 1 else mx.concatenate(outs, axis=0 if self._is_column else 1)
-
-    def _cut(self, vector: mx.array, start: int, stop: int) -> mx.array:
-        return vector[start:stop] if self._is_column else vector[:, start:stop]
+        return outs[0] if len(outs) == 1 else mx.concatenate(outs, axis=1)
 
     def _norm(self, x: mx.array, weight: mx.array) -> mx.array:
-        return x * mx.rsqrt(mx.mean(mx.square(x), keepdims=True) + self.config.norm_eps) * weight
+        mean = mx.mean(mx.square(x), axis=-1, keepdims=True)
+        return x * mx.rsqrt(mean + self.config.norm_eps) * weight
 
     def _turn(self, dims: int, params: Params, table: Any, qk: mx.array) -> mx.array:
-        """Norms, scales and turns all heads of queries and keys: (1, H + K, 1, Dh)."""
+        """Norms, scales and turns all heads of queries and keys: (B, H + K, 1, Dh)."""
         c = self.config
         is_whole = dims == c.head_dim
-        heads = qk.reshape(-1, 1, 2, dims // 2) if is_whole else qk.reshape(-1, 1, 1, c.head_dim)
+        num_rows, num_heads = qk.shape[0], c.n_heads + c.n_kv_heads
+        shape = (2, dims // 2) if is_whole else (1, c.head_dim)
+        heads = qk.reshape(num_rows, num_heads, 1, *shape)
         turned_by, kept_by = params["turned"], params["kept"]
         if c.qk_norm == "head":
             mean = mx.mean(mx.square(heads), axis=(-1, -2), keepdims=True)
@@ -189,13 +183,13 @@ class OneRow:
             turned_by, kept_by = inverse * turned_by, inverse * kept_by
         parts = []
         if dims:
-            pairs = heads if is_whole else heads[..., :dims].reshape(-1, 1, 2, dims // 2)
+            pairs = heads if is_whole else heads[..., :dims].reshape(*heads.shape[:3], 2, -1)
             parts.append(mx.sum(pairs * turned_by * table, axis=-2, keepdims=True))
         if not is_whole:
-            parts = [part.reshape(-1, 1, 1, dims) for part in parts]
+            parts = [part.reshape(*heads.shape[:4], dims) for part in parts]
             parts.append(heads[..., dims:] * kept_by)
         joined = parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=-1)
-        return joined.reshape(1, -1, 1, c.head_dim)
+        return joined.reshape(num_rows, num_heads, 1, c.head_dim)
 
     def _make_before(
         self, layer: LayerWeights, dims: int
@@ -207,14 +201,15 @@ class OneRow:
             if "norm" in params:
                 x = self._norm(x, params["norm"])
             h = self._project(specs, params["qkv"], x)
-            qk, v = self._cut(h, 0, q_width + k_width), self._cut(h, q_width + k_width, h.size)
+            qk, v = h[:, : q_width + k_width], h[:, q_width + k_width :]
             if c.qk_norm == "full":
-                q = self._norm(self._cut(qk, 0, q_width), params["q_norm"])
-                k = self._norm(self._cut(qk, q_width, qk.size), params["k_norm"])
-                qk = mx.concatenate([q, k], axis=0 if self._is_column else 1)
+                q = self._norm(qk[:, :q_width], params["q_norm"])
+                k = self._norm(qk[:, q_width:], params["k_norm"])
+                qk = mx.concatenate([q, k], axis=1)
             heads = self._turn(dims, params, table, qk)
             q, k = heads[:, : c.n_heads], heads[:, c.n_heads :]
-            return q.reshape(1, c.n_kv_heads, -1, c.head_dim), k, v.reshape(k.shape)
+            q = q.reshape(-1, c.n_kv_heads, c.n_heads // c.n_kv_heads, c.head_dim)
+            return q, k, v.reshape(k.shape)
 
         return before
 
@@ -223,13 +218,13 @@ class OneRow:
         activation = exponential.silu if c.activation == "silu" else exponential.gelu
 
         def after(params: Params, x: mx.array, attended: mx.array) -> mx.array:
-            y = self._multiply(o_spec, params["o"], self._vector(attended))
+            y = self._multiply(o_spec, params["o"], attended.reshape(x.shape[0], -1))
             if "post_attn_norm" in params:
                 y = self._norm(y, params["post_attn_norm"])
             x = x + (y if c.residual_scale == 1.0 else y * c.residual_scale)
             y = self._norm(x, params["pre_mlp_norm"]) if "pre_mlp_norm" in params else x
             y = self._project(gate_up_specs, params["gate_up"], y)
-            y = activation(self._cut(y, 0, c.d_mlp)) * self._cut(y, c.d_mlp, 2 * c.d_mlp)
+            y = activation(y[:, : c.d_mlp]) * y[:, c.d_mlp :]
             y = self._multiply(down_spec, params["down"], y)
             if "post_mlp_norm" in params:
                 y = self._norm(y, params["post_mlp_norm"])
@@ -241,7 +236,25 @@ class OneRow:
         c = self.config
 
         def unembed(end: list[mx.array], x: mx.array) -> mx.array:
-            logits = self._multiply(spec, end[1:], self._norm(x, end[0])).reshape(1, -1)
+            logits = self._multiply(spec, end[1:], self._norm(x, end[0]))
             return finish_logits(c, logits)
 
         return unembed
+
+
+def _visit(taps: Taps | None, point: Point, layer: int, x: mx.array) -> mx.array:
+    """Shows the residual stream as the other way has it."""
+    if taps is None or point not in taps.points:
+        return x
+    return taps.visit(point, layer, x[:, None])[:, 0]
+
+
+def _as_row(array: mx.array) -> mx.array:
+    return array.reshape(1, -1)
+
+
+def _view(arrays: Arrays) -> list[mx.array]:
+    """Returns weight and bias of a matrix; without the bias where there is none."""
+    weight, _, _, bias = arrays
+    assert weight is not None
+    return [weight] if bias is None else [weight, _as_row(bias)]
