@@ -16,7 +16,7 @@ from mlxchat.chat.turn import TurnRunner
 from mlxchat.cli.choose import PREVIEW_ROWS, format_preview
 from mlxchat.cli.main import cli
 from mlxchat.engine.worker import JobCancelledError
-from mlxchat.errors import MlxchatError
+from mlxchat.errors import MemoryShortError, MlxchatError
 
 KINDS = ["full", "window", "recurrent"]
 
@@ -230,6 +230,35 @@ def test_where_all_fail_that_is_the_error(start, stick):
     assert session.conversation.head == head
     assert len(session.conversation.nodes) == num_nodes
     assert session.send("And now?").result(60).verify.holds
+
+
+def test_one_that_cannot_end_leaves_the_others(start, monkeypatch):
+    """Where memory is short all end with what they have; one that cannot has an error instead."""
+    session, looks, made, make = start(max_tokens=20), [], [], TurnRunner.make_decoder
+    session.send("When do you open?").result(60)
+
+    def spoil(*arguments):
+        made.append(make(*arguments))
+        if len(made) == 2:
+            monkeypatch.setattr(made[-1], "finish", fail)
+        return made[-1]
+
+    def fail(*_):
+        raise MlxchatError("it cannot end")
+
+    def watch(batch, check):
+        def look():
+            looks.append(check())
+            if len(looks) == 4:
+                raise MemoryShortError("memory is short")
+
+        return look
+
+    monkeypatch.setattr(TurnRunner, "make_decoder", spoil)
+    monkeypatch.setattr(session.runner.memory, "watch_batch", watch)
+    offered = session.retry_many(3).result(60)
+    assert [str(error) for error in offered.errors] == ["it cannot end"]
+    assert [r.stop_reason for r in offered.results] == ["context_full"] * 2
 
 
 def test_those_that_failed_are_told_of(stick):

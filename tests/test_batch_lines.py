@@ -451,6 +451,36 @@ def test_a_row_that_fails_leaves_the_others(start, method, monkeypatch):
     assert tokens_of(answers) == {i: t for i, t in tokens_of(expected).items() if i not in failed}
 
 
+def test_a_row_that_fails_where_memory_is_short_leaves_the_others(start, monkeypatch):
+    """When all lines are ended at once, one that cannot even end has its error alone."""
+    session, looks, make = start(verify=False), [], TurnRunner.make_decoder
+
+    def spoil(runner, reading, *rest):
+        decoder = make(runner, reading, *rest)
+        if reading.messages[-1].content == PROMPTS[1]:
+            monkeypatch.setattr(decoder, "finish", fail)
+        return decoder
+
+    def fail(*_):
+        raise ZeroDivisionError
+
+    def watch(batch, check):
+        def look():
+            check()
+            looks.append(batch.num_rows)
+            if len(looks) == 4:
+                refuse()
+
+        return look
+
+    monkeypatch.setattr(TurnRunner, "make_decoder", spoil)
+    monkeypatch.setattr(session.runner.memory, "watch_batch", watch)
+    answers, _ = answer(session, make_lines(*[{"max_tokens": 12}] * 3), 3)
+    assert looks[3] == 3
+    assert type(answers[1].error) is ZeroDivisionError
+    assert {answers[i].result.stop_reason for i in (0, 2)} == {"context_full"}
+
+
 @pytest.mark.parametrize("num_tokens", [0, 1, 5])
 def test_a_grammar_that_gets_stuck_ends_its_line_alone(start, num_tokens, monkeypatch):
     """What cannot be drawn for one row is that line's error; the others get what they get."""

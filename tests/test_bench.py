@@ -263,6 +263,26 @@ def test_ctrl_c_leaves_what_was_measured(folder, monkeypatch):
     ]
 
 
+def test_a_process_that_fails_leaves_what_was_measured(folder, monkeypatch):
+    """Where memory runs out in the middle, the rows that there are stand above the error."""
+    popen, made, children = subprocess.Popen, runs.make_sample, []
+
+    def start(*arguments, **how):
+        children.append(popen(*arguments, **how))
+        return children[-1]
+
+    def take(data, round_):
+        if data["test"] == 1:
+            children[-1].kill()
+        return made(data, round_)
+
+    monkeypatch.setattr(runs.subprocess, "Popen", start)
+    monkeypatch.setattr(runs, "make_sample", take)
+    text = run("-m", folder, "-p", 8, "-n", 4, "-d", 0, "-r", 1000, "--budget", 0, code=1)
+    assert "| pp8 " in text
+    assert run.stderr.startswith("Error: the process that measured mlxchat was ended by signal 9")
+
+
 def test_the_child_ends_with_its_parent(folder):
     """A measuring process does not outlive the program that would read it."""
     request = Request(str(folder), (Case("pp", 8),), 1_000_000)

@@ -146,7 +146,10 @@ def _decode_together(
     except MemoryShortError as error:  # nor is there room for what the cache holds of each
         context.emit(Notice(str(error)))
         for row in set(range(count)) - answers.keys():
-            answers[row] = decoders[row].finish("context_full")
+            try:
+                answers[row] = decoders[row].finish("context_full")
+            except Exception as problem:  # as above
+                answers[row] = problem
     return [answers[row] for row in range(count)]
 
 

@@ -121,7 +121,7 @@ class LineAnswerer:
         self._reader.put_back(row.read.line for row in again)
         for row in ended:
             if row.num_tokens:
-                self._tell(self._finish(row, "context_full", batch.row_bytes))
+                self._tell(self._end(row, "context_full", batch.row_bytes))
 
     def _fill(self, batch: Batch) -> None:
         """Has lines join until no place is left, or no line."""
@@ -182,6 +182,13 @@ class LineAnswerer:
         reading, start = replace(row.read.reading, logits=logits), time.perf_counter()
         row.verify = self._runner.verify(reading, redirect(self._context, row.read.line))
         reading.watch.exclude(time.perf_counter() - start)
+
+    def _end(self, row: _Open, reason: StopReason, kv_bytes: int) -> LineAnswer:
+        """Ends a line with what it has, or with the error that this gives."""
+        try:
+            return self._finish(row, reason, kv_bytes)
+        except Exception as error:  # the other lines can do without this one
+            return LineAnswer(row.read.line, error=error)
 
     def _finish(self, row: _Open, reason: StopReason, kv_bytes: int) -> LineAnswer:
         runner, read = self._runner, row.read

@@ -8,7 +8,7 @@ import click
 from mlxchat.cli.failures import INTERRUPTED
 from mlxchat.cli.options import ADAPTER_OPTION, MODEL_OPTION
 from mlxchat.cli.resume import complete_conversation
-from mlxchat.errors import UsageError
+from mlxchat.errors import MlxchatError, UsageError
 
 # Ends a test: all of them together stay below a minute on two slow cores.
 BUDGET_S = 4.0
@@ -175,7 +175,12 @@ def _bench(params: dict[str, Any]) -> int:
 
     peers = () if params["against"] is None else (params["against"],)
     measurement = Measurement(params, ("mlxchat", *peers), COMPARED_ROUNDS if peers else 1)
-    is_stopped = measurement.measure()
+    try:
+        is_stopped = measurement.measure()
+    except MlxchatError:
+        if measurement.has_samples:  # a process failed; what the others gave is not lost
+            measurement.tell(params["form"])
+        raise
     measurement.tell(params["form"])
     if is_stopped:
         click.echo("Stopped; the figures above are what was measured by then.", err=True)

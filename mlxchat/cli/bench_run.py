@@ -59,6 +59,11 @@ class Measurement:
         """What mlxchat gave."""
         return self.run.measured["mlxchat"]
 
+    @property
+    def has_samples(self) -> bool:
+        """Whether anything was measured."""
+        return any(found.samples for found in self.run.measured.values())
+
     def _progress(
         self, system: System, tests: "Sequence[Case]", test: int, repetition: int
     ) -> None:
