@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from tiny import (
     REASONING,
     THINK,
     Open,
+    TinySession,
     biased,
     checked,
     collect,
@@ -34,7 +36,9 @@ from mlxchat.chat.results import Notice
 from mlxchat.chat.template import ChatTemplate, Message
 from mlxchat.cli.main import cli
 from mlxchat.engine.grammar import ANY_OBJECT, Grammar
+from mlxchat.engine.options import SamplingSettings
 from mlxchat.errors import MlxchatError
+from mlxchat.model.hub import resolve_model
 from mlxchat.model.tokenizer import Tokenizer
 
 PERSON = {
@@ -71,6 +75,7 @@ TREE = {
 SCHEMAS = {"person": PERSON, "lists": LISTS, "tree": TREE}
 # A random model would open thinking as gladly as it begins an answer, and hardly ever end it.
 NEVER_THINKS = biased((THINK, -1e9))
+GREEDY = SamplingSettings(temperature=0.0)
 SHORT = Grammar("regex", "(yes|no), [a-z]{2,5}")
 
 
@@ -330,6 +335,59 @@ def test_several_answers_are_all_held(open_session: Open, kind: str) -> None:
     assert alone.say("hello").tokens == found.results[0].tokens
 
 
+@pytest.fixture
+def builtin() -> Iterator[TinySession]:
+    """The built-in model, whose tokenizer puts a blank before each text and does not show it."""
+    with closing(TinySession(resolve_model(None).path, sampling=GREEDY, max_tokens=60)) as session:
+        yield session
+
+
+def proven(job: Any) -> Any:
+    """Returns the result of a turn that a fresh prefill confirms."""
+    result = job.result(30)
+    assert result.verify.holds
+    return result
+
+
+def test_held_text_begins_as_all_text_does(builtin: TinySession) -> None:
+    """Where the grammar takes what the model says anyway, held and free tokens are the same."""
+    free = proven(builtin.send("What is the capital of Norway?"))
+    for pattern in ("(The|A) [a-z]+ of Norway is [A-Z][a-z]+[.]", "The.*"):
+        grammar = Grammar("regex", pattern)
+        builtin.set_options(replace(builtin.options, grammar=grammar))
+        held = proven(builtin.retry())
+        assert (held.text, held.tokens) == (free.text, free.tokens)
+        assert re.fullmatch(pattern, held.text)
+
+
+def test_held_text_stays_in_the_cache_after_a_blank(builtin: TinySession) -> None:
+    """The next turn goes on behind the held answer; one that was cut off goes on where it was."""
+    builtin.set_options(replace(builtin.options, grammar=held_to(PERSON), max_tokens=9))
+    cut = proven(builtin.send("hello"))
+    builtin.settle()
+    builtin.set_options(replace(builtin.options, max_tokens=200))
+    whole = proven(builtin.go_on())
+    assert whole.usage.prefill_tokens == 1
+    check(PERSON, json.loads(whole.text))
+    assert whole.text.startswith(cut.text)
+    builtin.settle()
+    builtin.set_options(replace(builtin.options, grammar=None))
+    follow = proven(builtin.send("hello"))
+    assert "dropped" not in follow.cache.reason
+    assert follow.usage.cached_tokens > whole.usage.completion_tokens
+
+
+def test_text_that_began_without_the_blank_goes_on(builtin: TinySession) -> None:
+    """The text of another model may have come without it, and is held all the same."""
+    runner = builtin.runner
+    prompt = runner.renderer.render_ids([Message("user", "hello")])
+    constraint = runner.grammars.constrain(held_to(PERSON), runner.renderer, prompt)
+    for text in ('{"name"', ' {"name"', '{"name"'):
+        constraint.follow(runner.tokenizer.encode(text, is_continuation=True))
+        assert not constraint.is_complete
+        assert constraint.mask() is not None
+
+
 def run(*arguments: str, text: str = "") -> Any:
     return CliRunner().invoke(cli, ["generate", *arguments], input=text)
 
@@ -340,7 +398,7 @@ def test_lines_of_a_batch_have_grammars_of_their_own() -> None:
         {"prompt": "hello", "json_schema": PERSON},
         {"prompt": "hi", "regex": SHORT.text, "temperature": 1.5},
         {"prompt": "hello", "grammar": 'start: "a" | "b" start'},
-        {"prompt": "hello", "json_schema": "any", "max_tokens": 4},
+        {"prompt": "hello", "json_schema": "any", "max_tokens": 2},
         {"prompt": "who are you?"},
         {"prompt": "hello", "json_schema": {"type": "nothing"}},
         {"prompt": "hello", "regex": "a", "grammar": "b"},

@@ -10,8 +10,6 @@ from tiny import KINDS, REASONING, TinySession, biased, checked, make_tiny_folde
 from mlxchat.chat.reasons import RereadReasons
 from mlxchat.chat.results import LoadProgress
 from mlxchat.chat.session import ChatOptions, Session
-from mlxchat.engine.grammar import Grammar
-from mlxchat.engine.options import SamplingSettings
 from mlxchat.engine.worker import JobCancelledError
 from mlxchat.errors import CheckpointError, ContextFullError, TemplateError
 from mlxchat.model.hub import resolve_model
@@ -73,13 +71,11 @@ def test_a_stop_string_is_named(folder, settles):
 
 @pytest.mark.parametrize("settles", [False, True])
 def test_the_tokenizer_is_named(settles):
-    """Held text that begins without the space that the tokenizer puts there is encoded anew."""
-    held = Grammar("regex", "[(]Paris, the capital of Fra.*")
-    folder, sampling = resolve_model(None).path, SamplingSettings(temperature=0.0)
-    options = {"sampling": sampling, "max_tokens": 30, "grammar": held, "stop": ("anc",)}
-    with closing(TinySession(folder, **options)) as session:
-        session.say("hello")
-        session.set_options(replace(session.options, grammar=None, stop=()))
+    """Text that begins without the blank that the tokenizer puts there is encoded anew."""
+    with closing(TinySession(resolve_model(None).path, max_tokens=20)) as session:
+        (bracket,) = session.runner.tokenizer.encode("(", is_continuation=True)
+        session.set_options(replace(session.options, sampling=biased((bracket, 1e9))))
+        assert session.say("hello").text == "(" * 20
         if settles:
             session.settle()
         follow = checked(session, session.send("and now"))

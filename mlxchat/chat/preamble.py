@@ -19,6 +19,8 @@ from mlxchat.model.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from mlxchat.chat.prompt import PromptRenderer
 
+_TAIL_CHARS = 64  # of a prompt: more than any token has
+_SAMPLE = "{"
 _NONE: frozenset[int] = frozenset()
 
 
@@ -174,6 +176,22 @@ class AnswerGrammars:
         Raises:
             MlxchatError: The grammar cannot be used with this model.
         """
-        made = Constraint(self.prepare(), grammar, ThinkingPreamble(renderer, prompt))
+        preamble = ThinkingPreamble(renderer, prompt)
+        after_blank = preamble.is_over and _puts_blank(renderer, prompt)
+        made = Constraint(self.prepare(), grammar, preamble, after_blank=after_blank)
         made.mask()  # a text that cannot even begin ends this line of a batch and no other
         return made
+
+
+def _puts_blank(renderer: "PromptRenderer", prompt: RenderedPrompt) -> bool:
+    """Whether the tokenizer puts a blank before a text at the end of a prompt, and hides it."""
+    tokenizer, before = renderer.tokenizer, prompt.text[-_TAIL_CHARS:]
+    head, whole = tokenizer.encode(before), tokenizer.encode(before + _SAMPLE)
+    added = whole[len(head) :]
+    if whole[: len(head)] != head or not added:
+        return False
+    splitter = renderer.splitter(prompt)
+    for token_id in added:
+        splitter.push(token_id)
+    spelled = b"".join(tokenizer.token_bytes(i) for i in added)
+    return spelled == f" {_SAMPLE}".encode() and splitter.finish()[1].text == _SAMPLE

@@ -54,6 +54,8 @@ class Constraint:
         table: The model's tokens.
         grammar: What the answer must match.
         preamble: What may stand before it; None is nothing.
+        after_blank: The tokenizer puts a blank before a text in this place, which is not shown:
+            the answer begins with it, as every text does that the model has seen there.
 
     Attributes:
         name: What the grammar is called.
@@ -61,10 +63,16 @@ class Constraint:
     """
 
     def __init__(
-        self, table: TokenTable, grammar: Grammar, preamble: Preamble | None = None
+        self,
+        table: TokenTable,
+        grammar: Grammar,
+        preamble: Preamble | None = None,
+        *,
+        after_blank: bool = False,
     ) -> None:
         self._table, self._grammar, self._preamble = table, grammar, preamble
-        self._matcher: LLMatcher = table.make_matcher(grammar)
+        self._takes_blank = self._after_blank = after_blank
+        self._matcher: LLMatcher = table.make_matcher(grammar, after_blank=after_blank)
         self.name = grammar.name
         self._has_ended = False
         self.num_taken = 0
@@ -86,8 +94,12 @@ class Constraint:
         Raises:
             MlxchatError: It does not match.
         """
-        if self._matcher.is_error():  # which no reset ends
-            self._matcher = self._table.make_matcher(self._grammar)
+        # Text of another model, which goes on, may have come without the blank.
+        is_plain = bool(token_ids) and not self._table.begins_with_blank(token_ids[0])
+        after_blank = self._takes_blank and not is_plain
+        if after_blank != self._after_blank or self._matcher.is_error():  # which no reset ends
+            self._after_blank = after_blank
+            self._matcher = self._table.make_matcher(self._grammar, after_blank=after_blank)
         self._matcher.reset()
         self._has_ended, self.num_taken = False, 0
         if self._preamble is not None:

@@ -103,8 +103,13 @@ def _shorten(why: str) -> str:
     return " ".join(" ".join(kept).split()).removesuffix(":")
 
 
-def _compile(grammar: Grammar) -> str:
-    """Returns the grammar in the language of llguidance, with our options."""
+def _compile(grammar: Grammar, *, after_blank: bool) -> str:
+    """Returns the grammar in the language of llguidance, with our options.
+
+    Args:
+        grammar: What the text must match.
+        after_blank: A blank stands before the text.
+    """
     from llguidance import LLMatcher
 
     if grammar.kind == "json_schema":
@@ -117,7 +122,10 @@ def _compile(grammar: Grammar) -> str:
         lark = json.loads(made)["grammars"][0]["lark_grammar"]
     else:
         lark = grammar.text
-    return LLMatcher.grammar_from_lark(lark + _OPTIONS)
+    if not after_blank:
+        return LLMatcher.grammar_from_lark(lark + _OPTIONS)
+    whole = {"lark_grammar": f'start: " " @text{_OPTIONS}'}
+    return json.dumps({"grammars": [whole, {"name": "text", "lark_grammar": lark + _OPTIONS}]})
 
 
 class TokenTable:
@@ -158,17 +166,27 @@ class TokenTable:
                 " out, or take another model"
             ) from None
         self.end_ids = frozenset(ends)
+        self._texts = tokens
         self.vocab_size = len(tokens)
 
-    def make_matcher(self, grammar: Grammar) -> LLMatcher:
+    def begins_with_blank(self, token_id: int) -> bool:
+        """Whether a token's bytes begin with a blank."""
+        return self._texts[token_id].startswith(b" ")
+
+    def make_matcher(self, grammar: Grammar, *, after_blank: bool = False) -> LLMatcher:
         """Makes what holds one answer to a grammar.
+
+        Args:
+            grammar: What the text must match.
+            after_blank: A blank stands before the text.
 
         Raises:
             UsageError: The grammar cannot be used with these tokens.
         """
         from llguidance import LLMatcher
 
-        matcher = LLMatcher(self._tokens, _compile(grammar), log_level=0)
+        source = _compile(grammar, after_blank=after_blank)
+        matcher = LLMatcher(self._tokens, source, log_level=0)
         if matcher.is_error():
             raise _refuse(grammar, matcher.get_error())
         return matcher
