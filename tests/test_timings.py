@@ -341,6 +341,8 @@ def test_only_what_needs_a_reason_gets_one():
     assert "lay\nturn 3: /system: 1 204 ids (all) are gone\n\n" in text
     again = format_timings([Told(1, "t", (odd, replace(odd, number=5)))])
     assert "\nturns 3, 5: /system: 1 204 ids (all) are gone\n\n" in again
+    many = [replace(odd, number=number) for number in (1, 3, 4, 5, 7, 8)]
+    assert "\nturns 1, 3-5, 7-8: /system" in format_timings([Told(1, "t", tuple(many))])
 
 
 def test_what_a_table_cannot_show_is_said():

@@ -179,7 +179,15 @@ def _tell_missing(told: Told) -> list[str]:
 
 
 def _name_turns(numbers: Sequence[int]) -> str:
-    return f"turn{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))}"
+    """Returns `turn 3`, or `turns 3, 5-9`; numbers ascend."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and runs[-1][-1] == number - 1:
+            runs[-1][1:] = [number]
+        else:
+            runs.append([number])
+    named = ", ".join("-".join(map(str, run)) for run in runs)
+    return f"turn{'s' if len(numbers) > 1 else ''} {named}"
 
 
 def explain_reading(turn: TurnFigures) -> str:
