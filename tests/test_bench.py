@@ -263,6 +263,14 @@ def test_ctrl_c_leaves_what_was_measured(folder, monkeypatch):
     ]
 
 
+@pytest.mark.parametrize("form", ["md", "json"])
+def test_ctrl_c_before_the_first_sample(folder, monkeypatch, form):
+    """Where nothing was measured there is no table, and the line says so."""
+    monkeypatch.setattr(runs, "_best_rates", lambda *_: signal.raise_signal(signal.SIGINT))
+    assert run("-m", folder, *SHORT, "-o", form, code=130) == ""
+    assert run.stderr == "Stopped before anything was measured.\n"
+
+
 def test_a_process_that_fails_leaves_what_was_measured(folder, monkeypatch):
     """Where memory runs out in the middle, the rows that there are stand above the error."""
     popen, made, children = subprocess.Popen, runs.make_sample, []

@@ -116,7 +116,7 @@ def test_help_cuts_nothing_off(run, arguments):
         (["chat", "--bogus"], "No such option"),
         (["--bogus"], "see 'cli chat --help'"),
         (["generate", "a", "b"], "unexpected extra argument"),
-        (["generate", "a", "--temp"], "requires an argument"),
+        (["generate", "a", "--temp"], "requires an argument; see --help of this command"),
         (["generate", "a", "--stop", ""], "an empty string is not allowed; give some text"),
         (["generate"], "there is no prompt; give one as an argument or on stdin"),
         (["generate", "  "], "there is no prompt"),

@@ -35,10 +35,10 @@ from mlxchat.lens.parameters import read_parameters  # noqa: E402
 from mlxchat.lens.trace import trace  # noqa: E402
 from mlxchat.lens.walk import walk  # noqa: E402
 from mlxchat.model.bpe import replay_merges  # noqa: E402
+from mlxchat.model.linear import apply_linear  # noqa: E402
 from mlxchat.model.loader import load_model  # noqa: E402
 from mlxchat.model.tables import input_table, output_table  # noqa: E402
 from mlxchat.model.tokenizer import Tokenizer  # noqa: E402
-from mlxchat.model.weights import apply_linear  # noqa: E402
 from mlxchat.model.zoo import ZooModel  # noqa: E402
 
 BUILTIN = Path(mlxchat.model.__file__).parent / "builtin"

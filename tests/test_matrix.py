@@ -21,6 +21,7 @@ from matrix_models import (
     names,
 )
 
+from mlxchat.engine import prefix_cache
 from mlxchat.engine.prefix_cache import PrefixCache
 from mlxchat.engine.reuse_plan import Plan
 from mlxchat.errors import ContextFullError, UnsupportedModelError
@@ -87,8 +88,8 @@ def always_fresh(self: PrefixCache, new_ids: Any, **_: Any) -> Plan:
     return Plan("fresh", 0, 0, len(self.token_ids))
 
 
-def never(*_: Any) -> bool:
-    return False
+def the_end(cache: Any, size: int) -> int:
+    return size
 
 
 def nothing(*_: Any) -> None:
@@ -105,7 +106,7 @@ BREAKS: dict[str, tuple[str, Any, str, Any, str]] = {
     "always fresh, full": ("native:qwen3", PrefixCache, "plan", always_fresh, TOO_MUCH),
     "always fresh, recurrent": ("zoo:mamba2", PrefixCache, "plan", always_fresh, TOO_MUCH),
     "no marks": ("zoo:qwen3_next", PrefixCache, "mark", nothing, TOO_MUCH),
-    "no way back to rows": ("native:qwen3", FullKV, "can_rewind", never, TOO_MUCH),
+    "no way back to rows": ("native:qwen3", prefix_cache, "_first_rewindable", the_end, TOO_MUCH),
     "branches lost": ("native:qwen3", PrefixCache, "_copy_branch", nothing, "was read again"),
     "wrong rows": ("native:qwen3", FullKV, "rewind", rewind_to_wrong_rows, WRONG),
     "window not restored": ("zoo:gpt_oss", WindowKV, "restore", nothing, WRONG),

@@ -14,8 +14,8 @@ from mlxchat.engine.engine import KV_TOLERANCE_SHARE  # noqa: E402
 from mlxchat.model import one_token  # noqa: E402
 from mlxchat.model.batch_cache import Strand, stack  # noqa: E402
 from mlxchat.model.kv_quantization import make_kv_plan  # noqa: E402
+from mlxchat.model.linear import multiply_rows  # noqa: E402
 from mlxchat.model.transformer import Transformer  # noqa: E402
-from mlxchat.model.weights import multiply_rows  # noqa: E402
 from mlxchat.openblas import SmallProduct  # noqa: E402
 
 IDS = mx.random.randint(0, 160, (1, 30), key=mx.random.key(5))

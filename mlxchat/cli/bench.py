@@ -181,6 +181,9 @@ def _bench(params: dict[str, Any]) -> int:
         if measurement.has_samples:  # a process failed; what the others gave is not lost
             measurement.tell(params["form"])
         raise
+    if is_stopped and not measurement.has_samples:
+        click.echo("Stopped before anything was measured.", err=True)
+        return INTERRUPTED
     measurement.tell(params["form"])
     if is_stopped:
         click.echo("Stopped; the figures above are what was measured by then.", err=True)

@@ -44,7 +44,8 @@ def save_baseline(file: str | None, params: dict[str, Any]) -> int:
     path = baseline_path(file, measurement.model)
     check_place(path)  # before the minutes that measuring takes
     is_stopped = measurement.measure()
-    measurement.tell(params["form"])
+    if measurement.has_samples:
+        measurement.tell(params["form"])
     if is_stopped:
         click.echo("Stopped; nothing was saved.", err=True)
         return INTERRUPTED

@@ -48,7 +48,11 @@ def replay_conversation(reference: str, params: dict[str, Any]) -> int:
         screen = Screen(sys.stdout, sys.stderr)
         repetitions = params["repetitions"] or REPETITIONS
         is_stopped = interruptible(lambda: _follow(session, repetitions, turns, screen), screen)
-        _tell(session, reference, turns, repetitions, params["form"])
+        if turns:
+            _tell(session, reference, turns, repetitions, params["form"])
+    if is_stopped and not turns:
+        click.echo("Stopped before anything was measured.", err=True)
+        return INTERRUPTED
     if is_stopped:
         click.echo("Stopped; the turns above are what was measured by then.", err=True)
         return INTERRUPTED

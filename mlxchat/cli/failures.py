@@ -109,7 +109,9 @@ def _usage_line(error: click.ClickException) -> str:
     if "; " in line:
         return line
     context = getattr(error, "ctx", None)
-    return f"{line}; see '{context.command_path if context else 'mlxchat'} --help'"
+    # Click's parser does not say which command it is of.
+    where = f"'{context.command_path} --help'" if context else "--help of this command"
+    return f"{line}; see {where}"
 
 
 def _print_error(line: str) -> None:

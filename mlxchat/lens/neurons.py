@@ -12,8 +12,8 @@ import mlx.core as mx
 from mlxchat.lens.logit_lens import top_ids
 from mlxchat.lens.trace import to_lists, trace
 from mlxchat.model.language_model import LanguageModel
+from mlxchat.model.linear import apply_linear
 from mlxchat.model.transformer import Transformer
-from mlxchat.model.weights import apply_linear
 
 
 @dataclass(frozen=True, slots=True)

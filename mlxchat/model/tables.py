@@ -8,9 +8,9 @@ from mlx.nn.layers.quantized import QuantizedEmbedding, QuantizedLinear
 
 from mlxchat.errors import UnsupportedModelError
 from mlxchat.model.language_model import LanguageModel
+from mlxchat.model.linear import Linear as NativeLinear
 from mlxchat.model.low_rank import add_low_rank
 from mlxchat.model.transformer import Transformer
-from mlxchat.model.weights import Linear as NativeLinear
 from mlxchat.model.weights import dequantise
 
 

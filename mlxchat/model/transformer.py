@@ -19,24 +19,18 @@ import mlx.core as mx
 
 from mlxchat.model import attention, exponential
 from mlxchat.model.batch_cache import Stack, mask_padding, stack
+from mlxchat.model.block_math import add_output, finish_logits, rms_norm, scale_output
 from mlxchat.model.device import DevicePlan
 from mlxchat.model.families import ModelConfig
 from mlxchat.model.kv_cache import FullKV
 from mlxchat.model.kv_quantization import KVFormat, Rows
 from mlxchat.model.language_model import ModelInfo
+from mlxchat.model.linear import Arrays, apply_joined, apply_linear
 from mlxchat.model.one_token import OneToken
 from mlxchat.model.rope import Rope
 from mlxchat.model.sequence_cache import SequenceCache
 from mlxchat.model.taps import BLOCK_POINTS, STREAM_POINTS, Point, Taps, Visit, unchanged, visit
-from mlxchat.model.weights import (
-    Arrays,
-    LayerWeights,
-    LinearSpec,
-    ModelWeights,
-    Params,
-    apply_linear,
-    finish_logits,
-)
+from mlxchat.model.weights import LayerWeights, ModelWeights, Params
 from mlxchat.model.window_cache import WindowKV
 
 
@@ -307,17 +301,9 @@ class Transformer:
     # -- makers of the functions that are compiled -------------------------------------------------
 
     def _norm(self, x: mx.array, weight: mx.array | None) -> mx.array:
-        """RMSNorm over the last axis (Zhang and Sennrich 2019)."""
         if self.plan.fast_kernels:
             return mx.fast.rms_norm(x, weight, self.config.norm_eps)
-        wide = x.astype(mx.float32)
-        y = wide * mx.rsqrt(mx.mean(mx.square(wide), axis=-1, keepdims=True) + self.config.norm_eps)
-        y = y.astype(x.dtype)
-        return y if weight is None else y * weight
-
-    def _project(self, specs: Sequence[LinearSpec], parts: list[Arrays], x: mx.array) -> mx.array:
-        outs = [apply_linear(s, p, x, self.plan) for s, p in zip(specs, parts, strict=True)]
-        return outs[0] if len(outs) == 1 else mx.concatenate(outs, axis=-1)
+        return rms_norm(x, weight, self.config.norm_eps)
 
     def _rotation_tables(
         self, new: mx.array, offset: mx.array, periods: list[mx.array]
@@ -360,7 +346,7 @@ class Transformer:
             if "norm" in params:
                 x = self._norm(x, params["norm"])
             x = visit("attn_in", x)
-            h = self._project(specs, params["qkv"], x)  # (B, T, (H + 2K) * Dh)
+            h = apply_joined(specs, params["qkv"], x, self.plan)  # (B, T, (H + 2K) * Dh)
             if c.qk_norm == "full":
                 q = self._norm(h[..., :q_width], params["q_norm"])
                 k = self._norm(h[..., q_width:qk_width], params["k_norm"])
@@ -396,30 +382,17 @@ class Transformer:
             y = apply_linear(o_spec, params["o"], attended, self.plan)
             if "post_attn_norm" in params:
                 y = self._norm(y, params["post_attn_norm"])
-            x = visit("resid_mid", self._add(x, visit("attn_out", self._scale(y))))
+            x = visit("resid_mid", add_output(c, x, visit("attn_out", scale_output(c, y))))
             y = self._norm(x, params["pre_mlp_norm"]) if "pre_mlp_norm" in params else x
             y = visit("mlp_in", y)
-            y = self._project(gate_up_specs, params["gate_up"], y)  # (B, T, 2 * d_mlp)
+            y = apply_joined(gate_up_specs, params["gate_up"], y, self.plan)  # (B, T, 2 * d_mlp)
             y = visit("mlp_act", activation(y[..., : c.d_mlp]) * y[..., c.d_mlp :])
             y = apply_linear(down_spec, params["down"], y, self.plan)
             if "post_mlp_norm" in params:
                 y = self._norm(y, params["post_mlp_norm"])
-            return self._add(x, visit("mlp_out", self._scale(y)))
+            return add_output(c, x, visit("mlp_out", scale_output(c, y)))
 
         return after
-
-    def _scale(self, y: mx.array) -> mx.array:
-        """Scales what a block adds to the residual stream, as the family does."""
-        return y if self.config.residual_scale == 1.0 else y * self.config.residual_scale
-
-    def _add(self, x: mx.array, y: mx.array) -> mx.array:
-        """Adds to the residual stream, clipped where the family clips it."""
-        if self.config.clip_residual and x.dtype == mx.float16:  # Gemma 3 overflows float16
-            bound = mx.finfo(mx.float16).max
-            return mx.clip(x.astype(mx.float32) + y.astype(mx.float32), -bound, bound).astype(
-                x.dtype
-            )
-        return x + y
 
     def _make_unembed(self) -> Callable[..., mx.array]:
         c, spec = self.config, self.weights.head[0]
