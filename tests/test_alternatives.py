@@ -1,21 +1,26 @@
 """Several answers at once: what a session gives, keeps and caches, and how they are shown."""
 
 import contextlib
+import io
 import json
+import time
 
 import pytest
 from chats import CTRL_C, ENTER, chats
 from click.testing import CliRunner
-from fakes import StuckConstraint, make_result
+from fakes import FakeSession, StuckConstraint, make_result
 from tiny import CHATML, REASONING, TinySession, make_tiny_folder
 
 from mlxchat.chat.history import History
+from mlxchat.chat.options import ChatOptions
 from mlxchat.chat.recorder import Recorder
-from mlxchat.chat.results import BatchProgress, TextDelta
+from mlxchat.chat.results import Alternatives, BatchProgress, TextDelta
 from mlxchat.chat.turn import TurnRunner
 from mlxchat.cli.choose import PREVIEW_ROWS, format_preview
 from mlxchat.cli.main import cli
-from mlxchat.engine.worker import JobCancelledError
+from mlxchat.cli.screen import Screen
+from mlxchat.cli.turn import Answers
+from mlxchat.engine.worker import JobCancelledError, Worker
 from mlxchat.errors import MemoryShortError, MlxchatError
 
 KINDS = ["full", "window", "recurrent"]
@@ -140,6 +145,43 @@ def test_nothing_is_shown_before_all_have_ended(start):
     assert session.send("And now?").result(60).verify.holds
 
 
+@pytest.mark.parametrize("together", [True, False])
+def test_ctrl_c_keeps_those_that_have_ended(start, together, monkeypatch):
+    """They can be chosen; the others were stopped, and nothing of them stays."""
+    if not together:
+        monkeypatch.setattr("mlxchat.chat.alternatives.can_batch", lambda *_: False)
+    session = start(max_tokens=40)
+    session.send("When do you open?").result(60)
+    num_nodes, make, made = len(session.conversation.nodes), TurnRunner.make_decoder, []
+
+    def prepare(runner, reading, context, sampler):
+        decoder = make(runner, reading, context, sampler)
+        made.append(decoder)
+        step = decoder.step
+
+        def wait(token):
+            while not context.cancelled:
+                time.sleep(0.001)
+            return step(token)
+
+        # The first ends with its first token; the others then wait for Ctrl-C.
+        monkeypatch.setattr(decoder, "step", wait if len(made) > 1 else lambda _: "eos_token")
+        return decoder
+
+    monkeypatch.setattr(TurnRunner, "make_decoder", prepare)
+    job = session.retry_many(3)
+    for event in job:
+        if isinstance(event, BatchProgress) and event.done == 1:
+            job.cancel()
+    offered = job.result(60)
+    assert len(offered.results) == 1
+    assert [type(error) for error in offered.errors] == [JobCancelledError] * 2
+    assert len(session.conversation.nodes) == num_nodes + 1
+    monkeypatch.undo()
+    session.choose(offered, 0)
+    assert session.send("And now?").result(60).verify.holds
+
+
 def test_a_thinking_budget_is_kept(start):
     """Where thinking must be closed they are decoded one by one, and are the same as retries."""
     options = {"template": REASONING, "max_tokens": 40, "think_budget": 5}
@@ -230,6 +272,22 @@ def test_where_all_fail_that_is_the_error(start, stick):
     assert session.conversation.head == head
     assert len(session.conversation.nodes) == num_nodes
     assert session.send("And now?").result(60).verify.holds
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+def test_ctrl_c_prints_those_that_have_ended(as_json):
+    """In a pipe they are printed, a line says how many there are, and it ends as Ctrl-C does."""
+    stopped = (JobCancelledError(), JobCancelledError())
+    offered = Alternatives((make_result("red"),), (1,), errors=stopped)
+    out, notes, worker = io.StringIO(), io.StringIO(), Worker()
+    answers = Answers(FakeSession(None, ChatOptions()), Screen(out, notes), as_json=as_json)
+    with contextlib.closing(worker), pytest.raises(KeyboardInterrupt):
+        answers.give(lambda: worker.submit(lambda _: offered))
+    if as_json:
+        assert json.loads(out.getvalue())["text"] == "red"
+    else:
+        assert out.getvalue() == "[1]\nred\n"
+    assert notes.getvalue() == "Stopped; 1 of 3 answers had ended.\n"
 
 
 def test_one_that_cannot_end_leaves_the_others(start, monkeypatch):

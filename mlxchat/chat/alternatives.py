@@ -17,7 +17,7 @@ from mlxchat.chat.turn import TurnRunner
 from mlxchat.engine.batch import Batch, can_batch
 from mlxchat.engine.reuse_plan import Plan
 from mlxchat.engine.sampling import Sampler
-from mlxchat.engine.worker import JobContext
+from mlxchat.engine.worker import JobCancelledError, JobContext
 from mlxchat.errors import MemoryShortError
 from mlxchat.model.batch_cache import Strand
 
@@ -51,7 +51,7 @@ def answer_many(
         count: How many answers.
 
     Raises:
-        JobCancelledError: Stopped; nothing is kept.
+        JobCancelledError: Stopped before any had ended; nothing is kept.
         Exception: Every answer failed; what ended the first. Otherwise those that came are kept.
     """
     reading = runner.read(conversation, request, context)
@@ -67,8 +67,9 @@ def answer_many(
     decode = _decode_together if can else _decode_in_turn
     found = decode(runner, begun, samplers, context)
     errors = [end for end in found if isinstance(end, Exception)]
+    cancelled = [error for error in errors if isinstance(error, JobCancelledError)]
     if len(errors) == count:
-        raise errors[0]
+        raise (cancelled or errors)[0]
     results: list[TurnResult] = []
     nodes: list[int | None] = []
     place = conversation.head
@@ -84,7 +85,7 @@ def answer_many(
         if is_kept and question is not None:
             place, question = conversation.nodes[conversation.head or 0].parent, None
         results.append(runner.report(read, answer))
-    verify = runner.verify(reading, context)
+    verify = None if cancelled else runner.verify(reading, context)
     results = [replace(result, verify=verify) for result in results]
     kept = [node for node in nodes if node is not None]
     conversation.head = kept[0] if kept else place
@@ -143,6 +144,8 @@ def _decode_together(
                 batch.end(row)
             if row == count - 1 or row in answers:
                 context.emit(BatchProgress(len(answers), count, sum(num_tokens)))
+    except JobCancelledError as error:  # those that have ended stay
+        return [answers.get(row, error) for row in range(count)]
     except MemoryShortError as error:  # nor is there room for what the cache holds of each
         context.emit(Notice(str(error)))
         for row in set(range(count)) - answers.keys():
@@ -161,17 +164,19 @@ def _decode_in_turn(
     max_tokens, limit = runner.limit_of(len(ids))
     muted, answers, num_tokens = _mute(context), list[_End](), 0
     for row, (read, sampler) in enumerate(zip(readings, samplers, strict=True)):
-        if row:
-            plan = engine.prefix.plan(ids)
-            engine.prefix.apply(plan, keep_branch=True)
-            logits = prefill(engine, ids, plan, muted)
-        decoder = runner.make_decoder(read, muted, sampler)
         try:
+            if row:
+                plan = engine.prefix.plan(ids)
+                engine.prefix.apply(plan, keep_branch=True)
+                logits = prefill(engine, ids, plan, muted)
+            decoder = runner.make_decoder(read, muted, sampler)
             answer = decoder.run(logits, sampler, max_tokens=max_tokens, limit=limit)
+            context.check()  # what Ctrl-C cut off is no answer to choose
             num_tokens += len(answer.tokens)
             answers.append(answer)
+        except JobCancelledError as error:
+            return [*answers, *[error] * (len(readings) - row)]
         except Exception as error:  # as above
             answers.append(error)
-        context.check()
         context.emit(BatchProgress(row + 1, len(readings), num_tokens))
     return answers

@@ -268,7 +268,7 @@ class Alternatives:
         results: The answers.
         nodes: Their messages in the tree; None where the template refused one.
         old: The answer at the head before, where there was one.
-        errors: What ended the other answers that were asked for.
+        errors: What ended the other answers that were asked for; JobCancelledError is Ctrl-C.
     """
 
     results: tuple[TurnResult, ...]

@@ -280,13 +280,16 @@ class Answers:
 
         Raises:
             MlxchatError: Some failed, and nobody is asked which one it is to be.
+            KeyboardInterrupt: The same where Ctrl-C ended some.
         """
-        problem = _explain_lost(offered)
+        problem, is_stopped = _explain_lost(offered), _is_stopped(offered)
         if self._turn_line:
             width = self.screen.width
             for number, result in enumerate(offered.results, start=1):
                 self.screen.note(format_preview(number, result, width), dim=False)
-            if problem is not None:
+            if is_stopped:
+                self.screen.note(str(problem))
+            elif problem is not None:
                 self.screen.error(str(problem))
             self.offered = offered
             self.tell_load()
@@ -301,6 +304,9 @@ class Answers:
             self.screen.note(
                 f"{len(offered.results)} answers; the first is kept, /tree shows the others."
             )
+        if is_stopped:
+            self.screen.note(str(problem))
+            raise KeyboardInterrupt
         if problem is not None:
             raise problem
         return offered.results[0]
@@ -349,8 +355,14 @@ class Answers:
 
 
 def _explain_lost(offered: Alternatives) -> MlxchatError | None:
-    """Returns what to say of answers that failed while the others came."""
+    """Returns what to say of answers that failed, or were stopped, while the others came."""
     if not offered.errors:
         return None
     lost, count = len(offered.errors), len(offered.errors) + len(offered.results)
+    if _is_stopped(offered):
+        return MlxchatError(f"Stopped; {count - lost} of {count} answers had ended.")
     return MlxchatError(f"{lost} of {count} answers failed: {explain(offered.errors[0])}")
+
+
+def _is_stopped(offered: Alternatives) -> bool:
+    return any(isinstance(error, JobCancelledError) for error in offered.errors)
