@@ -80,6 +80,7 @@ def test_going_on_with_any_of_them_is_exact_and_reads_none_again(start, kind):
         num_read = sum(session.model_.calls)
         result = session.send("And the oldest ship?").result(60)
         assert result.verify.holds
+        assert "/goto" not in result.cache.reason  # which nobody wrote
         held = offered.results[number - 1].usage
         assert result.usage.cached_tokens >= held.prompt_tokens + held.completion_tokens - 1
         assert sum(session.model_.calls) > num_read
