@@ -35,7 +35,7 @@ def start(tmp_path):
             folder = tmp_path / f"{kind}-{len(template)}"
             if not folder.exists():
                 make_tiny_folder(folder, "full" if kind == "recurrent" else kind, template=template)
-            session = TinySession(folder, kind, idle_work=True, **options)
+            session = TinySession(folder, kind, **{"idle_work": True} | options)
             if recorder is not None:
                 session.recorder = recorder
                 recorder.begin(session.conversation)
@@ -84,6 +84,14 @@ def test_going_on_with_any_of_them_is_exact_and_reads_none_again(start, kind):
         assert result.usage.cached_tokens >= held.prompt_tokens + held.completion_tokens - 1
         assert sum(session.model_.calls) > num_read
         session.undo()
+
+
+def test_what_is_read_again_is_laid_to_the_choice(start):
+    """The reuse line names what the person did: /retry, and not /goto, which nobody wrote."""
+    session = start(max_tokens=60, idle_work=False)
+    session.send("When do you open?").result(60)
+    session.choose(session.retry_many(3).result(60), 2)
+    assert "(/retry: " in session.send("And the oldest ship?").result(60).cache.reason
 
 
 def test_the_old_answer_can_stay(start):

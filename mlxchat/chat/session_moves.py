@@ -91,6 +91,7 @@ class SessionMoves(SessionBase):
         """
         node = offered.nodes[number - 1] if number else offered.old
         if node is not None and node != self.conversation.head:
-            self.goto(node)
+            self.conversation.goto(node)
+            self._leave_branch("/retry")
         if number:
             self.last = offered.results[number - 1]

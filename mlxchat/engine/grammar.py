@@ -166,12 +166,12 @@ class TokenTable:
                 " out, or take another model"
             ) from None
         self.end_ids = frozenset(ends)
-        self._texts = tokens
+        self._begin_blank = bytes(token.startswith(b" ") for token in tokens)
         self.vocab_size = len(tokens)
 
     def begins_with_blank(self, token_id: int) -> bool:
         """Whether a token's bytes begin with a blank."""
-        return self._texts[token_id].startswith(b" ")
+        return bool(self._begin_blank[token_id])
 
     def make_matcher(self, grammar: Grammar, *, after_blank: bool = False) -> LLMatcher:
         """Makes what holds one answer to a grammar.
