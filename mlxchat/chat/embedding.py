@@ -146,19 +146,12 @@ def embed(
 
     folder, embedder = _load(name, adapter, context)
     hints = _hint_at_prefixes(folder.name, embedder, options)
-    shown, added = "builtin" if folder.is_builtin else folder.name, embedder.adapter
-    if added is not None:
-        from mlxchat.chat.loading import adapter_notices
-
-        shown, hints = f"{shown}+{added.name}", [*hints, *adapter_notices(added, folder)]
+    shown, more_hints = _name_model(folder, embedder)
     options = _follow_model(embedder, options)
     pieces = list(_cut(passages, options, embedder))
     if not pieces:
         raise UsageError("there is no text in what was named; name a text or a file with some")
-    ids = [_encode(embedder, (options.prefix or "") + piece.text) for piece in pieces]
-    read = [one for one, _ in ids]
-    if options.query is not None:
-        read.append(_encode(embedder, (options.query_prefix or "") + options.query)[0])
+    read, are_cut = _encode_all(embedder, pieces, options)
     whole = _read(embedder, read, options, context)
     width = whole.shape[1]
     dims = _check_dims(options.dims, width)
@@ -170,7 +163,7 @@ def embed(
     return Embedded(
         model=shown,
         passages=tuple(pieces),
-        num_tokens=tuple(len(one) for one, _ in ids),
+        num_tokens=tuple(len(ids) for ids in read[: len(pieces)]),
         vectors=made,
         rows=v.to_lists(made[: options.num_rows] if options.query is None else asked),
         likeness=likeness,
@@ -184,8 +177,18 @@ def embed(
         loss=loss,
         hits=hits,
         query=options.query,
-        notices=(*hints, *_notices(embedder, [is_cut for _, is_cut in ids], dims, width, loss)),
+        notices=(*hints, *more_hints, *_notices(embedder, are_cut, dims, width, loss)),
     )
+
+
+def _name_model(folder: "ModelFolder", embedder: "Embedder") -> tuple[str, list[str]]:
+    """Returns the model's name with its adapter's, and what is to be said of the adapter."""
+    name = "builtin" if folder.is_builtin else folder.name
+    if embedder.adapter is None:
+        return name, []
+    from mlxchat.chat.loading import adapter_notices
+
+    return f"{name}+{embedder.adapter.name}", list(adapter_notices(embedder.adapter, folder))
 
 
 def _load(
@@ -289,6 +292,17 @@ def _cut(
 
 def _counter(tokenizer: "Tokenizer") -> Callable[[str], int]:
     return lambda text: len(tokenizer.encode(text))
+
+
+def _encode_all(
+    embedder: "Embedder", pieces: Sequence[Passage], options: EmbedOptions
+) -> tuple[list[list[int]], list[bool]]:
+    """Returns the ids of all pieces, then of the query if any; and of each piece if it was cut."""
+    encoded = [_encode(embedder, (options.prefix or "") + piece.text) for piece in pieces]
+    ids = [ids for ids, _ in encoded]
+    if options.query is not None:
+        ids.append(_encode(embedder, (options.query_prefix or "") + options.query)[0])
+    return ids, [is_cut for _, is_cut in encoded]
 
 
 def _encode(embedder: "Embedder", text: str) -> tuple[list[int], bool]:
