@@ -234,8 +234,8 @@ def test_looked_into(model: Path, make_adapter: Callable[..., Path]) -> None:
     assert ranks(*added)["top"][0][0] == first
     plain, changed = look("embed", "hello", "-m", model), look("embed", "hello", *added)
     assert plain["vectors"] != changed["vectors"]
-    assert "tiny+tone" in run("embed", "hello", *added)
-    assert "tiny+tone" in run("inspect", "walk", "hello", *added)
+    for looking in (("embed", "hello"), ("inspect", "walk", "hello")):
+        assert "tiny+tone" in run(*looking, *added).replace("\n", "")  # a long path is broken
     run("config", "set", f'models."{model}".adapter', tone)
     assert look("embed", "hello", "-m", model) == changed
     assert look("embed", "hello", "-m", model, "--adapter", "off") == plain
