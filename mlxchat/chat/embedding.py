@@ -139,12 +139,9 @@ def embed(
         UsageError: An option does not suit the model, or there is nothing to embed.
         BackendError: MLX is missing.
     """
-    from mlxchat.model.device import load_mlx
-
-    load_mlx()
+    folder, embedder = _load(name, adapter, context)
     from mlxchat.engine import vectors as v
 
-    folder, embedder = _load(name, adapter, context)
     hints = _hint_at_prefixes(folder.name, embedder, options)
     shown, more_hints = _name_model(folder, embedder)
     options = _follow_model(embedder, options)
@@ -183,18 +180,21 @@ def embed(
 
 def _name_model(folder: "ModelFolder", embedder: "Embedder") -> tuple[str, list[str]]:
     """Returns the model's name with its adapter's, and what is to be said of the adapter."""
-    name = "builtin" if folder.is_builtin else folder.name
     if embedder.adapter is None:
-        return name, []
+        return folder.name, []
     from mlxchat.chat.loading import adapter_notices
 
-    return f"{name}+{embedder.adapter.name}", list(adapter_notices(embedder.adapter, folder))
+    notices = adapter_notices(embedder.adapter, folder)
+    return folder.name_with(embedder.adapter.name), list(notices)
 
 
 def _load(
     name: str | None, adapter: str | None, context: "JobContext"
 ) -> "tuple[ModelFolder, Embedder]":
-    """Finds, fetches and loads the model."""
+    """Finds, fetches and loads the model, MLX before it."""
+    from mlxchat.model.device import load_mlx
+
+    load_mlx()
     from mlxchat.model.embedder import load_embedder
     from mlxchat.model.hub import resolve_model
 

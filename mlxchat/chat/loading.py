@@ -68,8 +68,8 @@ def load_folder(
         adapter=options.adapter,
     )
     adapter = loaded.adapter
-    name = "builtin" if folder.is_builtin else folder.name
-    runner = TurnRunner(name if adapter is None else f"{name}+{adapter.name}", loaded, options)
+    name = folder.name_with(None if adapter is None else adapter.name)
+    runner = TurnRunner(name, loaded, options)
     if options.draft_model is not None:
         runner.foresight.set_drafter(load_draft_model(options.draft_model, loaded, report))
     with contextlib.suppress(TemplateError):  # loads Jinja now; a real refusal shows in a turn

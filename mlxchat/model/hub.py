@@ -45,6 +45,10 @@ class ModelFolder:
     commit: str | None = None
     is_builtin: bool = False
 
+    def name_with(self, adapter: str | None) -> str:
+        """Returns the name as it is shown, with that of an adapter if there is one."""
+        return f"{self.name}+{adapter}" if adapter else self.name
+
 
 def resolve_model(
     name: str | None,

@@ -89,7 +89,7 @@ def find_model(name: str | None, commit: str | None = None) -> LocalModel:
         raise ModelNotFoundError(
             f"{shown(str(name))} is not on this disk; mlxchat models lists what is"
         )
-    return describe(hub.BUILTIN_NAME if folder.is_builtin else folder.name, folder.path)
+    return describe(folder.name, folder.path)
 
 
 def describe(name: str, path: Path) -> LocalModel:

@@ -46,8 +46,10 @@ def look_options(
         adapter: `--adapter`, where the weights count.
     """
     options = [*_COMMON]
-    options[1:1] = [ADAPTER_OPTION] if adapter else []
-    options[:0] = [_CHAT] if chat else []
+    if adapter:
+        options.insert(1, ADAPTER_OPTION)  # after the model
+    if chat:
+        options.insert(0, _CHAT)
     return lambda function: functools.reduce(lambda f, add: add(f), reversed(options), function)
 
 

@@ -25,8 +25,7 @@ def parameters(shows_all: bool, model: str | None, adapter: str | None, **out: A
     wanted = resolve_model(model, settings)
     folder = find_folder(wanted)
     view = read_parameters(folder.path, choose_adapter(settings, wanted, adapter))
-    name = "builtin" if folder.is_builtin else folder.name
-    name += f"+{view.adapter}" if view.adapter else ""
+    name = folder.name_with(view.adapter)
     from mlxchat.cli.inspect import render_shape
 
     show(

@@ -57,8 +57,7 @@ def tokens(text: str, system: str | None, is_chat: bool, model: str | None, **ou
 
     folder = find_folder(resolve_model(model, load_settings()))
     tokenizer = Tokenizer.load(folder.path)
-    name = "builtin" if folder.is_builtin else folder.name
-    cut = cut_text(tokenizer, text, name, system=system, is_chat=is_chat)
+    cut = cut_text(tokenizer, text, folder.name, system=system, is_chat=is_chat)
     from mlxchat.cli.inspect import render_tokens
 
     show(
